@@ -1,0 +1,148 @@
+"""The merging core as modules: `TokenMerger` = partition ∘ match ∘ merge, and the saliency it may need."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from vtm.merging.matching import match_bipartite
+from vtm.merging.merge import Grid, Grouping, Tokens, merge
+from vtm.merging.partition import Generators, Partition, num_targets
+
+
+class Merged(NamedTuple):
+    """What one merge did.
+
+    Attributes:
+        tokens: the N − R tokens that remain.
+        grouping: which of them each of the N tokens went to.
+        targets: (B, M) int64, the tokens chosen as targets.
+        weights: (B, N), of the tokens in the average of their group; None for a plain average.
+        saliency: (B, N), what was estimated of the tokens before the merge; None without an estimator.
+    """
+
+    tokens: Tokens
+    grouping: Grouping
+    targets: Tensor
+    weights: Tensor | None
+    saliency: Tensor | None
+
+
+class SaliencyEstimator(nn.Module):
+    """Estimate saliency from attention keys: s = tanh(K u_s), equation 9.
+
+    Args:
+        dim: D, the width of the keys, all heads concatenated.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.u = nn.Linear(dim, 1, bias=False)
+
+    def forward(self, keys: Tensor) -> Tensor:
+        """Map keys (B, N, D) to saliency (B, N) in (−1, 1)."""
+        return torch.tanh(self.u(keys)[..., 0])
+
+
+class TokenMerger(nn.Module):
+    """Merge the R sources that resemble one of M targets most.
+
+    Args:
+        dim: D, the width of the keys.
+        partition: the strategy that chooses the targets, such as `uniform_partition`.
+        partition_factor: γ; of N tokens, M = ⌈N/γ⌉ are targets.
+        merge_count: R, as a fraction of the N − M sources (a float in [0, 1]) or as a number of tokens (an int).
+        weighting: maps tokens to their weights (B, N) in the average, such as `size_weights`; None: plain average.
+        saliency_weight: λ, the strength of the bias that an auxiliary attention adds for each key's saliency
+            (equation 10); "scale" for the attention's own logit scale 1/√d, equation 10 to the letter. None: no
+            saliency is estimated, and the network needs no auxiliary path.
+        sample_in_eval: sample the targets in evaluation as in training, rather than take the best ones.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        partition: Partition,
+        partition_factor: int,
+        merge_count: float | int,
+        weighting: Callable[[Tokens], Tensor] | None = None,
+        saliency_weight: float | str | None = None,
+        sample_in_eval: bool = False,
+    ) -> None:
+        super().__init__()
+        num_targets(1, partition_factor)
+        if merge_count < 0 or (isinstance(merge_count, float) and merge_count > 1):
+            raise ValueError(
+                f"expected merge_count as a fraction in [0, 1] (float) or a number of tokens (int), got {merge_count!r}"
+            )
+        if isinstance(saliency_weight, str) and saliency_weight != "scale":
+            raise ValueError(f'expected saliency_weight to be a number, "scale" or None, got {saliency_weight!r}')
+        self.partition = partition
+        self.partition_factor = partition_factor
+        self.merge_count = merge_count
+        self.weighting = weighting
+        self.saliency_weight = saliency_weight
+        self.sample_in_eval = sample_in_eval
+        self.saliency = None if saliency_weight is None else SaliencyEstimator(dim)
+
+    def plan(self, num_tokens: int) -> tuple[int, int]:
+        """Return M and R for N tokens.
+
+        Raises:
+            ValueError: if merge_count is a number of tokens, and larger than the number of sources.
+        """
+        targets = num_targets(num_tokens, self.partition_factor)
+        sources = num_tokens - targets
+        if not isinstance(self.merge_count, int):
+            return targets, int(self.merge_count * sources + 1e-9)
+        if self.merge_count > sources:
+            raise ValueError(
+                f"merge_count = {self.merge_count} tokens, but of {num_tokens} tokens only {sources} are sources "
+                f"(partition_factor = {self.partition_factor}); lower it or give a fraction such as 0.8"
+            )
+        return targets, self.merge_count
+
+    def forward(self, tokens: Tokens, keys: Tensor, grid: Grid, *, generator: Generators = None) -> Merged:
+        """Merge tokens by their keys (B, N, D).
+
+        Args:
+            tokens: N tokens per batch item.
+            keys: (B, N, D) attention keys, all heads concatenated.
+            grid: the token grid of the window before any merging.
+            generator: of the sampling noise, see `vtm.merging.partition`.
+        """
+        _, merge_count = self.plan(tokens.x.shape[1])
+        saliency = None if self.saliency is None else self.saliency(keys)
+        tokens = Tokens(tokens.x, tokens.size, tokens.position, tokens.motion, saliency, tokens.mask)
+        sample = self.training or self.sample_in_eval
+        targets = self.partition(tokens, grid, self.partition_factor, sample=sample, generator=generator)
+        grouping = match_bipartite(keys, targets, merge_count, mask=tokens.mask)
+        weights = None if self.weighting is None else self.weighting(tokens)
+        return Merged(merge(tokens, grouping, weights=weights), grouping, targets, weights, saliency)
+
+    def extra_repr(self) -> str:
+        return f"partition_factor={self.partition_factor}, merge_count={self.merge_count}"
+
+
+class NoMerger(nn.Module):
+    """Merge nothing: the paper's baseline. All tokens are targets, and pass through untouched."""
+
+    saliency = None
+    saliency_weight = None
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+
+    def plan(self, num_tokens: int) -> tuple[int, int]:
+        """Return M = N and R = 0."""
+        return num_tokens, 0
+
+    def forward(self, tokens: Tokens, keys: Tensor, grid: Grid, *, generator: Generators = None) -> Merged:
+        """Return the tokens as they are."""
+        batch, num_tokens = tokens.x.shape[:2]
+        grouping = Grouping.identity(batch, num_tokens, device=tokens.x.device)
+        return Merged(tokens, grouping, grouping.index, None, None)

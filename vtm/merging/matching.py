@@ -1,0 +1,70 @@
+"""Which source joins which target: bipartite matching on attention keys (VTM paper, equations 3 and 5)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vtm.merging.merge import Grouping
+from vtm.merging.partition import true_indices
+
+
+def match_bipartite(keys: Tensor, targets: Tensor, merge_count: int, *, mask: Tensor | None = None) -> Grouping:
+    """Send the `merge_count` sources that resemble a target most to that target; all others stay alone.
+
+    A source goes to the target of highest cosine similarity of keys, all heads concatenated (equation 3); of the
+    N − M sources, only the R most similar ones are merged (equation 5). A zero key has similarity 0. Similarities of
+    half-precision keys are computed in fp32. No gradient flows through a match.
+
+    Args:
+        keys: (B, N, D).
+        targets: (B, M) int64, ascending, unique in each row.
+        merge_count: R, between 0 and N − M.
+        mask: (B, N) bool, True = real. Masked sources are merged first, and attract no real source.
+
+    Returns:
+        A grouping of N tokens into N − R groups.
+
+    Raises:
+        ValueError: on shapes that do not fit, or R outside [0, N − M].
+
+    >>> keys = torch.tensor([[[1.0, 0.0], [0.0, 1.0], [0.9, 0.1], [0.6, 0.6]]])
+    >>> match_bipartite(keys, torch.tensor([[0, 1]]), 1)
+    Grouping(index=tensor([[0, 1, 0, 2]]), num_groups=3, anchor=tensor([[0, 1, 3]]))
+    """
+    if keys.ndim != 3 or targets.ndim != 2 or keys.shape[0] != targets.shape[0]:
+        raise ValueError(f"expected keys (B, N, D), targets (B, M), got {tuple(keys.shape)}, {tuple(targets.shape)}")
+    if mask is not None and mask.shape != keys.shape[:2]:
+        raise ValueError(f"expected mask (B, N) = {tuple(keys.shape[:2])}, got {tuple(mask.shape)}")
+    batch, num_tokens, _ = keys.shape
+    num_sources = num_tokens - targets.shape[1]
+    if not 0 <= merge_count <= num_sources:
+        raise ValueError(f"expected merge_count between 0 and the {num_sources} sources, got {merge_count}")
+    if merge_count == 0:
+        return Grouping.identity(batch, num_tokens, device=keys.device)
+
+    similarity, choice = _best_target(keys.detach(), targets, mask)  # (B, N)
+    if mask is not None:
+        similarity = similarity.masked_fill(~mask, torch.inf)
+    similarity = similarity.scatter(1, targets, -torch.inf)  # a target is never merged away
+    merged = torch.zeros_like(similarity, dtype=torch.bool)
+    merged = merged.scatter(1, similarity.topk(merge_count, dim=1, sorted=False).indices, True)
+    group = (~merged).cumsum(1) - 1  # of every token that stays
+    index = torch.where(merged, group.gather(1, targets.gather(1, choice)), group)
+    num_groups = num_tokens - merge_count
+    return Grouping(index, num_groups, anchor=true_indices(~merged, num_groups))
+
+
+def _best_target(keys: Tensor, targets: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Find for every token the target of highest cosine similarity: that similarity and its place, both (B, N)."""
+    with torch.autocast(keys.device.type, enabled=False):
+        keys = keys.float() if keys.dtype in (torch.float16, torch.bfloat16) else keys
+        keys = keys if mask is None else keys.masked_fill(~mask[..., None], 0)
+        norm = torch.linalg.vector_norm(keys, dim=-1).clamp(min=torch.finfo(keys.dtype).tiny)  # (B, N)
+        target_keys = keys.gather(1, targets[..., None].expand(-1, -1, keys.shape[-1]))  # (B, M, D)
+        target_keys = target_keys / norm.gather(1, targets)[..., None]
+        similarity = keys @ target_keys.mT  # (B, N, M), up to the norm of the source, which does not move the maximum
+        if mask is not None:
+            similarity = similarity.masked_fill(~mask.gather(1, targets)[:, None], -torch.inf)
+        best, choice = similarity.max(-1)
+        return (best / norm).clamp(min=-2), choice  # above the -inf that marks targets

@@ -1,0 +1,290 @@
+"""Tokens, groupings of tokens, and what can be done with them: merge, unmerge, compose (VTM paper, equation 4).
+
+Merging is a segment mean, unmerging a gather, and tracking the composition of two index tensors.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.export import register_dataclass
+
+
+class Grid(NamedTuple):
+    """The original token grid of a window: T frames of H × W tokens, before any merging."""
+
+    frames: int
+    height: int
+    width: int
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Tokens of a batch of windows, in order of time.
+
+    Attributes:
+        x: (B, N, C), any floating dtype.
+        size: (B, N), how many real tokens of the encoder each token stands for.
+        position: (B, N, 3) int64, (t, y, x) on the original grid; of a merged token, that of its anchor.
+        motion: (B, N) magnitude of motion in pixels per frame, or None.
+        saliency: (B, N) in (-1, 1), or None.
+        mask: (B, N) bool, True = real, False = padding; None when all are real.
+    """
+
+    x: Tensor
+    size: Tensor
+    position: Tensor
+    motion: Tensor | None = None
+    saliency: Tensor | None = None
+    mask: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        shape = getattr(self.x, "shape", None)
+        if shape is None:  # a pytree being rebuilt around something other than tensors
+            return
+        if len(shape) != 3:
+            raise ValueError(f"expected x (B, N, C), got shape {tuple(shape)}")
+        for name, tail in (("size", ()), ("position", (3,)), ("motion", ()), ("saliency", ()), ("mask", ())):
+            if (value := getattr(self, name)) is not None:
+                layout = "(B, N, 3)" if tail else "(B, N)"
+                _check_shape(f"{name} {layout}", value, (*shape[:2], *tail))
+        if self.mask is not None and self.mask.dtype != torch.bool:
+            raise TypeError(f"expected mask of dtype torch.bool, got {self.mask.dtype}")
+
+    @classmethod
+    def from_grid(cls, x: Tensor, *, motion: Tensor | None = None, mask: Tensor | None = None) -> Tokens:
+        """Lay out a window of features as tokens, frame by frame, row by row.
+
+        Args:
+            x: (B, T, H, W, C) features.
+            motion: (B, T, H, W) magnitude of motion in pixels per frame.
+            mask: (B, T) bool, True = real frame.
+
+        >>> Tokens.from_grid(torch.zeros(1, 2, 1, 2, 3)).position[0].tolist()
+        [[0, 0, 0], [0, 0, 1], [1, 0, 0], [1, 0, 1]]
+        """
+        if x.ndim != 5:
+            raise ValueError(f"expected x (B, T, H, W, C), got shape {tuple(x.shape)}")
+        batch, frames, height, width, channels = x.shape
+        num_tokens = frames * height * width
+        if motion is not None and motion.shape != x.shape[:4]:
+            raise ValueError(f"expected motion (B, T, H, W) = {tuple(x.shape[:4])}, got {tuple(motion.shape)}")
+        if mask is not None and mask.shape != x.shape[:2]:
+            raise ValueError(f"expected mask (B, T) = {tuple(x.shape[:2])}, got {tuple(mask.shape)}")
+        axes = [torch.arange(n, device=x.device) for n in (frames, height, width)]
+        position = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).reshape(num_tokens, 3)
+        real = None if mask is None else mask.repeat_interleave(height * width, dim=1)
+        return cls(
+            x=x.reshape(batch, num_tokens, channels),
+            size=(x.new_ones(batch, num_tokens) if real is None else real).to(_accumulator(x.dtype)),
+            position=position.expand(batch, num_tokens, 3),
+            motion=None if motion is None else motion.reshape(batch, num_tokens),
+            mask=real,
+        )
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """A merge as one integer tensor: which group each token goes to.
+
+    Groups are numbered by ascending anchor; the anchor of a group is its target, or the lone unmerged source.
+
+    Attributes:
+        index: (B, N) int64 in [0, num_groups).
+        num_groups: N − R, a Python integer.
+        anchor: (B, num_groups) int64, the token that gives each group its position.
+    """
+
+    index: Tensor
+    num_groups: int
+    anchor: Tensor
+
+    @classmethod
+    def identity(cls, batch: int, num_tokens: int, *, device: torch.device | None = None) -> Grouping:
+        """Put every token in a group of its own.
+
+        >>> Grouping.identity(1, 3).index
+        tensor([[0, 1, 2]])
+        """
+        index = torch.arange(num_tokens, device=device).expand(batch, num_tokens)
+        return cls(index, num_tokens, index)
+
+    def join_windows(self, windows: int) -> Grouping:
+        """Read the grouping of W windows of a clip as one grouping of the clip: (B·W, N) -> (B, W·N).
+
+        Windows follow one another in time; group g of window w becomes group w·num_groups + g.
+
+        >>> Grouping.identity(2, 2).join_windows(2).index
+        tensor([[0, 1, 2, 3]])
+        """
+        rows, num_tokens = self.index.shape
+        if rows % windows:
+            raise ValueError(f"expected rows to be a multiple of windows = {windows}, got {rows}")
+        window = torch.arange(windows, device=self.index.device).repeat(rows // windows)[:, None]
+        return Grouping(
+            index=(self.index + window * self.num_groups).reshape(-1, windows * num_tokens),
+            num_groups=windows * self.num_groups,
+            anchor=(self.anchor + window * num_tokens).reshape(-1, windows * self.num_groups),
+        )
+
+
+def merge(tokens: Tokens, grouping: Grouping, *, weights: Tensor | None = None) -> Tokens:
+    """Average the tokens of each group: y_i = (x_i + Σ x_j) / (1 + |M_i|), equation 4.
+
+    Sizes add up, a position is the anchor's, motion and saliency are averaged as x is, and a group is real if any of
+    its tokens is. Masked tokens weigh nothing; a group whose weights are all zero takes the plain average. Without a
+    merge (num_groups = N) the tokens come back untouched.
+
+    Args:
+        tokens: N tokens per batch item.
+        grouping: N tokens to num_groups.
+        weights: (B, N), non-negative weights in the average; None for the plain one.
+
+    Returns:
+        num_groups tokens per batch item, in the dtype of the input (half precision is accumulated in fp32).
+
+    Raises:
+        ValueError: on shapes that do not fit.
+
+    >>> tokens = Tokens.from_grid(torch.tensor([1.0, 2.0, 6.0]).reshape(1, 3, 1, 1, 1))
+    >>> grouping = Grouping(torch.tensor([[0, 1, 0]]), 2, torch.tensor([[0, 1]]))
+    >>> merge(tokens, grouping).x.flatten(), merge(tokens, grouping).size
+    (tensor([3.5000, 2.0000]), tensor([[2., 1.]]))
+    """
+    batch, num_tokens = tokens.x.shape[:2]
+    _check_shape("grouping.index (B, N)", grouping.index, (batch, num_tokens))
+    if weights is not None:
+        _check_shape("weights (B, N)", weights, (batch, num_tokens))
+    if grouping.num_groups == num_tokens:
+        return tokens
+    share = _shares(grouping, tokens.x.dtype, weights=weights, mask=tokens.mask)
+
+    def mean(values: Tensor | None) -> Tensor | None:
+        return None if values is None else _average(values[..., None], grouping, share, mask=tokens.mask)[..., 0]
+
+    return Tokens(
+        x=_average(tokens.x, grouping, share, mask=tokens.mask),
+        size=_group_sum(tokens.size[..., None], grouping)[..., 0],
+        position=tokens.position.gather(1, grouping.anchor[..., None].expand(-1, -1, 3)),
+        motion=mean(tokens.motion),
+        saliency=mean(tokens.saliency),
+        mask=None if tokens.mask is None else _group_sum(tokens.mask[..., None].float(), grouping)[..., 0] > 0,
+    )
+
+
+def unmerge(x: Tensor, grouping: Grouping) -> Tensor:
+    """Give every token the value of its group: (B, num_groups, C) -> (B, N, C).
+
+    >>> grouping = Grouping(torch.tensor([[0, 1, 0]]), 2, torch.tensor([[0, 1]]))
+    >>> unmerge(torch.tensor([[[3.5], [2.0]]]), grouping).flatten()
+    tensor([3.5000, 2.0000, 3.5000])
+    """
+    if x.ndim != 3 or x.shape[:2] != (grouping.index.shape[0], grouping.num_groups):
+        expected = (grouping.index.shape[0], grouping.num_groups)
+        raise ValueError(f"expected x (B, num_groups, C) = {expected} + (C,), got {tuple(x.shape)}")
+    return x.gather(1, grouping.index[..., None].expand(-1, -1, x.shape[2]))
+
+
+def compose(first: Grouping, second: Grouping) -> Grouping:
+    """Follow tokens through two merges, `first` and then `second`.
+
+    >>> first = Grouping(torch.tensor([[0, 1, 0]]), 2, torch.tensor([[0, 1]]))
+    >>> compose(first, Grouping(torch.tensor([[0, 0]]), 1, torch.tensor([[1]])))
+    Grouping(index=tensor([[0, 0, 0]]), num_groups=1, anchor=tensor([[1]]))
+    """
+    expected = (first.index.shape[0], first.num_groups)
+    _check_shape("second.index (B, first.num_groups)", second.index, expected)
+    return Grouping(second.index.gather(1, first.index), second.num_groups, first.anchor.gather(1, second.anchor))
+
+
+def size_weights(tokens: Tokens) -> Tensor:
+    """Weigh tokens by how many of the encoder's tokens they stand for, as ToMe does: (B, N)."""
+    return tokens.size
+
+
+def motion_weights(tokens: Tokens) -> Tensor:
+    """Weigh tokens by their motion magnitude (VTM paper, table 7): (B, N)."""
+    if tokens.motion is None:
+        raise ValueError("motion_weights needs tokens.motion (B, N), got None: pass the motion of each token")
+    return tokens.motion
+
+
+def saliency_weights(tokens: Tokens, *, beta: float) -> Tensor:
+    """Weigh tokens by exp(β s), which keeps salient tokens undiluted and gives s a gradient: (B, N)."""
+    if tokens.saliency is None:
+        raise ValueError("saliency_weights needs tokens.saliency (B, N), got None: estimate it first")
+    return torch.exp(beta * tokens.saliency)
+
+
+def _shares(
+    grouping: Grouping, dtype: torch.dtype, *, weights: Tensor | None = None, mask: Tensor | None = None
+) -> Tensor:
+    """Return each token's share in the average of its group, (B, N); the shares of a group sum to one.
+
+    Args:
+        grouping: N tokens to num_groups.
+        dtype: of the tokens that will be averaged; half precision gets shares in fp32.
+        weights: (B, N), non-negative; None for equal shares. A group with no weight at all has equal shares.
+        mask: (B, N) bool; masked tokens have no share in a group that has a real one.
+    """
+    dtype = _accumulator(dtype)
+    equal = torch.ones_like(grouping.index, dtype=dtype)
+    real = equal if mask is None else mask.to(dtype)
+    weights = real if weights is None else weights.to(dtype)
+    weights = weights if mask is None else weights.masked_fill(~mask, 0)
+    for fallback in (real, equal):
+        weights = torch.where(_group_total(weights, grouping) == 0, fallback, weights)
+    return weights / _group_total(weights, grouping)
+
+
+def _average(x: Tensor, grouping: Grouping, share: Tensor, *, mask: Tensor | None = None) -> Tensor:
+    """Average x (B, N, C) over each group by their shares (B, N): (B, num_groups, C), in the dtype of x.
+
+    Masked tokens are left out even where they hold NaN.
+    """
+    if mask is not None:
+        x = x.masked_fill(~mask[..., None], 0)
+    if torch.compiler.is_compiling():  # compilers fuse the product, and every export format knows scatter_add
+        return _group_sum(x * share[..., None], grouping).to(x.dtype)
+    # In eager mode one pass over x, without the (B, N, C) product, several times faster than scatter_add.
+    rows, order = _flat_groups(grouping).sort(stable=True)
+    starts = torch.searchsorted(rows, torch.arange(len(x) * grouping.num_groups, device=x.device))
+    flat = x.reshape(-1, x.shape[-1]).to(share.dtype)
+    sums = F.embedding_bag(order, flat, starts, mode="sum", per_sample_weights=share.flatten()[order])
+    return sums.reshape(len(x), grouping.num_groups, -1).to(x.dtype)
+
+
+def _group_sum(values: Tensor, grouping: Grouping) -> Tensor:
+    """Add up the values of each group, (B, N, C) -> (B, num_groups, C)."""
+    batch, _, channels = values.shape
+    rows = _flat_groups(grouping)[:, None].expand(-1, channels)
+    sums = values.new_zeros(batch * grouping.num_groups, channels)
+    return sums.scatter_add(0, rows, values.reshape(-1, channels)).reshape(batch, grouping.num_groups, channels)
+
+
+def _flat_groups(grouping: Grouping) -> Tensor:
+    """Number the groups of all batch items in one row: (B, N) -> (B · N,)."""
+    first = torch.arange(grouping.index.shape[0], device=grouping.index.device) * grouping.num_groups
+    return (grouping.index + first[:, None]).flatten()
+
+
+def _group_total(weights: Tensor, grouping: Grouping) -> Tensor:
+    """Give every token the total weight of its group, (B, N) -> (B, N)."""
+    return unmerge(_group_sum(weights[..., None], grouping), grouping)[..., 0]
+
+
+def _accumulator(dtype: torch.dtype) -> torch.dtype:
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+
+
+def _check_shape(name: str, value: Tensor, expected: tuple[int, ...]) -> None:
+    if tuple(value.shape) != expected:
+        raise ValueError(f"expected {name} = {expected}, got {tuple(value.shape)}")
+
+
+register_dataclass(Tokens)
+register_dataclass(Grouping)

@@ -1,0 +1,344 @@
+"""The VTM network (Lee et al., NeurIPS 2024, section 3 and figure 6): attention, block with two paths, network.
+
+Block i attends within windows of L_i frames, merges tokens, and maps C_i to C_{i+1} channels; then neighbouring windows
+join, so that later blocks see more time with fewer tokens. In training, an auxiliary path beside the main one has its
+attention biased by the saliency of the main path, and so teaches the saliency estimator; evaluation never runs it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.export import register_dataclass
+
+from vtm.merging import Grid, Grouping, Merged, NoMerger, TokenMerger, Tokens, compose, merge
+from vtm.merging.partition import Generators
+
+MergeLayer = Callable[[int], TokenMerger | NoMerger]
+
+
+class BlockTrace(NamedTuple):
+    """What one block merged; rows are the windows of all clips, B · T / L_i.
+
+    Attributes:
+        grouping: of the N tokens of each window.
+        targets: (rows, M) int64.
+        saliency: (rows, N), or None without an estimator.
+    """
+
+    grouping: Grouping
+    targets: Tensor
+    saliency: Tensor | None
+
+
+class BlockPlan(NamedTuple):
+    """The static shapes of one block for a given clip: everything is known before any tensor is."""
+
+    window_frames: int
+    windows: int
+    num_tokens: int  # N of one window
+    num_targets: int  # M
+    merge_count: int  # R
+    in_channels: int
+    out_channels: int
+
+
+@dataclass(frozen=True)
+class VTMOutput:
+    """Outputs of the network.
+
+    Attributes:
+        logits: (B, K) of the main path.
+        aux_logits: (B, K) of the auxiliary path; None in evaluation and where no saliency is learned.
+        blocks: one trace per block.
+    """
+
+    logits: Tensor
+    aux_logits: Tensor | None
+    blocks: tuple[BlockTrace, ...]
+
+    def clip_grouping(self) -> Grouping:
+        """Follow each of a clip's T·H·W input tokens to the final token that holds it."""
+        batch = self.logits.shape[0]
+        steps = [trace.grouping.join_windows(trace.grouping.index.shape[0] // batch) for trace in self.blocks]
+        whole = steps[0]
+        for step in steps[1:]:
+            whole = compose(whole, step)
+        return whole
+
+
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, *, num_heads: int, key_bias: Tensor | None = None, mask: Tensor | None = None
+) -> Tensor:
+    """Attend with softmax(QKᵀ/√d + 1bᵀ) V in each head, without ever writing an N × N matrix (equations 8 and 10).
+
+    The bias b acts on keys only, so it rides along as one more channel: q′ = [q, 1], k′ = [k, b√d]. All three
+    inputs are padded to the same multiple of 8, which keeps the fast kernels usable.
+
+    Args:
+        q: (B, N, C) queries; C = num_heads · d.
+        k: (B, N, C) keys.
+        v: (B, N, C) values.
+        num_heads: number of heads.
+        key_bias: (B, N) added to the logits of each key, in all heads; λs in the auxiliary path.
+        mask: (B, N) bool, True = real; other keys are left out. A row without a real key attends to all.
+
+    Returns:
+        (B, N, C).
+    """
+    head_dim = q.shape[-1] // num_heads
+    q, k, v = (t.reshape(*t.shape[:2], num_heads, head_dim).transpose(1, 2) for t in (q, k, v))  # (B, heads, N, d)
+    if key_bias is not None:
+        bias = (key_bias * math.sqrt(head_dim)).to(k.dtype)[:, None, :, None].expand(*k.shape[:3], 1)
+        pad = -(head_dim + 1) % 8
+        q = F.pad(torch.cat([q, torch.ones_like(bias)], dim=-1), (0, pad))
+        k = F.pad(torch.cat([k, bias], dim=-1), (0, pad))
+        v = F.pad(v, (0, pad + 1))
+    keep = None if mask is None else (mask | ~mask.any(1, keepdim=True))[:, None, None, :]
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=keep, scale=head_dim**-0.5)
+    return out[..., :head_dim].transpose(1, 2).flatten(2)  # (B, N, C)
+
+
+class SelfAttention(nn.Module):
+    """Pre-norm self-attention with a residual and no output projection (equation 8).
+
+    Args:
+        dim: C, channels in and out.
+        num_heads: number of heads; must divide C.
+        dropout: probability of dropping an attention output.
+    """
+
+    def __init__(self, dim: int, *, num_heads: int, dropout: float) -> None:
+        super().__init__()
+        if dim % num_heads:
+            raise ValueError(f"expected num_heads to divide the channels {dim}, got num_heads = {num_heads}")
+        self.num_heads = num_heads
+        self.norm = nn.LayerNorm(dim)
+        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self, x: Tensor, *, key_bias: Tensor | None = None, mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return x′ and the keys, both (B, N, C)."""
+        q, k, v = self.qkv(self.norm(x)).chunk(3, dim=-1)
+        out = attention(q, k, v, num_heads=self.num_heads, key_bias=key_bias, mask=mask)
+        return x + self.dropout(out), k
+
+
+class AuxiliaryPath(nn.Module):
+    """The training-only companion of a block, whose attention sees the saliency of the main path (equation 10).
+
+    Args:
+        dim: C.
+        out_dim: C′.
+        num_heads: number of heads; must divide C.
+        dropout: probability of dropping an attention output.
+        saliency_weight: λ, or "scale" for 1/√d.
+    """
+
+    def __init__(self, dim: int, out_dim: int, *, num_heads: int, dropout: float, saliency_weight: float | str) -> None:
+        super().__init__()
+        self.attention = SelfAttention(dim, num_heads=num_heads, dropout=dropout)
+        self.project = nn.Sequential(nn.Linear(dim, out_dim), nn.GELU())
+        self.saliency_weight = (dim // num_heads) ** -0.5 if saliency_weight == "scale" else float(saliency_weight)
+
+    def forward(self, tokens: Tokens, merged: Merged) -> Tokens:
+        """Group the N tokens of this path as the main path did: same targets, same matches, same weights."""
+        assert merged.saliency is not None  # it is what this path exists for
+        x, _ = self.attention(tokens.x, key_bias=self.saliency_weight * merged.saliency, mask=tokens.mask)
+        grouped = merge(replace(tokens, x=x), merged.grouping, weights=merged.weights)
+        return replace(grouped, x=self.project(grouped.x))
+
+
+class Block(nn.Module):
+    """Attention, merging, projection; and an auxiliary path if the merger learns saliency.
+
+    Args:
+        dim: C.
+        out_dim: C′.
+        num_heads: of both paths; must divide C.
+        dropout: of both paths.
+        merge_layer: makes the merger for keys of width C.
+    """
+
+    def __init__(self, dim: int, out_dim: int, *, num_heads: int, dropout: float, merge_layer: MergeLayer) -> None:
+        super().__init__()
+        self.attention = SelfAttention(dim, num_heads=num_heads, dropout=dropout)
+        self.merger = merge_layer(dim)
+        self.project = nn.Sequential(nn.Linear(dim, out_dim), nn.GELU())
+        weight = self.merger.saliency_weight
+        self.auxiliary = (
+            None
+            if weight is None
+            else AuxiliaryPath(dim, out_dim, num_heads=num_heads, dropout=dropout, saliency_weight=weight)
+        )
+
+    def forward(self, tokens: Tokens, grid: Grid, *, generator: Generators = None) -> tuple[Tokens, Merged]:
+        """Run the main path; also return what was merged, for the auxiliary path."""
+        x, keys = self.attention(tokens.x, mask=tokens.mask)
+        merged: Merged = self.merger(replace(tokens, x=x), keys, grid, generator=generator)
+        return replace(merged.tokens, x=self.project(merged.tokens.x)), merged
+
+
+class SinusoidalTime(nn.Module):
+    """Add fixed sines and cosines of the frame number to features (B, T, H, W, C); any T."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x + p(t), with wavelengths from 2π to 20000π frames."""
+        frames, channels = x.shape[1], x.shape[-1]
+        rate = torch.exp(torch.arange(0, channels, 2, device=x.device) * (-math.log(10000.0) / channels))
+        angle = torch.arange(frames, device=x.device)[:, None] * rate
+        embedding = torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1)[:, :channels]  # (T, C)
+        return x + embedding.to(x.dtype)[:, None, None]
+
+
+class VTM(nn.Module):
+    """Video token merging network: features of a clip to logits.
+
+    Args:
+        in_channels: width of the features, the encoder's.
+        num_outputs: K, the number of classes; 1 for regression.
+        window_frames: (L_1, …, L_k), frames in the windows of each block; each divides the next.
+        channels: (C_2, …, C_{k+1}), the output channels of each block.
+        num_heads: attention heads in every block; must divide its input channels.
+        dropout: probability of dropping an attention output.
+        merge_layer: makes the merger of a block, given the width of its keys: a partial `TokenMerger`, or `NoMerger`.
+        time_embedding: maps features (B, T, H, W, C) to features; `SinusoidalTime()` tells the network the time.
+
+    Raises:
+        ValueError: if the window lengths do not divide one another, or the lists differ in length.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        num_outputs: int,
+        *,
+        window_frames: Sequence[int],
+        channels: Sequence[int],
+        num_heads: int,
+        dropout: float,
+        merge_layer: MergeLayer,
+        time_embedding: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        if not window_frames or len(window_frames) != len(channels):
+            raise ValueError(
+                f"expected one entry per block in window_frames and channels, got {len(window_frames)}, {len(channels)}"
+            )
+        if any(later % earlier for earlier, later in pairwise(window_frames)):
+            raise ValueError(f"expected each of window_frames to divide the next, got {list(window_frames)}")
+        self.window_frames = tuple(window_frames)
+        self.widths = (in_channels, *channels)
+        self.time_embedding = nn.Identity() if time_embedding is None else time_embedding
+        self.blocks = nn.ModuleList(
+            Block(dim, out_dim, num_heads=num_heads, dropout=dropout, merge_layer=merge_layer)
+            for dim, out_dim in pairwise(self.widths)
+        )
+        self.head = nn.Linear(channels[-1], num_outputs)
+
+    def plan(self, frames: int, height: int, width: int) -> list[BlockPlan]:
+        """Work out the shapes of every block for clips of T frames of H × W tokens; longer blocks are left out.
+
+        Raises:
+            ValueError: if T does not fit the windows, or a block cannot merge as many tokens as asked for.
+        """
+        lengths = [length for length in self.window_frames if length <= frames]
+        if not lengths or frames % lengths[-1] or self.widths[len(lengths)] != self.head.in_features:
+            raise ValueError(
+                f"clips of {frames} frames do not fit window_frames = {list(self.window_frames)} with channels = "
+                f"{list(self.widths[1:])}: the longest window that fits must divide the number of frames, and longer "
+                f"ones are left out only where the channels stay the same. Change model.window_frames or the frames"
+            )
+        plans: list[BlockPlan] = []
+        num_tokens, previous = height * width, 1
+        for i, length in enumerate(lengths):
+            block = self.blocks[i]
+            assert isinstance(block, Block)
+            num_tokens = num_tokens * (length // previous)
+            try:
+                targets, merge_count = block.merger.plan(num_tokens)
+            except ValueError as error:
+                raise ValueError(f"block {i + 1} of {len(lengths)} ({length} frames): {error}") from None
+            windows = frames // length
+            plans.append(BlockPlan(length, windows, num_tokens, targets, merge_count, *self.widths[i : i + 2]))
+            num_tokens, previous = num_tokens - merge_count, length
+        return plans
+
+    def forward(
+        self,
+        features: Tensor,
+        *,
+        motion: Tensor | None = None,
+        mask: Tensor | None = None,
+        generator: Generators = None,
+    ) -> VTMOutput:
+        """Classify clips, or predict their values.
+
+        Args:
+            features: (B, T, H, W, C) from the encoder.
+            motion: (B, T, H, W) magnitude of motion in pixels per frame, for merging by motion.
+            mask: (B, T) bool, True = real frame. What masked frames hold, NaN included, changes nothing.
+            generator: of the noise where targets are sampled: None, one, or one per clip (`vtm.merging.partition`).
+
+        Raises:
+            ValueError: on shapes that do not fit, with the numbers.
+        """
+        if features.ndim != 5 or features.shape[-1] != self.widths[0]:
+            raise ValueError(
+                f"expected features (B, T, H, W, C) with C = {self.widths[0]}, got {tuple(features.shape)}"
+            )
+        batch, *shape = features.shape[:4]
+        grid = Grid(*shape)
+        if mask is not None:
+            features = features.masked_fill(~mask[:, :, None, None, None], 0)
+        features = self.time_embedding(features.to(self.head.weight.dtype))
+        tokens = aux = Tokens.from_grid(features, motion=motion, mask=mask)
+        traces: list[BlockTrace] = []
+        for plan, block in zip(self.plan(*shape), self.blocks, strict=False):
+            assert isinstance(block, Block)
+            rows = batch * plan.windows
+            window = grid._replace(frames=plan.window_frames)
+            tokens, merged = block(_rewindow(tokens, rows), window, generator=generator)
+            if self.training and block.auxiliary is not None:
+                aux = block.auxiliary(_rewindow(aux, rows), merged)
+            traces.append(BlockTrace(merged.grouping, merged.targets, merged.saliency))
+        logits = self.head(_pool(_rewindow(tokens, batch)))
+        learned = self.training and traces[0].saliency is not None
+        aux_logits = self.head(_pool(_rewindow(aux, batch))) if learned else None
+        return VTMOutput(logits, aux_logits, tuple(traces))
+
+
+def _rewindow(tokens: Tokens, rows: int) -> Tokens:
+    """Read the same tokens as `rows` windows: neighbours in time are neighbours in memory, so nothing is copied."""
+
+    def view(value: Tensor | None) -> Tensor | None:
+        return None if value is None else value.reshape(rows, -1, *value.shape[2:])
+
+    return Tokens(
+        x=tokens.x.reshape(rows, -1, tokens.x.shape[-1]),
+        size=tokens.size.reshape(rows, -1),
+        position=tokens.position.reshape(rows, -1, 3),
+        motion=view(tokens.motion),
+        saliency=view(tokens.saliency),
+        mask=view(tokens.mask),
+    )
+
+
+def _pool(tokens: Tokens) -> Tensor:
+    """Average the real tokens: (B, N, C) -> (B, C)."""
+    if tokens.mask is None:
+        return tokens.x.mean(1)
+    real = tokens.mask[..., None].to(tokens.x.dtype)
+    return (tokens.x * real).sum(1) / real.sum(1).clamp(min=1)
+
+
+register_dataclass(VTMOutput)
