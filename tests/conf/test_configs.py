@@ -1,0 +1,134 @@
+"""Everything found in conf/ composes, and instantiates without a download, a GPU or any data."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.errors import ConfigCompositionException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from vtm.models import VTM
+
+CONF = Path(__file__).parents[2] / "conf"
+GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir())
+OPTIONS = [
+    (path.relative_to(CONF).parent.as_posix(), path.stem)
+    for path in sorted(CONF.rglob("*.yaml"))
+    if path.parent != CONF
+]
+EXPERIMENTS = [name for group, name in OPTIONS if group == "experiment"]
+SMALL = ["encoder.pretrained=false", "encoder.image_size=32"]  # random weights and few tokens
+
+
+def composed(*overrides: str) -> DictConfig:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose("train", overrides=list(overrides), return_hydra_config=True)
+    OmegaConf.set_readonly(config.hydra, False)
+    config.hydra.runtime.output_dir = "a/run"
+    return config
+
+
+def network(config: DictConfig, channels: int, **grid: int) -> VTM:
+    return instantiate(config.model, channels, 3)
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS, ids="/".join)
+def test_every_option_composes(group, option):
+    overrides = ["experiment=demo", f"{group}={option}"]
+    config = composed(*([f"experiment={option}"] if group == "experiment" else overrides))
+    OmegaConf.to_container(config.merging, resolve=True)
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_is_named_after_its_file_and_says_how_to_run_it(name):
+    lines = (CONF / "experiment" / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
+    assert lines[1].startswith(f"# python train.py experiment={name}")
+    assert composed(f"experiment={name}").name == name
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_instantiates(name):
+    config = composed(f"experiment={name}")
+    data = instantiate(config.data)
+    assert data.batch_size == 16
+    task = instantiate(config.task, 1 if config.task._target_.endswith("Regression") else 4)
+    assert task.metric() is not None
+    model = network(config, channels=64)
+    frames = data.protocol.num_frames
+    assert model.plan(frames, 7, 7)[0].merge_count > 0
+    optimizer = instantiate(config.optimizer)(model.parameters())
+    instantiate(config.scheduler)(optimizer, total_steps=100, total_epochs=config.trainer.max_epochs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for group, name in OPTIONS if group == "encoder"])
+def test_every_encoder_instantiates_without_its_weights(name):
+    experiment = "coin" if name == "swin3d_b" else "demo"
+    encoder = instantiate(composed(f"experiment={experiment}", f"encoder={name}", "encoder.pretrained=false").encoder)
+    assert encoder.grid[0] > 0
+
+
+@pytest.mark.parametrize("name", [name for group, name in OPTIONS if group == "merging"])
+def test_every_merging_runs_in_training_and_evaluation(name):
+    model = network(composed("experiment=demo", f"merging={name}"), channels=64)
+    features, motion = torch.randn(1, 24, 2, 2, 64), torch.rand(1, 24, 2, 2)
+    for training in (True, False):
+        output = model.train(training)(features, motion=motion)
+        assert output.logits.isfinite().all()
+        assert (output.aux_logits is not None) == (training and name.startswith("learnable"))
+
+
+@pytest.mark.parametrize("name", [name for group, name in OPTIONS if group == "merging/weighting"])
+def test_every_weighting_runs(name):
+    model = network(composed("experiment=demo", f"merging/weighting={name}"), channels=64)
+    assert model(torch.randn(1, 24, 2, 2, 64), motion=torch.rand(1, 24, 2, 2)).logits.isfinite().all()
+
+
+@pytest.mark.parametrize("name", [name for group, name in OPTIONS if group == "trainer"])
+def test_every_trainer_asks_for_what_its_name_says(name, tmp_path):
+    config = composed("experiment=demo", f"trainer={name}", f"run_dir={tmp_path}")
+    assert config.trainer.use_distributed_sampler is False
+    if name in ("cpu", "auto", "ddp_cpu"):
+        trainer = instantiate(config.trainer, logger=False)
+        assert trainer.max_epochs == config.trainer.max_epochs
+
+
+@pytest.mark.parametrize("name", [name for group, name in OPTIONS if group == "callbacks"])
+def test_every_callback_instantiates(name, tmp_path):
+    config = composed("experiment=demo", f"callbacks={name}", f"run_dir={tmp_path}")
+    assert all(instantiate(callback) for callback in config.callbacks.values())
+
+
+@pytest.mark.parametrize("name", [name for group, name in OPTIONS if group == "ablation"])
+def test_every_ablation_sweeps_over_values_that_compose(name):
+    config = composed("experiment=lvu_scene", f"ablation={name}")
+    assert str(config.hydra.mode) == "RunMode.MULTIRUN"
+    for key, values in config.hydra.sweeper.params.items():
+        separator = "],[" if values.startswith("[") else ","
+        parts = values.strip("[]").split(separator) if separator == "],[" else values.split(",")
+        assert len(parts) >= 2
+        for value in parts:
+            network(composed("experiment=lvu_scene", f"{key}={f'[{value}]' if separator == '],[' else value}"), 64)
+
+
+def test_the_ablations_of_the_paper_fit_its_clips():
+    for lengths in ("[10,30,60]", "[6,30,60]", "[4,20,60]"):
+        for factor in (2, 6, 10):
+            model = network(
+                composed(
+                    "experiment=lvu_scene", f"model.window_frames={lengths}", f"merging.partition_factor={factor}"
+                ),
+                channels=64,
+            )
+            assert len(model.plan(60, 14, 14)) == 3
+
+
+def test_precision_can_be_overridden():
+    assert composed("experiment=demo", "trainer.precision=16-mixed").trainer.precision == "16-mixed"
+
+
+def test_an_unknown_key_is_refused():
+    with pytest.raises(ConfigCompositionException, match=r"merging\.partition_facto"):
+        composed("experiment=demo", "merging.partition_facto=4")

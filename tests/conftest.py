@@ -1,0 +1,9 @@
+"""What all tests share: one thread each, because the machine may be small and busy."""
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)

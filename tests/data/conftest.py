@@ -1,0 +1,49 @@
+"""Videos whose pixels tell the number of each frame."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vtm.data.video import write_video
+
+HEIGHT, WIDTH, BITS = 48, 64, 8
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+class Stamps:
+    """Write and read frame numbers: one bright or dark column per bit, inside the centre crop of 48 x 48."""
+
+    size = HEIGHT
+
+    def picture(self, number: int) -> NDArray[np.uint8]:
+        picture = np.full((HEIGHT, WIDTH, 3), 30, np.uint8)
+        for bit in range(BITS):
+            if number >> bit & 1:
+                picture[16:32, 8 + 6 * bit : 14 + 6 * bit] = 220
+        return picture
+
+    def pictures(self, count: int) -> Iterator[NDArray[np.uint8]]:
+        return (self.picture(number) for number in range(count))
+
+    def write(self, path: Path, count: int, *, fps: float = 10, codec: str = "libx264", **options: str) -> Path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_video(path, self.pictures(count), fps=fps, codec=codec, options=options)
+        return path
+
+    def read(self, frames: Tensor) -> list[int]:
+        columns = frames.float().mean(1)[:, 18:30].mean(1)  # (T, S)
+        return [sum(int(row[6 * bit + 1 : 6 * bit + 5].mean() > 125) << bit for bit in range(BITS)) for row in columns]
+
+
+@pytest.fixture(scope="session")
+def stamps() -> Stamps:
+    return Stamps()

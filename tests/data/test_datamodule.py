@@ -1,0 +1,249 @@
+from types import SimpleNamespace
+
+import lightning.pytorch as lightning
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from vtm.data.datamodule import (
+    EvalSampler,
+    TrainSampler,
+    VideoDataModule,
+    find_video,
+    name_classes,
+    read_rows,
+)
+from vtm.data.dataset import Video, collate
+from vtm.data.sampling import Single, Windows
+
+COUNTS = {"train": 7, "val": 3, "test": 3}
+
+
+class Numbered(VideoDataModule):
+    """Seven training videos and three of each other split, of 3 s with 10 frames per second."""
+
+    class_names = None
+
+    def __init__(self, **loading):
+        super().__init__(**loading)
+        self.class_names = ["even", "odd"]
+
+    def read_split(self, split):
+        self.annotation("list.csv")
+        names = [f"{split}{number}" for number in range(COUNTS[split])]
+        return [Video(name, find_video(self.root / "videos", name), i % 2) for i, name in enumerate(names)]
+
+
+@pytest.fixture(scope="module")
+def root(stamps, tmp_path_factory):
+    root = tmp_path_factory.mktemp("numbered")
+    (root / "annotations").mkdir()
+    (root / "annotations" / "list.csv").touch()
+    for split, count in COUNTS.items():
+        for number in range(count):
+            stamps.write(root / "videos" / f"{split}{number}.mp4", 30)
+    return root
+
+
+def make(root, *, protocol=None, batch_size=2, num_workers=0, seed=0):
+    protocol = protocol or Single(num_frames=2)
+    loading = {"root": root, "image_size": 48, "frames_per_step": 1, "batch_size": batch_size, "seed": seed}
+    return Numbered(protocol=protocol, num_workers=num_workers, **loading)
+
+
+def on_rank(module, rank, world_size):
+    module.trainer = SimpleNamespace(global_rank=rank, world_size=world_size)
+    return module
+
+
+def ids(loader):
+    return [name for batch in loader for name in batch.id]
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_loaders_yield_batches(stamps, root, num_workers):
+    module = make(root, num_workers=num_workers)
+    batches = list(module.val_dataloader())
+    assert [len(batch.id) for batch in batches] == [2, 1]
+    assert batches[0].inputs.shape == (2, 2, 3, 48, 48)
+    assert stamps.read(batches[0].inputs[0]) == [7, 22]
+    assert batches[0].target.tolist() == batches[0].index.tolist() == [0, 1]
+    assert len(ids(module.train_dataloader())) == 7
+    assert ids(module.test_dataloader()) == ["test0@0.00", "test1@0.00", "test2@0.00"]
+
+
+def test_workers_can_be_spawned(root):
+    loader = make(root, num_workers=1).val_dataloader()
+    spawned = DataLoader(
+        loader.dataset,
+        batch_size=2,
+        sampler=loader.sampler,
+        collate_fn=collate,
+        num_workers=1,
+        multiprocessing_context="spawn",
+    )
+    assert ids(spawned) == ["val0@0.00", "val1@0.00", "val2@0.00"]
+
+
+def test_order_of_training_depends_on_seed_and_epoch_alone(root):
+    def order(seed, epoch):
+        loader = make(root, seed=seed).train_dataloader()
+        torch.rand(1)
+        loader.sampler.set_epoch(epoch)
+        return ids(loader)
+
+    assert order(0, 3) == order(0, 3)
+    assert len({tuple(order(seed, epoch)) for seed in (0, 1) for epoch in (0, 1)}) == 4
+    assert sorted(order(0, 0)) == sorted(order(1, 5)) == [f"train{number}@0.00" for number in range(7)]
+
+
+def test_ranks_train_on_different_videos_and_equal_numbers(root):
+    for epoch in range(4):
+        parts = []
+        for rank in range(2):
+            loader = on_rank(make(root), rank, 2).train_dataloader()
+            loader.sampler.set_epoch(epoch)
+            assert loader.batch_size == 1
+            parts.append(ids(loader))
+        assert [len(part) for part in parts] == [3, 3]
+        assert len({*parts[0], *parts[1]}) == 6
+
+
+def test_ranks_evaluate_every_clip_exactly_once(root):
+    windows = Windows(num_frames=2, stride=1)
+    whole = ids(make(root, protocol=windows).val_dataloader())
+    assert len(whole) == 6
+    parts = [ids(on_rank(make(root, protocol=windows, batch_size=4), rank, 4).val_dataloader()) for rank in range(4)]
+    assert parts == [whole[rank::4] for rank in range(4)]
+    assert [len(part) for part in parts] == [2, 2, 1, 1]
+
+
+def test_train_sampler_leaves_out_other_items_each_epoch():
+    samplers = [TrainSampler(11, seed=0, rank=rank, world_size=4) for rank in range(4)]
+    left_out = set()
+    for epoch in range(20):
+        for sampler in samplers:
+            sampler.set_epoch(epoch)
+        parts = [list(sampler) for sampler in samplers]
+        assert [len(part) for part in parts] == [len(sampler) for sampler in samplers] == [2] * 4
+        assert len(set().union(*parts)) == 8
+        left_out |= set(range(11)).difference(*parts)
+    assert left_out == set(range(11))
+
+
+def test_train_sampler_needs_an_item_for_every_rank():
+    with pytest.raises(ValueError, match=r"3 for 4 devices"):
+        TrainSampler(3, seed=0, rank=0, world_size=4)
+
+
+def test_eval_sampler_may_leave_a_rank_without_items():
+    parts = [EvalSampler(2, rank=rank, world_size=3) for rank in range(3)]
+    assert [list(part) for part in parts] == [[0], [1], []]
+    assert [len(part) for part in parts] == [1, 1, 0]
+
+
+def test_batch_size_must_divide_over_the_devices(root):
+    with pytest.raises(ValueError, match=r"batch_size = 3 and 2 devices"):
+        on_rank(make(root, batch_size=3), 0, 2).val_dataloader()
+
+
+class Recorder(lightning.LightningModule):
+    """Note what it is trained on."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.seen = []
+
+    def training_step(self, batch, _):
+        assert batch.inputs.dtype == torch.uint8
+        self.seen.append((self.current_epoch, tuple(batch.id)))
+        return self.weight.square().sum()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+def test_a_resumed_run_repeats_the_order(root, tmp_path):
+    def fit(max_epochs, ckpt_path=None):
+        model = Recorder()
+        trainer = lightning.Trainer(
+            max_epochs=max_epochs,
+            accelerator="cpu",
+            use_distributed_sampler=False,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            default_root_dir=tmp_path,
+        )
+        trainer.fit(model, datamodule=make(root), ckpt_path=ckpt_path)
+        return model, trainer
+
+    whole, _ = fit(3)
+    first, trainer = fit(1)
+    trainer.save_checkpoint(tmp_path / "first.ckpt")
+    rest, _ = fit(3, tmp_path / "first.ckpt")
+    assert first.seen + rest.seen == whole.seen
+    assert len({order for epoch in range(3) for order in [tuple(ids for e, ids in whole.seen if e == epoch)]}) == 3
+
+
+def test_missing_root_is_one_sentence_that_says_where_help_is(tmp_path):
+    with pytest.raises(FileNotFoundError) as error:
+        make(tmp_path / "nowhere").videos("train")
+    message = str(error.value)
+    assert str(tmp_path / "nowhere") in message
+    assert 'the section "Data" of data/README.md' in message
+    assert message.count(". ") == 0
+
+
+def test_missing_annotations_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"annotations/list.csv is missing; .*data/README.md"):
+        make(tmp_path).train_targets()
+
+
+def test_missing_videos_are_counted_and_the_first_are_named(root, tmp_path):
+    (tmp_path / "annotations").symlink_to(root / "annotations")
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos" / "train1.mp4").symlink_to(root / "videos" / "train1.mp4")
+    with pytest.raises(FileNotFoundError, match=r"6 of the 7 train videos.*train0.mp4, .*train2.mp4, .*train3.mp4;"):
+        make(tmp_path).train_dataloader()
+    assert make(tmp_path).train_targets().tolist() == [0, 1, 0, 1, 0, 1, 0]
+
+
+def test_num_outputs_counts_classes_or_one_value(root):
+    module = make(root)
+    assert module.num_outputs == 2
+    assert module.train_targets().dtype == torch.int64
+    module.class_names = None
+    assert module.num_outputs == 1
+    assert module.train_targets().dtype == torch.float32
+
+
+def test_find_video_prefers_the_first_stem_that_is_there(tmp_path):
+    (tmp_path / "b.avi").touch()
+    (tmp_path / "c.webm").touch()
+    assert find_video(tmp_path, "a", "b", "c") == tmp_path / "b.avi"
+    assert find_video(tmp_path, "c") == tmp_path / "c.webm"
+    assert find_video(tmp_path, "a", "d") == tmp_path / "a.mp4"
+
+
+def test_name_classes_keeps_the_indices():
+    pairs = [(3, "c"), (0, "a"), (3, "c")]
+    assert name_classes(pairs, source="list") == ["a", "class 1, without videos", "class 2, without videos", "c"]
+    with pytest.raises(ValueError, match=r"list.*c and d for class 3"):
+        name_classes([*pairs, (3, "d")], source="list")
+
+
+def test_read_rows_checks_header_and_fields(tmp_path):
+    path = tmp_path / "list.csv"
+    path.write_text('name label\na 1\n"b 2\n')
+    assert read_rows(path, ("name", "label"), delimiter=" ")[1] == {"name": '"b', "label": "2"}
+    with pytest.raises(ValueError, match=r"list.csv.*\['name', 'id'\]"):
+        read_rows(path, ("name", "id"), delimiter=" ")
+    path.write_text("name label\na 1\nb\n")
+    with pytest.raises(ValueError, match=r"list.csv, line 3"):
+        read_rows(path, ("name", "label"), delimiter=" ")
+    path.write_text("")
+    with pytest.raises(ValueError, match=r"expected the columns"):
+        read_rows(path, ("name", "label"), delimiter=" ")

@@ -1,0 +1,127 @@
+import pickle
+from dataclasses import replace
+
+import pytest
+import torch
+
+from vtm.data.dataset import Clip, Video, VideoDataset, collate
+from vtm.data.sampling import Single, Windows
+from vtm.data.video import VideoError
+
+
+@pytest.fixture(scope="module")
+def videos(stamps, tmp_path_factory):
+    """A video of 12 s with 10 frames per second, and one of 2.5 s."""
+    folder = tmp_path_factory.mktemp("dataset")
+    long, short = stamps.write(folder / "long.mp4", 120, g="20"), stamps.write(folder / "short.mp4", 25)
+    return [Video("a/long.mp4", long, 3), Video("a/short.mp4", short, 1)]
+
+
+def make(videos, protocol, *, size=48, frames_per_step=1, train=False):
+    return VideoDataset(videos, protocol, image_size=size, frames_per_step=frames_per_step, train=train)
+
+
+def test_single_spreads_frames_over_the_video(stamps, videos):
+    dataset = make(videos, Single(num_frames=4))
+    assert len(dataset) == 2
+    clip = dataset[0]
+    assert clip.inputs.shape == (4, 3, 48, 48)
+    assert stamps.read(clip.inputs) == [15, 45, 75, 105]
+    assert clip.mask is None
+    assert clip.motion is None
+    assert (clip.target.item(), clip.target.dtype, clip.index, clip.id) == (3, torch.int64, 0, "a/long.mp4@0.00")
+
+
+def test_a_region_of_interest_is_all_that_is_seen(stamps, videos):
+    region = replace(videos[0], start=2.0, end=6.0)
+    assert stamps.read(make([region], Single(num_frames=4))[0].inputs) == [25, 35, 45, 55]
+    dataset = make([region], Windows(num_frames=2, stride=1))
+    assert [dataset[item].id for item in range(len(dataset))] == [f"a/long.mp4@{start}.00" for start in (2, 3, 4)]
+    assert stamps.read(dataset[2].inputs) == [40, 50]
+
+
+def test_evaluation_sees_every_window_of_every_video(stamps, videos):
+    dataset = make(videos, Windows(num_frames=5, stride=3))
+    clips = [dataset[item] for item in range(len(dataset))]
+    assert [(clip.index, clip.id) for clip in clips] == [
+        (0, "a/long.mp4@0.00"),
+        (0, "a/long.mp4@3.00"),
+        (0, "a/long.mp4@6.00"),
+        (1, "a/short.mp4@0.00"),
+    ]
+    assert stamps.read(clips[1].inputs) == [30, 40, 50, 60, 70]
+
+
+def test_steps_after_the_end_are_zero_and_masked(stamps, videos):
+    clip = make(videos, Windows(num_frames=5, stride=1), frames_per_step=2)[8]
+    assert clip.id == "a/short.mp4@0.00"
+    assert clip.mask.tolist() == [True, True, True, False, False]
+    assert stamps.read(clip.inputs[:6]) == [0, 1, 10, 11, 20, 21]
+    assert clip.inputs.shape == (10, 3, 48, 48)
+    assert not clip.inputs[6:].any()
+
+
+def test_training_draws_one_window_per_video_from_the_global_generator(stamps, videos):
+    dataset = make(videos, Windows(num_frames=4, stride=100), train=True)
+    assert len(dataset) == 2
+    torch.manual_seed(1)
+    ids = [dataset[0].id for _ in range(12)]
+    assert len(set(ids)) > 3
+    torch.manual_seed(1)
+    assert [dataset[0].id for _ in range(12)] == ids
+    clip = dataset[0]
+    start = int(float(clip.id.split("@")[1]))
+    assert stamps.read(clip.inputs) == [10 * (start + second) for second in range(4)]
+
+
+def test_regression_targets_are_float32(videos):
+    target = make([replace(videos[1], target=-0.25)], Single(num_frames=1))[0].target
+    assert (target.item(), target.dtype) == (-0.25, torch.float32)
+
+
+def test_dataset_survives_pickling(videos):
+    dataset = make(videos, Single(num_frames=2))
+    assert torch.equal(pickle.loads(pickle.dumps(dataset))[1].inputs, dataset[1].inputs)
+
+
+def test_unreadable_video_raises_with_its_path(tmp_path):
+    (tmp_path / "bad.mp4").write_text("not a video")
+    with pytest.raises(VideoError, match=r"bad.mp4"):
+        make([Video("bad", tmp_path / "bad.mp4", 0, end=3.0)], Single(num_frames=1))[0]
+
+
+@pytest.mark.parametrize(("start", "end"), [(4.0, 3.0), (3.0, 3.0), (-1.0, 3.0), (99.0, None)])
+def test_empty_region_raises_with_the_path(videos, start, end):
+    with pytest.raises(ValueError, match=r"long.mp4.*start < end"):
+        make([replace(videos[0], start=start, end=end)], Single(num_frames=1))
+
+
+def clip(index, mask=None, motion=None):
+    target = torch.tensor(index)
+    return Clip(torch.full((3, 3, 2, 2), index, dtype=torch.uint8), mask, motion, target, index, f"v{index}@0.00")
+
+
+def test_collate_stacks():
+    batch = collate([clip(4), clip(2)])
+    assert batch.inputs.shape == (2, 3, 3, 2, 2)
+    assert batch.inputs[:, 0, 0, 0, 0].tolist() == [4, 2]
+    assert batch.target.tolist() == batch.index.tolist() == [4, 2]
+    assert batch.target.dtype == batch.index.dtype == torch.int64
+    assert batch.id == ["v4@0.00", "v2@0.00"]
+    assert batch.mask is None
+    assert batch.motion is None
+
+
+def test_collate_keeps_the_mask_only_where_it_says_something():
+    part, whole = torch.tensor([True, False, False]), torch.ones(3, dtype=torch.bool)
+    assert collate([clip(0, whole), clip(1)]).mask is None
+    mixed = collate([clip(0), clip(1, part), clip(2, whole)]).mask
+    assert mixed.tolist() == [[True] * 3, [True, False, False], [True] * 3]
+    assert mixed.dtype == torch.bool
+
+
+def test_collate_wants_motion_in_all_clips_or_none():
+    motion = torch.ones(3, 2, 2)
+    assert collate([clip(0, motion=motion)]).motion.shape == (1, 3, 2, 2)
+    with pytest.raises(ValueError, match=r"v1@0.00"):
+        collate([clip(0, motion=motion), clip(1)])

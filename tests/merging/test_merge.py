@@ -1,0 +1,432 @@
+"""Merging, unmerging and composing against the loops of tests/reference.py: masks, gradients, half precision."""
+
+import copy
+import dataclasses
+import pickle
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from tests import reference
+from vtm.merging import (
+    Grid,
+    Grouping,
+    Tokens,
+    compose,
+    merge,
+    motion_weights,
+    saliency_weights,
+    size_weights,
+    unmerge,
+)
+
+HALF = [torch.bfloat16, torch.float16]
+
+
+def random_groups(num_tokens: int, merge_count: int, *, batch: int = 2, seed: int = 0) -> reference.Groups:
+    """Send `merge_count` tokens of each clip at random to the others; no key is involved."""
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.rand(batch, num_tokens, generator=generator).argsort(dim=1)
+    anchor = order[:, merge_count:].sort(dim=1).values
+    index = torch.randint(num_tokens - merge_count, (batch, num_tokens), generator=generator)
+    index.scatter_(1, anchor, torch.arange(num_tokens - merge_count).expand(batch, -1))
+    return reference.Groups(index, num_tokens - merge_count, anchor)
+
+
+def cast(tokens: reference.LoopTokens, dtype: torch.dtype) -> reference.LoopTokens:
+    return reference.LoopTokens(*(v.to(dtype) if v is not None and v.is_floating_point() else v for v in tokens))
+
+
+def make_weights(kind: str, tokens: reference.LoopTokens) -> tuple[Tensor | None, Tensor | None]:
+    """The package's weights and the loops'."""
+    given = Tokens(*tokens)
+    if kind == "size":
+        return size_weights(given), reference.size_weights_loops(tokens)
+    if kind == "motion":
+        return motion_weights(given), reference.motion_weights_loops(tokens)
+    if kind == "saliency":
+        return saliency_weights(given, beta=3.0), reference.saliency_weights_loops(tokens, beta=3.0)
+    return None, None
+
+
+def assert_close(found: Tokens, expected: reference.LoopTokens, *, real_only: bool = False) -> None:
+    assert torch.equal(found.position, expected.position)
+    assert (found.mask is None) == (expected.mask is None)
+    if found.mask is not None and expected.mask is not None:
+        assert torch.equal(found.mask, expected.mask)
+    for name in ("x", "size", "motion", "saliency"):
+        ours, theirs = getattr(found, name), getattr(expected, name)
+        assert (ours is None) == (theirs is None), name
+        if ours is not None:
+            if real_only:
+                ours, theirs = ours[expected.mask], theirs[expected.mask]
+            torch.testing.assert_close(
+                ours, theirs, rtol=1e-12, atol=1e-12, msg=lambda text, name=name: f"{name}: {text}"
+            )
+
+
+@pytest.mark.parametrize("kind", ["plain", "size", "motion", "saliency"])
+@pytest.mark.parametrize("num_tokens", [1, 2, 5, 12, 13, 31])
+def test_merged_tokens_equal_the_loops(kind: str, num_tokens: int) -> None:
+    tokens = reference.random_tokens(2, num_tokens, seed=num_tokens)
+    weights, loop_weights = make_weights(kind, tokens)
+    for merge_count in sorted({0, num_tokens // 2, num_tokens - 1}):
+        groups = random_groups(num_tokens, merge_count, seed=num_tokens)
+        merged = merge(Tokens(*tokens), Grouping(*groups), weights=weights)
+        assert merged.x.dtype == torch.float64
+        assert_close(merged, reference.merge_loops(tokens, groups, weights=loop_weights))
+
+
+@pytest.mark.parametrize("kind", ["plain", "size", "motion", "saliency"])
+@pytest.mark.parametrize("real_fraction", [0.0, 0.2, 0.7, 1.0])
+def test_masked_tokens_count_nothing(kind: str, real_fraction: float) -> None:
+    tokens = reference.random_tokens(3, 31, seed=0, real_fraction=real_fraction)
+    weights, loop_weights = make_weights(kind, tokens)
+    for merge_count in (0, 11, 25, 30):
+        groups = random_groups(31, merge_count, batch=3, seed=merge_count)
+        merged = merge(Tokens(*tokens), Grouping(*groups), weights=weights)
+        expected = reference.merge_loops(tokens, groups, weights=loop_weights)
+        assert_close(merged, expected, real_only=True)
+        assert not merged.x[expected.mask].isnan().any()
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, *HALF])
+@pytest.mark.parametrize("kind", ["plain", "size", "motion", "saliency"])
+def test_merge_count_zero_is_the_bit_identical_identity(kind: str, dtype: torch.dtype, masked: bool) -> None:
+    tokens = reference.random_tokens(2, 31, seed=0, real_fraction=0.5 if masked else None, garbage=7.0)
+    tokens = cast(tokens, dtype)
+    weights, _ = make_weights(kind, tokens)
+    merged = merge(Tokens(*tokens), Grouping(*random_groups(31, 0)), weights=weights)
+    for name, before in tokens._asdict().items():
+        after = getattr(merged, name)
+        assert (after is None) == (before is None), name
+        if before is not None:
+            assert after.dtype == before.dtype, name
+            assert torch.equal(after, before), name
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, *HALF])
+@pytest.mark.parametrize("kind", ["plain", "size", "motion", "saliency"])
+def test_a_token_that_stays_alone_keeps_its_bits(kind: str, dtype: torch.dtype) -> None:
+    tokens = cast(reference.random_tokens(2, 31, seed=0), dtype)
+    groups = random_groups(31, 11)
+    merged = merge(Tokens(*tokens), Grouping(*groups), weights=make_weights(kind, tokens)[0])
+    counts = torch.zeros(2, 20).scatter_add(1, groups.index, torch.ones(2, 31))
+    assert (counts == 1).any()
+    for name in ("x", "size", "position", "motion", "saliency"):
+        before, after = getattr(tokens, name), getattr(merged, name)
+        chosen = torch.stack([before[b, row] for b, row in enumerate(groups.anchor)])
+        assert torch.equal(after[counts == 1], chosen[counts == 1]), name
+
+
+def test_one_group_of_all_is_the_mean() -> None:
+    tokens = reference.random_tokens(2, 13, seed=0)
+    merged = merge(Tokens(*tokens), Grouping(*random_groups(13, 12)))
+    torch.testing.assert_close(merged.x[:, 0], tokens.x.mean(dim=1))
+    torch.testing.assert_close(merged.size[:, 0], tokens.size.sum(dim=1))
+
+
+def test_size_weighting_keeps_the_sum_over_original_tokens() -> None:
+    tokens = Tokens(*reference.random_tokens(2, 31, seed=0))
+    merged = merge(tokens, Grouping(*random_groups(31, 20)), weights=size_weights(tokens))
+    before, after = ((t.x * t.size[..., None]).sum(dim=1) for t in (tokens, merged))
+    torch.testing.assert_close(after, before)
+    torch.testing.assert_close(merged.size.sum(dim=1), tokens.size.sum(dim=1))
+
+
+def test_all_zero_weights_give_the_plain_average() -> None:
+    tokens = reference.random_tokens(2, 31, seed=0)
+    groups = random_groups(31, 20)
+    weights = torch.rand(2, 31, dtype=torch.float64).masked_fill(groups.index % 3 == 0, 0.0)
+    merged = merge(Tokens(*tokens), Grouping(*groups), weights=weights)
+    assert_close(merged, reference.merge_loops(tokens, groups, weights=weights))
+    nothing = merge(Tokens(*tokens), Grouping(*groups), weights=torch.zeros(2, 31))
+    assert_close(nothing, reference.merge_loops(tokens, groups))
+
+
+def test_all_zero_weights_average_the_real_tokens_only() -> None:
+    tokens, groups = reference.random_tokens(2, 31, seed=0, real_fraction=0.6), random_groups(31, 25)
+    merged = merge(Tokens(*tokens), Grouping(*groups), weights=torch.zeros(2, 31))
+    assert_close(merged, reference.merge_loops(tokens, groups), real_only=True)
+
+
+def test_the_scale_of_the_weights_does_not_matter() -> None:
+    tokens, groups = Tokens(*cast(reference.random_tokens(2, 31, seed=0), torch.float32)), random_groups(31, 20)
+    weights = torch.rand(2, 31) + 0.1
+    expected = merge(tokens, Grouping(*groups), weights=weights)
+    for scale in (1e-20, 1e20):
+        torch.testing.assert_close(merge(tokens, Grouping(*groups), weights=weights * scale).x, expected.x)
+
+
+def test_optional_fields_stay_absent() -> None:
+    tokens = reference.random_tokens(2, 12, seed=0)
+    merged = merge(Tokens(tokens.x, tokens.size, tokens.position), Grouping(*random_groups(12, 5)))
+    assert merged.motion is None
+    assert merged.saliency is None
+    assert merged.mask is None
+
+
+def test_the_input_is_left_as_it_was() -> None:
+    tokens = Tokens(*reference.random_tokens(2, 12, seed=0, real_fraction=0.5, garbage=1.0))
+    before = copy.deepcopy(tokens)
+    merge(tokens, Grouping(*random_groups(12, 5)), weights=size_weights(tokens))
+    for field in dataclasses.fields(tokens):
+        assert torch.equal(getattr(tokens, field.name), getattr(before, field.name))
+
+
+def test_expanded_and_transposed_tensors_merge_alike() -> None:
+    tokens, groups = reference.random_tokens(1, 12, seed=0), random_groups(12, 5)
+    views = reference.LoopTokens(*(None if v is None else v.expand(2, *v.shape[1:]) for v in tokens))
+    views = views._replace(x=views.x.mT.contiguous().mT)
+    assert_close(merge(Tokens(*views), Grouping(*groups)), reference.merge_loops(views, groups))
+
+
+@pytest.mark.parametrize("dtype", HALF)
+@pytest.mark.parametrize("kind", ["plain", "size", "motion", "saliency"])
+@pytest.mark.parametrize("merge_count", [60, 199])
+def test_half_precision_rounds_once(kind: str, dtype: torch.dtype, merge_count: int) -> None:
+    tokens = cast(reference.random_tokens(2, 200, seed=0), dtype)._replace(x=torch.randn(2, 200, 8).to(dtype) + 3)
+    groups = random_groups(200, merge_count)
+    weights, _ = make_weights(kind, tokens)
+    merged = merge(Tokens(*tokens), Grouping(*groups), weights=weights)
+    wide = tokens._replace(x=tokens.x.double())
+    expected = reference.merge_loops(wide, groups, weights=None if weights is None else weights.double())
+    assert merged.x.dtype == dtype
+    torch.testing.assert_close(merged.x.double(), expected.x, rtol=torch.finfo(dtype).eps, atol=1e-5)
+
+
+def test_float16_sums_do_not_overflow() -> None:
+    tokens = Tokens(torch.full((2, 50, 4), 30_000.0).half(), torch.ones(2, 50), torch.zeros(2, 50, 3).long())
+    merged = merge(tokens, Grouping(*random_groups(50, 49)))
+    assert torch.equal(merged.x, torch.full((2, 1, 4), 30_000.0).half())
+
+
+def test_autocast_does_not_round_averages() -> None:
+    tokens, groups = Tokens(*cast(reference.random_tokens(2, 31, seed=0), torch.float32)), random_groups(31, 20)
+    expected = merge(tokens, Grouping(*groups), weights=size_weights(tokens))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        merged = merge(tokens, Grouping(*groups), weights=size_weights(tokens))
+    assert torch.equal(merged.x, expected.x)
+    assert torch.equal(merged.size, expected.size)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_gradients_of_x_and_weights_are_right(masked: bool) -> None:
+    tokens = reference.random_tokens(2, 7, 3, seed=0, real_fraction=0.6 if masked else None, garbage=1.0)
+    groups = random_groups(7, 4)
+    weights = torch.rand(2, 7, dtype=torch.float64) + 0.1
+
+    def merged_x(x: Tensor, weights: Tensor, saliency: Tensor) -> tuple[Tensor, Tensor]:
+        given = Tokens(*tokens._replace(x=x, saliency=saliency))
+        merged = merge(given, Grouping(*groups), weights=weights)
+        return merged.x, merged.saliency
+
+    inputs = [v.clone().requires_grad_() for v in (tokens.x, weights, tokens.saliency)]
+    assert torch.autograd.gradcheck(merged_x, inputs)
+    assert torch.autograd.gradcheck(lambda x: merge(Tokens(*tokens._replace(x=x)), Grouping(*groups)).x, inputs[:1])
+
+
+def test_gradients_stay_finite_where_weights_are_zero_or_tokens_masked() -> None:
+    tokens = reference.random_tokens(2, 31, seed=0, real_fraction=0.5)
+    groups = random_groups(31, 20)
+    weights = torch.rand(2, 31, dtype=torch.float64).masked_fill(groups.index % 3 == 0, 0.0).requires_grad_()
+    x = tokens.x.clone().requires_grad_()
+    merged = merge(Tokens(*tokens._replace(x=x)), Grouping(*groups), weights=weights)
+    merged.x[merged.mask].square().sum().backward()
+    assert weights.grad.isfinite().all()
+    assert x.grad.isfinite().all()
+    assert (x.grad[tokens.mask] != 0).any()
+    assert (x.grad[~tokens.mask] == 0).all()
+
+
+def test_saliency_weights_pass_gradients_to_saliency() -> None:
+    tokens = reference.random_tokens(2, 12, seed=0)
+    groups = random_groups(12, 6)
+    gradients = []
+    for implementation in ("package", "loops"):
+        saliency = tokens.saliency.clone().requires_grad_()
+        given = tokens._replace(saliency=saliency)
+        if implementation == "package":
+            merged = merge(Tokens(*given), Grouping(*groups), weights=saliency_weights(Tokens(*given), beta=2.0)).x
+        else:
+            loop_weights = reference.saliency_weights_loops(given, beta=2.0)
+            merged = reference.merge_loops(given, groups, weights=loop_weights).x
+        merged.square().sum().backward()
+        gradients.append(saliency.grad)
+    assert gradients[0].abs().max() > 0
+    torch.testing.assert_close(*gradients, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["size", "motion", "saliency"])
+def test_weights_are_what_their_name_says(kind: str) -> None:
+    tokens = reference.random_tokens(2, 12, seed=0)
+    weights, loop_weights = make_weights(kind, tokens)
+    assert weights.shape == (2, 12)
+    assert (weights >= 0).all()
+    # Only ratios matter, so any common factor per clip would do as well.
+    torch.testing.assert_close(weights / weights[:, :1], loop_weights / loop_weights[:, :1], rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("kind", ["motion", "saliency"])
+def test_weights_of_absent_scores_are_an_error_that_names_them(kind: str) -> None:
+    tokens = reference.random_tokens(2, 12, seed=0)._replace(motion=None, saliency=None)
+    with pytest.raises(ValueError, match=kind):
+        make_weights(kind, tokens)
+
+
+def test_unmerge_equals_the_loops_and_merging_again_gives_it_back() -> None:
+    tokens, groups = reference.random_tokens(2, 31, seed=0), random_groups(31, 20)
+    merged = merge(Tokens(*tokens), Grouping(*groups))
+    dense = unmerge(merged.x, Grouping(*groups))
+    assert dense.shape == (2, 31, 8)
+    assert torch.equal(dense, reference.unmerge_loops(merged.x, groups))
+    again = merge(Tokens(*tokens._replace(x=dense)), Grouping(*groups))
+    torch.testing.assert_close(again.x, merged.x)
+
+
+def test_unmerge_passes_gradients() -> None:
+    groups = random_groups(7, 4)
+    x = torch.randn(2, 3, 2, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: unmerge(x, Grouping(*groups)), x)
+
+
+def test_compose_equals_the_loops_and_two_steps() -> None:
+    tokens = Tokens(*reference.random_tokens(2, 31, seed=0))
+    first, second, third = (random_groups(n, r, seed=n) for n, r in ((31, 11), (20, 8), (12, 11)))
+    both = compose(Grouping(*first), Grouping(*second))
+    expected = reference.compose_loops(first, second)
+    assert both.num_groups == 12
+    assert torch.equal(both.index, expected.index)
+    assert torch.equal(both.anchor, expected.anchor)
+
+    merged = merge(merge(tokens, Grouping(*first)), Grouping(*second))
+    stepwise = unmerge(unmerge(merged.x, Grouping(*second)), Grouping(*first))
+    assert torch.equal(unmerge(merged.x, both), stepwise)
+    assert torch.equal(merged.position, tokens.position.gather(1, both.anchor[..., None].expand(-1, -1, 3)))
+    left = compose(both, Grouping(*third))
+    right = compose(Grouping(*first), compose(Grouping(*second), Grouping(*third)))
+    assert torch.equal(left.index, right.index)
+    assert torch.equal(left.anchor, right.anchor)
+
+
+@pytest.mark.parametrize("windows", [1, 2, 3])
+def test_joined_windows_merge_like_each_window(windows: int) -> None:
+    tokens, groups = Tokens(*reference.random_tokens(6, 13, seed=0)), random_groups(13, 5, batch=6)
+    joined = Grouping(*groups).join_windows(windows)
+    assert joined.num_groups == 8 * windows
+    assert (joined.anchor.diff(dim=1) > 0).all()
+
+    def join(tokens: Tokens) -> Tokens:
+        return pytree.tree_map(lambda leaf: reference.join_loops(leaf, windows), tokens)
+
+    together = merge(join(tokens), joined, weights=size_weights(join(tokens)))
+    apart = join(merge(tokens, Grouping(*groups), weights=size_weights(tokens)))
+    for name in ("x", "size", "position", "motion", "saliency"):
+        torch.testing.assert_close(getattr(together, name), getattr(apart, name), rtol=1e-12, atol=1e-12)
+
+
+def test_windows_that_do_not_divide_the_rows_are_an_error() -> None:
+    with pytest.raises(ValueError, match=r"4.*6"):
+        Grouping(*random_groups(13, 5, batch=6)).join_windows(4)
+
+
+def test_size_weighted_merging_in_two_steps_is_merging_once() -> None:
+    tokens = Tokens(*reference.random_tokens(2, 31, seed=0))
+    first, second = Grouping(*random_groups(31, 11)), Grouping(*random_groups(20, 8))
+    step = merge(tokens, first, weights=size_weights(tokens))
+    stepwise = merge(step, second, weights=size_weights(step))
+    once = merge(tokens, compose(first, second), weights=size_weights(tokens))
+    for name in ("x", "size", "position", "motion", "saliency"):
+        torch.testing.assert_close(getattr(once, name), getattr(stepwise, name))
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_pickle_and_deepcopy_keep_every_field(masked: bool) -> None:
+    tokens = Tokens(*reference.random_tokens(2, 12, seed=0, real_fraction=0.5 if masked else None, garbage=1.0))
+    grouping = Grouping(*random_groups(12, 5))
+    for twin in (pickle.loads(pickle.dumps((tokens, grouping))), copy.deepcopy((tokens, grouping))):
+        for before, after in zip((tokens, grouping), twin, strict=True):
+            assert type(after) is type(before)
+            for field in dataclasses.fields(before):
+                old, new = getattr(before, field.name), getattr(after, field.name)
+                assert torch.equal(old, new) if isinstance(old, Tensor) else old == new
+                assert old is not new or not isinstance(old, Tensor)
+
+
+def test_pytree_round_trip() -> None:
+    tokens = Tokens(*reference.random_tokens(2, 12, seed=0))
+    grouping = Grouping(*random_groups(12, 5))
+    leaves, spec = pytree.tree_flatten((tokens, grouping))
+    assert sum(isinstance(leaf, Tensor) for leaf in leaves) == 7
+    same_tokens, same_grouping = pytree.tree_unflatten(leaves, spec)
+    assert isinstance(same_tokens, Tokens)
+    assert isinstance(same_grouping, Grouping)
+    assert same_tokens.mask is None
+    assert same_tokens.saliency is tokens.saliency
+    assert same_grouping.num_groups == 7
+    assert same_grouping.anchor is grouping.anchor
+    doubled = pytree.tree_map_only(torch.Tensor, lambda leaf: leaf * 2, tokens)
+    assert torch.equal(doubled.x, 2 * tokens.x)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_tokens_of_a_grid_equal_the_loops(masked: bool) -> None:
+    features = torch.randn(3, 4, 2, 3, 5, dtype=torch.float64)
+    motion = torch.rand(3, 4, 2, 3, dtype=torch.float64) if masked else None
+    mask = torch.tensor([[True] * 4, [True, True, False, False], [False] * 4]) if masked else None
+    tokens = Tokens.from_grid(features, motion=motion, mask=mask)
+    expected = reference.windows_loops(features, window_frames=4, motion=motion, mask=mask)
+    for name, value in expected._asdict().items():
+        found = getattr(tokens, name)
+        assert (found is None) == (value is None), name
+        assert value is None or torch.equal(found.to(value.dtype), value), name
+
+
+def test_grid_has_its_three_sides() -> None:
+    grid = Grid(4, 5, 6)
+    assert (grid.frames, grid.height, grid.width) == (4, 5, 6)
+
+
+@pytest.mark.parametrize(
+    ("field", "wrong", "expected"),
+    [
+        ("size", (2, 9), (2, 12)),
+        ("position", (2, 12, 2), (2, 12, 3)),
+        ("position", (1, 12, 3), (2, 12, 3)),
+        ("motion", (2, 12, 1), (2, 12)),
+        ("saliency", (12,), (2, 12)),
+        ("mask", (3, 12), (2, 12)),
+    ],
+)
+def test_fields_of_another_shape_are_errors_that_print_both(
+    field: str, wrong: tuple[int, ...], expected: tuple[int, ...]
+) -> None:
+    tokens = reference.random_tokens(2, 12, seed=0)
+    dtype = {"position": torch.int64, "mask": torch.bool}.get(field, torch.float64)
+    bad = tokens._replace(**{field: torch.zeros(wrong, dtype=dtype)})
+    with pytest.raises(ValueError, match=field) as error:
+        merge(Tokens(*bad), Grouping(*random_groups(12, 5)))
+    assert str(wrong) in str(error.value)
+    assert str(expected) in str(error.value)
+
+
+def test_shapes_that_do_not_agree_are_errors_that_print_both() -> None:
+    tokens, groups = Tokens(*reference.random_tokens(2, 12, seed=0)), random_groups(12, 5)
+    grouping = Grouping(*groups)
+    with pytest.raises(ValueError, match="weights") as error:
+        merge(tokens, grouping, weights=torch.ones(2, 11))
+    assert "(2, 12)" in str(error.value)
+    assert "(2, 11)" in str(error.value)
+    with pytest.raises(ValueError, match="index") as error:
+        merge(tokens, Grouping(*random_groups(13, 5)))
+    assert "(2, 12)" in str(error.value)
+    assert "(2, 13)" in str(error.value)
+    with pytest.raises(ValueError, match="x") as error:
+        unmerge(torch.zeros(2, 8, 4), grouping)
+    assert "7" in str(error.value)
+    assert "(2, 8, 4)" in str(error.value)
+    with pytest.raises(ValueError, match=r"(?s)7.*6|6.*7"):
+        compose(grouping, Grouping(*random_groups(6, 2)))

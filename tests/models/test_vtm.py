@@ -1,0 +1,321 @@
+"""The network against the slow loops, and the promises of its docstrings."""
+
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+from tests.reference import (
+    BlockParameters,
+    attention_loops,
+    center_loops,
+    network_loops,
+    saliency_loops,
+    saliency_weights_loops,
+)
+from vtm.merging import (
+    NoMerger,
+    TokenMerger,
+    center_partition,
+    motion_partition,
+    saliency_partition,
+    saliency_weights,
+    uniform_partition,
+)
+from vtm.models import VTM, SinusoidalTime
+from vtm.models.vtm import Block, attention
+
+HEADS = 2
+LEARNABLE = partial(
+    TokenMerger,
+    partition=saliency_partition,
+    partition_factor=3,
+    merge_count=0.8,
+    weighting=partial(saliency_weights, beta=2.0),
+    saliency_weight=1.5,
+)
+CENTER = partial(TokenMerger, partition=center_partition, partition_factor=3, merge_count=0.5)
+
+
+def network(merge_layer=LEARNABLE, *, window_frames=(2, 4), channels=(6, 4), dropout=0.0, **options) -> VTM:
+    torch.manual_seed(0)
+    model = VTM(
+        8, 3, window_frames=window_frames, channels=channels, num_heads=HEADS, dropout=dropout,
+        merge_layer=merge_layer, **options,
+    )  # fmt: skip
+    for parameter in model.parameters():  # so that no bias is zero and no norm is one
+        nn.init.normal_(parameter, std=0.5)
+    return model.double()
+
+
+def clip(batch=2, frames=4, height=2, width=2, channels=8, *, seed=1) -> torch.Tensor:
+    return torch.randn(batch, frames, height, width, channels, generator=torch.Generator().manual_seed(seed)).double()
+
+
+def path_parameters(attention_module: nn.Module, project: nn.Module) -> dict[str, torch.Tensor]:
+    state = attention_module.state_dict() | {f"linear.{k[2:]}": v for k, v in project.state_dict().items()}
+    return dict(state.items())
+
+
+def block_parameters(block: Block) -> BlockParameters:
+    side = block.auxiliary
+    return BlockParameters(
+        main=path_parameters(block.attention, block.project),
+        auxiliary=None if side is None else path_parameters(side.attention, side.project),
+        saliency=None if block.merger.saliency is None else block.merger.saliency.u.weight,
+    )
+
+
+def reference(model: VTM, features: torch.Tensor, **options):
+    return network_loops(
+        features,
+        [block_parameters(block) for block in model.blocks],
+        {"weight": model.head.weight, "bias": model.head.bias},
+        window_frames=model.window_frames,
+        num_heads=HEADS,
+        **options,
+    )
+
+
+LEARNABLE_LOOPS = {
+    "partition": saliency_loops,
+    "partition_factor": 3,
+    "merge_count": 0.8,
+    "weighting": partial(saliency_weights_loops, beta=2.0),
+    "saliency_weight": 1.5,
+}
+
+
+@pytest.mark.parametrize("mask", [None, [True, True, True, False]])
+@pytest.mark.parametrize("key_bias", [False, True])
+def test_attention_equals_the_explicit_formula(mask, key_bias):
+    q, k, v = torch.randn(3, 2, 4, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    bias = torch.randn(2, 4, dtype=torch.float64) if key_bias else None
+    real = None if mask is None else torch.tensor([mask, [True] * 4])
+    out = attention(q, k, v, num_heads=HEADS, key_bias=bias, mask=real)
+    expected = attention_loops(q, k, v, num_heads=HEADS, key_bias=bias, mask=real)
+    torch.testing.assert_close(out, expected, rtol=0, atol=1e-10)
+
+
+def test_attention_bias_has_the_gradient_of_the_explicit_formula():
+    q, k, v = torch.randn(3, 1, 5, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    bias = torch.randn(1, 5, dtype=torch.float64, requires_grad=True)
+    weights = torch.randn(1, 5, 6, dtype=torch.float64)
+    ours = torch.autograd.grad((attention(q, k, v, num_heads=1, key_bias=bias) * weights).sum(), bias)[0]
+    scores = q @ k.mT / 6**0.5 + bias[:, None]
+    theirs = torch.autograd.grad((scores.softmax(-1) @ v * weights).sum(), bias)[0]
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("masked", [0, 1, 3])
+@pytest.mark.parametrize(
+    ("merge_layer", "loops"),
+    [
+        (LEARNABLE, LEARNABLE_LOOPS),
+        (CENTER, {"partition": center_loops, "partition_factor": 3, "merge_count": 0.5}),
+        (NoMerger, {"partition": None, "partition_factor": 1, "merge_count": 0}),
+    ],
+)
+def test_evaluation_equals_the_loops(merge_layer, loops, masked):
+    model, features = network(merge_layer).eval(), clip(frames=8)
+    mask = None if not masked else torch.arange(8).expand(2, 8) < torch.tensor([[8], [8 - masked]])
+    output, expected = model(features, mask=mask), reference(model, features, mask=mask, **loops)
+    torch.testing.assert_close(output.logits, expected.logits, rtol=0, atol=1e-10)
+    assert output.aux_logits is None
+    for ours, theirs in zip(output.blocks, expected.blocks, strict=True) if mask is None else ():  # padding ties
+        assert torch.equal(ours.targets, theirs.targets)
+        assert torch.equal(ours.grouping.index, theirs.groups.index)
+
+
+def test_training_equals_the_loops_on_both_paths(monkeypatch):
+    drawn = []
+
+    def gumbel(scores, generator):
+        drawn.append(torch.randn(scores.shape, generator=torch.Generator().manual_seed(len(drawn))).double())
+        return drawn[-1]
+
+    monkeypatch.setattr("vtm.merging.partition._gumbel", gumbel)
+    model, features = network().train(), clip(frames=8)
+    output = model(features)
+    expected = reference(model, features, noise=drawn, **LEARNABLE_LOOPS)
+    torch.testing.assert_close(output.logits, expected.logits, rtol=0, atol=1e-10)
+    torch.testing.assert_close(output.aux_logits, expected.aux_logits, rtol=0, atol=1e-10)
+
+
+def test_scale_means_the_logit_scale_of_each_block():
+    literal = partial(TokenMerger, partition=saliency_partition, partition_factor=3, merge_count=0.8)
+    weights = [b.auxiliary.saliency_weight for b in network(partial(literal, saliency_weight="scale")).blocks]
+    assert weights == [(8 / HEADS) ** -0.5, (6 / HEADS) ** -0.5]
+
+
+def test_auxiliary_loss_alone_teaches_the_saliency():
+    plain = partial(TokenMerger, partition=saliency_partition, partition_factor=3, merge_count=0.8, saliency_weight=1.0)
+    model = network(plain).train()
+    model(clip()).aux_logits.square().sum().backward()
+    for block in model.blocks:
+        assert block.merger.saliency.u.weight.grad.abs().sum() > 0
+
+
+def test_without_weighting_the_main_loss_does_not_reach_the_saliency():
+    plain = partial(TokenMerger, partition=saliency_partition, partition_factor=3, merge_count=0.8, saliency_weight=1.0)
+    model = network(plain).train()
+    model(clip()).logits.square().sum().backward()
+    assert all(block.merger.saliency.u.weight.grad is None for block in model.blocks)
+
+
+def test_evaluation_touches_no_auxiliary_weight():
+    model, features = network().eval(), clip()
+    expected = model(features).logits
+    for name, parameter in model.named_parameters():
+        if ".auxiliary." in name:
+            parameter.data.fill_(torch.nan)
+    assert torch.equal(model(features).logits, expected)
+
+
+def test_evaluation_is_deterministic():
+    model, features = network(dropout=0.5).eval(), clip()
+    assert torch.equal(model(features).logits, model(features).logits)
+
+
+def test_sampling_in_evaluation_depends_on_the_generator_of_the_clip_alone():
+    model = network(partial(LEARNABLE, sample_in_eval=True), window_frames=(2, 4)).eval()
+    features = clip(batch=3, frames=8, height=4, width=4)
+
+    def seeded(*seeds):
+        return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    together = model(features, generator=seeded(1, 2, 3)).logits
+    alone = model(features[1:2], generator=seeded(2)).logits
+    torch.testing.assert_close(together[1:2], alone, rtol=0, atol=1e-12)
+    other = model(features[1:2], generator=seeded(9)).blocks[0].targets
+    assert not torch.equal(model(features[1:2], generator=seeded(2)).blocks[0].targets, other)
+
+
+@pytest.mark.parametrize("partition", [uniform_partition, center_partition, motion_partition, saliency_partition])
+@pytest.mark.parametrize("frames_left", [1, 2, 3, 5])
+@pytest.mark.parametrize("training", [False, True])
+def test_masked_frames_change_nothing_whatever_they_hold(partition, frames_left, training):
+    merge_layer = partial(
+        TokenMerger, partition=partition, partition_factor=3, merge_count=0.8,
+        saliency_weight=1.0 if partition is saliency_partition else None,
+    )  # fmt: skip
+    model = network(merge_layer).train(training)
+    features, motion = clip(frames=8), torch.rand(2, 8, 2, 2).double()
+    mask = torch.arange(8).expand(2, 8) < frames_left
+    results = []
+    for garbage in (0.0, 1e6, torch.nan, torch.inf):
+        torch.manual_seed(5)
+        hidden = ~mask[:, :, None, None]
+        output = model(
+            features.masked_fill(hidden[..., None], garbage), motion=motion.masked_fill(hidden, garbage), mask=mask
+        )
+        assert output.logits.isfinite().all()
+        results.append((output.logits, output.aux_logits))
+    for logits, aux_logits in results[1:]:
+        assert torch.equal(logits, results[0][0])
+        assert aux_logits is None or torch.equal(aux_logits, results[0][1])
+
+
+def test_a_clip_without_a_real_frame_stays_finite():
+    mask = torch.tensor([[True] * 4, [False] * 4])
+    output = network().train()(clip(), mask=mask)
+    output.logits.sum().backward()
+    assert output.logits.isfinite().all()
+
+
+def test_a_full_mask_equals_no_mask():
+    model, features = network().eval(), clip()
+    torch.testing.assert_close(
+        model(features, mask=torch.ones(2, 4, dtype=torch.bool)).logits, model(features).logits, rtol=0, atol=1e-12
+    )
+
+
+def test_clip_grouping_follows_every_token_through_all_blocks():
+    model, features = network(window_frames=(2, 4), channels=(6, 4)).eval(), clip(frames=8)
+    output = model(features)
+    whole = output.clip_grouping()
+    expected = torch.empty(2, 8 * 4, dtype=torch.int64)
+    for b in range(2):
+        for token in range(8 * 4):
+            place, per_clip = token, 8 * 4
+            for trace in output.blocks:
+                windows = trace.grouping.index.shape[0] // 2
+                per_window = per_clip // windows
+                window, inside = divmod(place, per_window)
+                place = window * trace.grouping.num_groups + int(trace.grouping.index[b * windows + window, inside])
+                per_clip = windows * trace.grouping.num_groups
+            expected[b, token] = place
+    assert torch.equal(whole.index, expected)
+    assert whole.num_groups == per_clip
+
+
+def test_the_paper_s_schedule():
+    model = VTM(
+        1024, 6, window_frames=(6, 30, 60), channels=(512, 256, 256), num_heads=8, dropout=0.0,
+        merge_layer=partial(TokenMerger, partition=uniform_partition, partition_factor=6, merge_count=0.8),
+    )  # fmt: skip
+    plans = model.plan(60, 16, 16)
+    assert [plan.windows * plan.num_tokens for plan in plans] == [15360, 5120, 1708]
+    assert plans[-1].num_tokens - plans[-1].merge_count == 570
+
+
+def test_blocks_longer_than_the_clip_are_left_out():
+    model = network(window_frames=(2, 4, 8), channels=(6, 6, 6)).eval()
+    assert len(model(clip(frames=4)).blocks) == 2
+    assert len(model(clip(frames=8)).blocks) == 3
+
+
+def test_the_time_embedding_tells_frames_apart():
+    still = clip(frames=1).expand(2, 4, 2, 2, 8)
+    swapped = torch.cat([torch.zeros_like(still[:, :2]), still[:, 2:]], 1)
+    features = torch.cat([still[:, :2], torch.zeros_like(still[:, 2:])], 1)
+    blind, telling = network(NoMerger).eval(), network(NoMerger, time_embedding=SinusoidalTime()).eval()
+    torch.testing.assert_close(blind(features).logits, blind(swapped).logits)
+    assert not torch.allclose(telling(features).logits, telling(swapped).logits)
+
+
+@pytest.mark.parametrize(
+    ("options", "frames", "message"),
+    [
+        ({"window_frames": (2, 3)}, 4, r"divide the next, got \[2, 3\]"),
+        ({"window_frames": (2,)}, 4, "one entry per block in window_frames and channels, got 1, 2"),
+        ({}, 6, r"clips of 6 frames do not fit window_frames = \[2, 4\]"),
+        ({}, 3, r"clips of 3 frames do not fit window_frames = \[2, 4\]"),
+        ({"merge_layer": partial(LEARNABLE, merge_count=6)}, 4, "block 1 of 2 .2 frames.: merge_count = 6 tokens"),
+    ],
+)
+def test_numbers_that_do_not_fit_are_named(options, frames, message):
+    with pytest.raises(ValueError, match=message):
+        network(**options)(clip(frames=frames))
+
+
+def test_features_of_another_width_are_named():
+    with pytest.raises(ValueError, match=r"C = 8, got \(2, 4, 2, 2, 5\)"):
+        network()(clip(channels=5))
+
+
+def test_dropout_acts_in_training_only():
+    model, features = network(NoMerger, dropout=0.5), clip()
+    assert not torch.equal(model.train()(features).logits, model.train()(features).logits)
+    assert torch.equal(model.eval()(features).logits, model.eval()(features).logits)
+
+
+def test_bf16_autocast_stays_close_to_fp32():
+    model, features = network(CENTER).float().eval(), clip(frames=8, height=4, width=4).float()
+    with torch.autocast("cpu", torch.bfloat16):
+        half = model(features).logits
+    assert (half.float() - model(features).logits).abs().max() < 0.1 * model(features).logits.abs().max()
+
+
+def test_compile_gives_the_same_result_in_one_graph():
+    model, features = network().float().eval(), clip().float()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(features).logits, model(features).logits)
+
+
+def test_export_with_a_dynamic_batch_gives_the_same_result():
+    model, features = network().float().eval(), clip(batch=3).float()
+    program = torch.export.export(model, (features,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
+    for batch in (3, 2, 1):
+        torch.testing.assert_close(program.module()(features[:batch]).logits, model(features[:batch]).logits)

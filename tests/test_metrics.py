@@ -1,0 +1,337 @@
+"""Video-level votes, intervals, floors; and the same with two processes that have seen different numbers of clips."""
+
+import csv
+import hashlib
+import math
+import socket
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.multiprocessing.spawn import start_processes
+
+from vtm.metrics import (
+    VideoAccuracy,
+    VideoMetric,
+    VideoMSE,
+    bootstrap_interval,
+    ids_sha256,
+    majority_floor,
+    mean_floor,
+    vote,
+    wilson_interval,
+)
+
+LVU = Path(__file__).parents[1] / "data" / "lvu" / "annotations"
+needs_lvu = pytest.mark.skipif(not LVU.is_dir(), reason=f"no annotations in {LVU}")
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def clips(seed: int = 0, videos: int = 9, classes: int = 3) -> tuple[Tensor, Tensor, Tensor]:
+    """Between one and four clips of each video, in any order, with probabilities that are often wrong."""
+    generator = torch.Generator().manual_seed(seed)
+    counts = torch.randint(1, 5, (videos,), generator=generator)
+    video = torch.arange(videos).repeat_interleave(counts)
+    video = video[torch.randperm(len(video), generator=generator)]
+    target = torch.randint(classes, (videos,), generator=generator)[video]
+    return torch.rand(len(video), classes, generator=generator).softmax(1), target, video
+
+
+def looped(scores: Tensor, target: Tensor, video: Tensor) -> dict[int, tuple[int, int]]:
+    """Prediction and target of each video, one clip at a time."""
+    answers = {}
+    for index in sorted(set(video.tolist())):
+        chosen = [n for n in range(len(video)) if video[n] == index]
+        mean = [sum(float(scores[n, k]) for n in chosen) / len(chosen) for k in range(scores.shape[1])]
+        answers[index] = (mean.index(max(mean)), int(target[chosen[0]]))
+    return answers
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_accuracy_equals_a_loop_over_videos(seed: int) -> None:
+    scores, target, video = clips(seed)
+    metric = VideoAccuracy(3)
+    for part in torch.arange(len(video)).split(4):
+        metric.update(scores[part], target[part], video[part])
+    answers = looped(scores, target, video)
+    right = [float(found == wanted) for found, wanted in answers.values()]
+    summary = metric.summary()
+    assert summary["value"] == pytest.approx(sum(right) / len(right))
+    assert float(metric.compute()) == pytest.approx(summary["value"])
+    assert summary["n"] == len(right) == 9
+    assert summary["interval"] == list(wilson_interval(int(sum(right)), 9))
+    recalls = []
+    for index in sorted({wanted for _, wanted in answers.values()}):
+        of_class = [float(found == wanted) for found, wanted in answers.values() if wanted == index]
+        recalls.append(sum(of_class) / len(of_class))
+    assert summary["macro_accuracy"] == pytest.approx(sum(recalls) / len(recalls))
+    by_clip = [float(int(scores[n].argmax()) == int(target[n])) for n in range(len(video))]
+    assert summary["clip_level"] == {"value": pytest.approx(sum(by_clip) / len(by_clip)), "n": len(by_clip)}
+
+
+def test_the_vote_weighs_probabilities_and_not_answers() -> None:
+    metric = VideoAccuracy(2)
+    metric.update(torch.tensor([[0.6, 0.4], [0.6, 0.4], [0.1, 0.9]]), torch.tensor([1, 1, 1]), torch.tensor([4, 4, 4]))
+    assert metric.compute() == 1
+    assert metric.summary()["clip_level"] == {"value": pytest.approx(1 / 3), "n": 3}
+
+
+def test_classes_without_videos_do_not_count_in_the_macro_accuracy() -> None:
+    metric = VideoAccuracy(5)
+    metric.update(torch.eye(5)[[0, 0, 0, 2]], torch.tensor([0, 0, 0, 1]), torch.arange(4))
+    assert metric.summary()["value"] == 0.75
+    assert metric.summary()["macro_accuracy"] == 0.5
+
+
+def test_nan_is_a_wrong_answer() -> None:
+    metric = VideoAccuracy(2)
+    metric.update(torch.tensor([[math.nan, math.nan], [math.nan, 0.5]]), torch.tensor([0, 1]), torch.tensor([0, 1]))
+    assert metric.compute() == 0
+
+
+def test_mse_averages_the_predictions_of_a_video() -> None:
+    metric = VideoMSE()
+    metric.update(torch.tensor([1.0, 3.0]), torch.tensor([4.0, 4.0]), torch.tensor([0, 0]))
+    metric.update(torch.tensor([0.0]), torch.tensor([1.0]), torch.tensor([8]))
+    summary = metric.summary()
+    assert metric.compute() == summary["value"] == 2.5  # ((2 - 4)² + (0 - 1)²) / 2
+    assert summary["clip_level"] == {"value": pytest.approx((9 + 1 + 1) / 3), "n": 3}
+    assert summary["interval"] == [1.0, 4.0]
+    assert set(summary) == {"level", "metric", "value", "interval", "n", "clip_level"}
+
+
+def test_half_precision_scores_are_averaged_in_full() -> None:
+    metric = VideoMSE()
+    metric.update(
+        torch.full((1000,), 0.1, dtype=torch.bfloat16), torch.zeros(1000), torch.zeros(1000, dtype=torch.int64)
+    )
+    assert float(metric.compute()) == pytest.approx(float(torch.tensor(0.1).bfloat16()) ** 2)
+
+
+def test_reset_forgets() -> None:
+    metric = VideoAccuracy(3)
+    metric.update(*clips(0))
+    metric.compute()
+    metric.reset()
+    metric.update(*clips(1, videos=4))
+    assert metric.summary()["n"] == 4
+
+
+def test_bad_updates_say_what_is_wrong() -> None:
+    scores, target, video = clips()
+    with pytest.raises(ValueError, match=r"expected scores \(\d+, 4\), got \(\d+, 3\)"):
+        VideoAccuracy(4).update(scores, target, video)
+    with pytest.raises(ValueError, match=r"expected scores \(\d+,\), got \(\d+, 3\)"):
+        VideoMSE().update(scores, target, video)
+    with pytest.raises(ValueError, match=r"expected target \(B,\)"):
+        VideoAccuracy(3).update(scores, target[:-1], video)
+    with pytest.raises(ValueError, match=r"expected video \(B,\)"):
+        VideoAccuracy(3).update(scores, target, video[:, None])
+    with pytest.raises(TypeError, match="expected video as int64"):
+        VideoAccuracy(3).update(scores, target, video.float())
+    with pytest.raises(TypeError, match="expected target as int64"):
+        VideoAccuracy(3).update(scores, target.float(), video)
+
+
+@pytest.mark.filterwarnings("ignore:The ``compute`` method")
+def test_bad_sets_of_clips_say_what_is_wrong() -> None:
+    for metric in (VideoAccuracy(3), VideoMSE()):
+        with pytest.raises(ValueError, match="the evaluated split is empty"):
+            metric.compute()
+    metric = VideoAccuracy(3)
+    metric.update(torch.eye(3), torch.tensor([0, 2, 1]), torch.tensor([5, 6, 5]))
+    with pytest.raises(ValueError, match="video 5 of the split has both"):
+        metric.compute()
+    metric.reset()
+    metric.update(torch.eye(3), torch.tensor([0, 3, 1]), torch.arange(3))
+    with pytest.raises(ValueError, match=r"expected classes in \[0, 3\), found class 3"):
+        metric.compute()
+    metric.reset()
+    metric.update(torch.eye(3), torch.tensor([0, 2, 1]), torch.tensor([0, 1, 7]))
+    with pytest.raises(ValueError, match="expected a cluster for each video up to 7, got 3"):
+        metric.summary(clusters=["a", "b", "c"])
+
+
+def test_clusters_are_found_by_the_index_of_the_video_and_widen_the_interval() -> None:
+    cameras, performances = 5, 16
+    metric = VideoAccuracy(2)
+    right = torch.arange(performances).remainder(4).gt(0).repeat_interleave(cameras)  # whole performances are wrong
+    order = torch.randperm(len(right), generator=torch.Generator().manual_seed(0))
+    metric.update(torch.eye(2)[right.long()][order], torch.ones(len(right), dtype=torch.int64), order)
+    performance = [index // cameras for index in range(len(right))]
+    low, high = metric.summary(clusters=performance)["interval"]
+    alone_low, alone_high = metric.summary()["interval"]
+    assert low < alone_low < 0.75 < alone_high < high
+    # 16 independent trials, not 80: the standard deviation is √(p(1 - p)/16)
+    assert (high - low) / 2 == pytest.approx(1.96 * math.sqrt(0.75 * 0.25 / 16), rel=0.1)
+
+
+def test_clusters_are_those_of_the_videos_that_were_evaluated() -> None:
+    metric = VideoMSE()
+    metric.update(torch.tensor([4.0, 1.0, 2.0, 3.0]), torch.zeros(4), torch.tensor([7, 0, 3, 5]))
+    summary = metric.summary(clusters="aabbccdd")
+    assert summary["interval"] == list(bootstrap_interval(torch.tensor([1.0, 4.0, 9.0, 16.0]), clusters="abcd"))
+    same = metric.summary(clusters=["x", None, None, "x", None, "y", None, "y"])
+    assert same["interval"] == list(bootstrap_interval(torch.tensor([1.0, 4.0, 9.0, 16.0]), clusters="xxyy"))
+
+
+def test_wilson_by_hand() -> None:
+    z2 = 1.959963984540054**2
+    assert wilson_interval(0, 10) == pytest.approx((0, z2 / (10 + z2)))
+    assert wilson_interval(10, 10) == pytest.approx((10 / (10 + z2), 1))
+    assert wilson_interval(50, 100) == pytest.approx((0.4038315, 0.5961685), abs=1e-6)
+    # the ends are the proportions p from which the observed one is z standard deviations √(p(1 - p)/n) away
+    for end in wilson_interval(27, 42):
+        assert abs(27 / 42 - end) == pytest.approx(1.959963984540054 * math.sqrt(end * (1 - end) / 42))
+    low, high = wilson_interval(64, 100, z=1.0)
+    assert (high - low) / 2 == pytest.approx(0.04777, abs=1e-4)
+    for correct, n in ((3, 2), (-1, 2), (0, 0)):
+        with pytest.raises(ValueError, match=f"got correct = {correct} and n = {n}"):
+            wilson_interval(correct, n)
+
+
+def test_bootstrap_of_many_values_is_the_normal_interval() -> None:
+    values = torch.randn(400, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    low, high = bootstrap_interval(values)
+    half = 1.96 * float(values.std(correction=0)) / 20
+    assert low == pytest.approx(float(values.mean()) - half, abs=0.1 * half)
+    assert high == pytest.approx(float(values.mean()) + half, abs=0.1 * half)
+    assert (low, high) == bootstrap_interval(values)
+    assert (low, high) != bootstrap_interval(values, seed=1)
+
+
+def test_bootstrap_of_clusters_draws_whole_ones() -> None:
+    values = torch.tensor([1.0, 1.0, 1.0, 5.0])
+    # two clusters of different sizes: twice the first, one of each, twice the second
+    assert bootstrap_interval(values, clusters=["a", "a", "a", "b"]) == (1.0, 5.0)
+    assert bootstrap_interval(values, clusters=["a"] * 4) == (2.0, 2.0)
+    with pytest.raises(ValueError, match="expected 4 clusters, one for each value, got 3"):
+        bootstrap_interval(values, clusters=["a"] * 3)
+    with pytest.raises(ValueError, match=r"expected values \(n,\) with n > 0, got \(0,\)"):
+        bootstrap_interval(values[:0])
+
+
+def test_floors() -> None:
+    assert majority_floor([2, 2, 0, 0, 1], [0, 0, 2, 1]) == 0.5  # of two majorities the lower
+    assert majority_floor(torch.tensor([1, 1, 0]), torch.tensor([0, 2])) == 0
+    assert mean_floor(torch.tensor([0.0, 1.0]), [0.5, 2.5]) == 2.0
+    for floor in (majority_floor, mean_floor):
+        with pytest.raises(ValueError, match="got 2 and 0"):
+            floor([0, 1], [])
+
+
+def test_hash_of_ids_is_that_of_the_sorted_lines() -> None:
+    wanted = hashlib.sha256("a/1.mp4\nb/1.mp4\né".encode()).hexdigest()
+    assert ids_sha256(["é", "b/1.mp4", "a/1.mp4"]) == wanted
+    assert ids_sha256(["b/1.mp4", "a/1.mp4"]) != wanted
+
+
+def targets(task: str, split: str) -> list[float]:
+    with open(LVU / task / f"{split}.csv", encoding="utf-8") as file:
+        rows = list(csv.reader(file, delimiter=" "))[1:]
+    if task == "like_ratio":
+        return [10 * int(row[0]) / (int(row[0]) + int(row[1])) - 9.138220535629456 for row in rows]
+    return [math.log(int(row[0])) - 11.76425435683139 if task == "view_count" else int(row[0]) for row in rows]
+
+
+@needs_lvu
+@pytest.mark.parametrize(
+    ("task", "percent"),
+    [
+        ("relationship", 52.38),
+        ("way_speaking", 26.87),
+        ("scene", 26.74),
+        ("director", 41.12),
+        ("genre", 21.17),
+        ("writer", 5.36),
+        ("year", 8.39),
+    ],
+)
+def test_floor_of_lvu_classification(task: str, percent: float) -> None:
+    floor = majority_floor(map(int, targets(task, "train")), map(int, targets(task, "test")))
+    assert round(100 * floor, 2) == percent
+
+
+@needs_lvu
+@pytest.mark.parametrize(
+    ("task", "split", "mse"),
+    [
+        ("like_ratio", "test", 0.606),
+        ("like_ratio", "val", 0.503),
+        ("view_count", "test", 4.084),
+        ("view_count", "val", 4.587),
+    ],
+)
+def test_floor_of_lvu_regression(task: str, split: str, mse: float) -> None:
+    assert round(mean_floor(targets(task, "train"), targets(task, split)), 3) == mse
+
+
+@needs_lvu
+@pytest.mark.parametrize(("task", "interval"), [("like_ratio", (0.437, 0.798)), ("view_count", (3.173, 5.085))])
+def test_interval_of_the_floor_of_lvu_regression(task: str, interval: tuple[float, float]) -> None:
+    train, test = targets(task, "train"), targets(task, "test")
+    errors = (torch.tensor(test, dtype=torch.float64) - sum(train) / len(train)) ** 2
+    assert bootstrap_interval(errors) == pytest.approx(interval, abs=0.03)  # of 200 000 draws by numpy
+
+
+def shares(clips: int) -> list[Tensor]:
+    """Which clips each of two ranks sees, most of them on the first."""
+    return [torch.arange(clips - 3), torch.arange(clips - 3, clips)]
+
+
+def fill(metric: VideoMetric, share: Tensor) -> None:
+    scores, target, video = clips()
+    if isinstance(metric, VideoMSE):
+        scores, target = scores[:, 0], target.float()
+    for first in range(0, len(share), 3):
+        part = share[first : first + 3]
+        metric.update(scores[part], target[part], video[part])
+
+
+def worker(rank: int, port: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"tcp://127.0.0.1:{port}", world_size=2, rank=rank, timeout=timedelta(seconds=60)
+    )
+    found: dict[str, Any] = {}
+    total = len(clips()[0])
+    for name, parts in (("uneven", shares(total)), ("empty", [torch.arange(total), torch.arange(0)])):
+        for metric in (VideoAccuracy(3), VideoMSE()):
+            fill(metric, parts[rank])
+            found[f"{name} {metric.name}"] = float(metric.compute()), metric.summary()
+            metric.reset()
+            fill(metric, torch.arange(total))  # and works on after that
+            assert metric.summary()["clip_level"]["n"] == 2 * total
+    torch.save(found, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_processes_with_different_numbers_of_clips_agree_with_one(tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    start_processes(worker, args=(port, str(tmp_path)), nprocs=2, start_method="fork")
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    for metric in (VideoAccuracy(3), VideoMSE()):
+        fill(metric, torch.arange(len(clips()[0])))
+        for name in ("uneven", "empty"):
+            for found in (first, second):
+                value, summary = found[f"{name} {metric.name}"]
+                assert value == pytest.approx(float(metric.compute()))
+                assert summary == metric.summary()
+
+
+def test_vote_orders_by_video() -> None:
+    votes, wanted, videos = vote(*clips(3))
+    assert videos.tolist() == sorted(videos.tolist()) == list(range(9))
+    answers = looped(*clips(3))
+    assert votes.argmax(1).tolist() == [found for found, _ in answers.values()]
+    assert wanted.tolist() == [target for _, target in answers.values()]

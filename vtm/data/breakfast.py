@@ -1,0 +1,45 @@
+"""Breakfast (Kuehne et al., CVPR 2014): ten activities, in VideoGraph's split by participant that ViS4mer publishes."""
+
+from typing import Unpack
+
+from vtm.data.datamodule import Loading, Split, VideoDataModule, find_video, name_classes, read_rows
+from vtm.data.dataset import Video
+
+_COLUMNS = ("file_name", "duration", "action", "class_id")
+_VAL_PARTICIPANTS = frozenset(f"P{number}" for number in range(40, 47))
+
+
+class BreakfastDataModule(VideoDataModule):
+    """Load Breakfast.
+
+    The published lists have no validation part: participants P40 to P46 are held out of the training list for it.
+    Videos lie as they are distributed, `videos/P03/cam01/P03_cereals.avi`, or flat under the names of the lists,
+    `videos/P03-cam01-P03_cereals.avi`.
+    """
+
+    def __init__(self, **loading: Unpack[Loading]) -> None:
+        super().__init__(**loading)
+        self._class_names: list[str] | None = None
+
+    @property
+    def class_names(self) -> list[str]:
+        """Name the ten activities as the lists do."""
+        if self._class_names is None:
+            path = self.annotation("train.csv")
+            rows = read_rows(path, _COLUMNS, delimiter=",")
+            self._class_names = name_classes(((int(row["class_id"]), row["action"]) for row in rows), source=path)
+        return self._class_names
+
+    def read_split(self, split: Split) -> list[Video]:
+        """List the videos of a split; ids are the names in the lists, one per camera."""
+        path = self.annotation("test.csv" if split == "test" else "train.csv")
+        videos = []
+        for row in read_rows(path, _COLUMNS, delimiter=","):
+            name = row["file_name"]
+            if name.count("-") != 2:
+                raise ValueError(f"{path}: expected names <participant>-<camera>-<participant>_<activity>, got {name}")
+            held_out = name.split("-")[0] in _VAL_PARTICIPANTS
+            if split == "test" or held_out == (split == "val"):
+                file = find_video(self.root / "videos", name.replace("-", "/"), name)
+                videos.append(Video(name, file, int(row["class_id"])))
+        return videos

@@ -1,0 +1,261 @@
+"""What all data sets share: batches from a list of videos, in an order that depends on seed and epoch alone."""
+
+import csv
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Literal, TypedDict
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Sampler
+
+from vtm.data.dataset import Clip, Video, VideoDataset, collate
+from vtm.data.sampling import ClipProtocol
+
+Split = Literal["train", "val", "test"]
+
+_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi")
+_HELP = 'the section "Data" of data/README.md'
+
+
+class Loading(TypedDict):
+    """Name the arguments that every data set takes; `VideoDataModule` explains them."""
+
+    root: Path | str
+    protocol: ClipProtocol
+    image_size: int
+    frames_per_step: int
+    batch_size: int
+    num_workers: int
+    seed: int
+
+
+class VideoDataModule(LightningDataModule, ABC):
+    """Load the splits of one data set, which lies in `root/annotations` and `root/videos`.
+
+    The samplers divide the work between devices themselves, so the trainer needs `use_distributed_sampler=False`.
+
+    Args:
+        root: The folder of the data set.
+        protocol: Says where clips start and at which times they look.
+        image_size: S, the side of the frames in pixels, as the encoder wants it.
+        frames_per_step: f, how many consecutive frames the encoder takes at each sampled time.
+        batch_size: Clips per step over all devices.
+        num_workers: Loading processes per device; 0 loads in the training process.
+        seed: Fixes, with the epoch, the order of the training videos.
+    """
+
+    def __init__(
+        self,
+        *,
+        root: Path | str,
+        protocol: ClipProtocol,
+        image_size: int,
+        frames_per_step: int,
+        batch_size: int,
+        num_workers: int,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self.root = Path(root)
+        self.protocol = protocol
+        self.image_size = image_size
+        self.frames_per_step = frames_per_step
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.seed = seed
+        self._splits: dict[Split, list[Video]] = {}
+
+    @abstractmethod
+    def read_split(self, split: Split) -> list[Video]:
+        """List the videos that the annotations name, whether their files are there or not, in a fixed order."""
+
+    @property
+    @abstractmethod
+    def class_names(self) -> list[str] | None:
+        """Name the classes in the order of their indices; None for regression."""
+
+    @property
+    def num_outputs(self) -> int:
+        """Count what a model has to put out: the classes, or one value."""
+        return 1 if self.class_names is None else len(self.class_names)
+
+    def videos(self, split: Split) -> list[Video]:
+        """List the videos of a split, all of which are there.
+
+        Raises:
+            FileNotFoundError: The folder, an annotation file or some of the videos are missing.
+        """
+        if split not in self._splits:
+            videos = self.read_split(split)
+            missing = [str(video.path) for video in videos if not video.path.is_file()]
+            if missing:
+                raise FileNotFoundError(
+                    f"{len(missing)} of the {len(videos)} {split} videos are missing, such as "
+                    f"{', '.join(missing[:3])}; put them there as {_HELP} describes"
+                )
+            self._splits[split] = videos
+        return self._splits[split]
+
+    def train_targets(self) -> Tensor:
+        """Collect the targets of training, (V,) int64 or float32; no video file is needed for them."""
+        dtype = torch.float32 if self.class_names is None else torch.int64
+        return torch.tensor([video.target for video in self.read_split("train")], dtype=dtype)
+
+    def annotation(self, *names: str) -> Path:
+        """Find an annotation file; several names are alternatives in order of preference.
+
+        Raises:
+            FileNotFoundError: The folder of the data set or all alternatives are missing.
+        """
+        if not self.root.is_dir():
+            raise FileNotFoundError(f"The folder {self.root} is missing; {_HELP} says how to get it.")
+        paths = [self.root / "annotations" / name for name in names]
+        for path in paths:
+            if path.is_file():
+                return path
+        raise FileNotFoundError(f"The file {' or '.join(map(str, paths))} is missing; {_HELP} says how to get it.")
+
+    def train_dataloader(self) -> DataLoader[Clip]:
+        """Load one clip of each training video, shuffled."""
+        videos = self.videos("train")
+        rank, world_size = self._place()
+        sampler = TrainSampler(len(videos), seed=self.seed, rank=rank, world_size=world_size)
+        return self._loader(self._dataset(videos, train=True), sampler)
+
+    def val_dataloader(self) -> DataLoader[Clip]:
+        """Load every clip of the validation videos once."""
+        return self._evaluation_loader("val")
+
+    def test_dataloader(self) -> DataLoader[Clip]:
+        """Load every clip of the test videos once."""
+        return self._evaluation_loader("test")
+
+    def _evaluation_loader(self, split: Split) -> DataLoader[Clip]:
+        dataset = self._dataset(self.videos(split), train=False)
+        rank, world_size = self._place()
+        return self._loader(dataset, EvalSampler(len(dataset), rank=rank, world_size=world_size))
+
+    def _dataset(self, videos: list[Video], *, train: bool) -> VideoDataset:
+        return VideoDataset(
+            videos, self.protocol, image_size=self.image_size, frames_per_step=self.frames_per_step, train=train
+        )
+
+    def _loader(self, dataset: VideoDataset, sampler: Sampler[int]) -> DataLoader[Clip]:
+        _, world_size = self._place()
+        if self.batch_size % world_size:
+            raise ValueError(
+                f"batch_size counts the clips on all devices and must be a multiple of their number, got batch_size = "
+                f"{self.batch_size} and {world_size} devices; change one of them"
+            )
+        return DataLoader(  # torch gives each loading process one thread: the processes are the parallelism
+            dataset,
+            batch_size=self.batch_size // world_size,
+            sampler=sampler,
+            num_workers=self.num_workers,
+            collate_fn=collate,
+            pin_memory=torch.cuda.is_available(),
+            persistent_workers=self.num_workers > 0 and not dataset.train,  # a resumed run has new workers, too
+        )
+
+    def _place(self) -> tuple[int, int]:
+        """Return the rank of this process and the number of processes."""
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+
+class TrainSampler(Sampler[int]):
+    """Shuffle by seed and epoch and give each rank the same number of items, all different.
+
+    The few items that do not divide evenly are left out, other ones in every epoch.
+
+    Args:
+        size: The number of items.
+        seed: Fixes the orders of all epochs.
+        rank: This process.
+        world_size: The number of processes.
+    """
+
+    def __init__(self, size: int, *, seed: int, rank: int, world_size: int) -> None:
+        if size < world_size:
+            raise ValueError(f"expected at least one training video per device, got {size} for {world_size} devices")
+        self.size = size
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order of the next pass; the trainer calls it at the start of every epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        """Count the items of this rank."""
+        return self.size // self.world_size
+
+    def __iter__(self) -> Iterator[int]:
+        """Go through the items of this rank."""
+        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.size)
+        return iter(order[self.rank : len(self) * self.world_size : self.world_size].tolist())
+
+
+class EvalSampler(Sampler[int]):
+    """Give rank r the items r, r + world_size, …, so that all ranks together see every item exactly once.
+
+    Args:
+        size: The number of items.
+        rank: This process.
+        world_size: The number of processes.
+    """
+
+    def __init__(self, size: int, *, rank: int, world_size: int) -> None:
+        self.items = range(rank, size, world_size)
+
+    def __len__(self) -> int:
+        """Count the items of this rank."""
+        return len(self.items)
+
+    def __iter__(self) -> Iterator[int]:
+        """Go through the items of this rank in order."""
+        return iter(self.items)
+
+
+def read_rows(path: Path, columns: Iterable[str], *, delimiter: str) -> list[dict[str, str]]:
+    """Read an annotation table whose header must name exactly these columns.
+
+    Raises:
+        ValueError: The header or the number of fields in a row is another one.
+    """
+    columns = list(columns)
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.reader(file, delimiter=delimiter, quoting=csv.QUOTE_NONE))
+    if not rows or rows[0] != columns:
+        raise ValueError(f"{path}: expected the columns {columns}, got {rows[:1]}; get the original file")
+    for number, row in enumerate(rows, start=1):
+        if len(row) != len(columns):
+            raise ValueError(f"{path}, line {number}: expected the fields {columns}, got {row}; get the original file")
+    return [dict(zip(columns, row, strict=True)) for row in rows[1:]]
+
+
+def name_classes(pairs: Iterable[tuple[int, str]], *, source: Path) -> list[str]:
+    """List class names by index; an index below the largest that has no name gets a made-up one.
+
+    Raises:
+        ValueError: One index has two names.
+    """
+    names: dict[int, str] = {}
+    for index, name in pairs:
+        if names.setdefault(index, name) != name:
+            raise ValueError(f"{source}: expected one name per class, got {names[index]} and {name} for class {index}")
+    return [names.get(index, f"class {index}, without videos") for index in range(max(names) + 1)]
+
+
+def find_video(folder: Path, *stems: str) -> Path:
+    """Find a video whose container is not known; the first stem that is there with any suffix wins.
+
+    Returns the path with the first stem and suffix where no file is there, for the list of what is missing.
+    """
+    paths = [folder / f"{stem}{suffix}" for stem in stems for suffix in _SUFFIXES]
+    return next((path for path in paths if path.is_file()), paths[0])

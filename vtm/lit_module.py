@@ -1,0 +1,225 @@
+"""The only LightningModule: encode, model, task, log. What differs between data sets is in the task and the data."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+
+from vtm.data.dataset import Batch
+from vtm.encoders import Encoder
+from vtm.metrics import VideoMetric, ids_sha256
+from vtm.models import VTM, VTMOutput
+from vtm.tasks import Task
+
+CHECKPOINT_FORMAT = 1
+
+
+class VTMModule(L.LightningModule):
+    """Train, validate and test a VTM network on the features of a frozen encoder.
+
+    Checkpoints hold the network and the task but not the encoder, whose key they name; they contain plain values and
+    tensors only, so `torch.load(weights_only=True)` reads them.
+
+    Args:
+        encoder: frozen; its key must be that of the checkpoint when one is loaded.
+        model: the network.
+        task: loss, scores and metric.
+        optimizer: makes the optimizer of the network's parameters.
+        scheduler: makes the learning-rate schedule, `scheduler(optimizer, total_steps=…, total_epochs=…)`.
+        config: the run's resolved configuration in plain containers, kept in the checkpoint.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        model: VTM,
+        task: Task,
+        *,
+        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
+        scheduler: Callable[..., LRScheduler],
+        config: dict[str, Any],
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.model = model
+        self.task = task
+        self.optimizer = optimizer
+        self.scheduler = scheduler
+        self.config = config
+        self.val_metric = task.metric()
+        self.test_metric = task.metric()
+        self.summaries: dict[str, dict[str, Any]] = {}
+
+    def setup(self, stage: str) -> None:
+        """Check that data and encoder fit, and show the task the training targets."""
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        if data.frames_per_step != self.encoder.frames_per_step:
+            raise ValueError(
+                f"data.frames_per_step = {data.frames_per_step}, but encoder {self.encoder.key} takes "
+                f"{self.encoder.frames_per_step} frames per step; change one of them"
+            )
+        if stage == "fit":
+            self.task.fit_targets(data.train_targets())
+
+    def forward(self, batch: Batch) -> VTMOutput:
+        """Run encoder and network; in evaluation any sampling depends on the clip's id alone."""
+        features = self.encoder(batch.inputs)
+        generator = None if self.training else [clip_generator(clip) for clip in batch.id]
+        output: VTMOutput = self.model(features, motion=batch.motion, mask=batch.mask, generator=generator)
+        return output
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the loss of main and auxiliary path."""
+        output = self(batch)
+        losses = self.task.loss(output.logits, output.aux_logits, batch.target)
+        values = {f"train/{name}": value.detach() for name, value in losses.items()}
+        self.log_dict(values, batch_size=len(batch.id), prog_bar=True)
+        return losses["loss"]
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Collect the scores of the clips."""
+        self._score("val", self.val_metric, batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Collect the scores of the clips."""
+        self._score("test", self.test_metric, batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Let the clips of each video vote."""
+        self._summarise("val", self.val_metric)
+
+    def on_test_epoch_end(self) -> None:
+        """Let the clips of each video vote."""
+        self._summarise("test", self.test_metric)
+
+    def summary(self, stage: str) -> dict[str, Any]:
+        """Return the last result on "val" or "test", with its floor and the hash of the ids evaluated."""
+        return self.summaries[stage]
+
+    def configure_optimizers(self) -> Any:
+        """Optimise the network; the schedule moves every step."""
+        optimizer = self.optimizer(self.model.parameters())
+        steps, epochs = int(self.trainer.estimated_stepping_batches), self.trainer.max_epochs
+        scheduler = self.scheduler(optimizer, total_steps=steps, total_epochs=epochs)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leave the encoder out, and say what the checkpoint is."""
+        state = checkpoint["state_dict"]
+        checkpoint["state_dict"] = {name: value for name, value in state.items() if not name.startswith("encoder.")}
+        checkpoint["vtm"] = {"format": CHECKPOINT_FORMAT, "encoder": self.encoder.key, "config": self.config}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Check that the checkpoint is ours and of this encoder, whose weights it lacks."""
+        key = _facts(checkpoint, "this checkpoint")["encoder"]
+        if key != self.encoder.key:
+            raise ValueError(f"the checkpoint belongs to encoder {key}, but this run has {self.encoder.key}")
+        encoder = {f"encoder.{name}": value for name, value in self.encoder.state_dict().items()}
+        checkpoint["state_dict"] = {**checkpoint["state_dict"], **encoder}
+
+    def load_pretrained(self, path: str | Path) -> None:
+        """Start from the network of a checkpoint, with a head of our own (fine-tuning).
+
+        Raises:
+            ValueError: if it is no checkpoint of vtm, or belongs to another encoder or network.
+        """
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        key = _facts(checkpoint, str(path))["encoder"]
+        if key != self.encoder.key:
+            raise ValueError(f"{path} belongs to encoder {key}, but this run has {self.encoder.key}")
+        state = {name: value for name, value in checkpoint["state_dict"].items() if name.startswith("model.")}
+        theirs = {name.removeprefix("model."): value for name, value in state.items() if ".head." not in name}
+        ours = {name: value for name, value in self.model.state_dict().items() if not name.startswith("head.")}
+        differing = sorted(
+            name for name in theirs.keys() | ours.keys()
+            if name not in theirs or name not in ours or theirs[name].shape != ours[name].shape
+        )  # fmt: skip
+        if differing:
+            raise ValueError(
+                f"{path} holds another network: {len(differing)} of its tensors, such as {differing[0]}, are missing "
+                f"here or have another shape; use the model and merging settings that it was trained with"
+            )
+        self.model.load_state_dict(theirs, strict=False)
+
+    def _score(self, stage: str, metric: VideoMetric, batch: Batch) -> None:
+        output = self(batch)
+        metric.update(self.task.scores(output.logits), batch.target, batch.index)
+        loss = self.task.loss(output.logits, None, batch.target)["loss"]
+        self.log(f"{stage}/loss", loss, batch_size=len(batch.id), on_epoch=True, sync_dist=True)
+
+    def _summarise(self, stage: str, metric: VideoMetric) -> None:
+        if self.trainer.state.fn != TrainerFn.FITTING:
+            self.summaries[stage] = self._describe(stage, metric.summary())
+        value = metric.compute()
+        metric.reset()
+        self.log(f"{stage}/{self.task.metric_name}", value, prog_bar=True)
+        self.log(f"{stage}/score", value if self.task.mode == "max" else -value)  # higher is better, whatever the task
+
+    def _describe(self, stage: str, summary: dict[str, Any]) -> dict[str, Any]:
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        videos = data.videos(stage)
+        evaluated = [videos[index] for index in summary.pop("videos")]
+        targets = [video.target for video in evaluated]
+        return summary | {
+            "floor": self.task.floor(data.train_targets().tolist(), targets),
+            "missing": len(data.read_split(stage)) - len(evaluated),
+            "ids_sha256": ids_sha256(video.id for video in evaluated),
+        }
+
+
+def clip_generator(clip: str) -> torch.Generator:
+    """Seed the noise of one clip by its id, on the CPU: the same on every device and in every batch."""
+    seed = int.from_bytes(hashlib.sha256(clip.encode()).digest()[:8], "big")
+    return torch.Generator().manual_seed(seed)
+
+
+def cosine_with_warmup(optimizer: Optimizer, *, total_steps: int, total_epochs: int, warmup_epochs: int) -> LambdaLR:
+    """Raise the learning rate linearly from zero during warm-up, then let it fall to zero along a half cosine.
+
+    Args:
+        optimizer: its learning rates are the peak.
+        total_steps: optimisation steps of the whole training.
+        total_epochs: epochs of the whole training.
+        warmup_epochs: epochs of warm-up; must be fewer than total_epochs.
+
+    Raises:
+        ValueError: if the warm-up does not leave an epoch for the rest.
+    """
+    if not 0 <= warmup_epochs < total_epochs:
+        raise ValueError(
+            f"scheduler.warmup_epochs = {warmup_epochs} must be fewer than trainer.max_epochs = {total_epochs}"
+        )
+    warmup = total_steps * warmup_epochs // total_epochs
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / (warmup + 1)
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, total_steps - warmup))))
+
+    return LambdaLR(optimizer, factor)
+
+
+def auto_precision() -> str:
+    """Choose bf16 mixed precision where the GPU has it in hardware, else fp32."""
+    native = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bf16-mixed" if native else "32-true"
+
+
+def _facts(checkpoint: dict[str, Any], name: str) -> dict[str, Any]:
+    facts: dict[str, Any] = checkpoint.get("vtm", {})
+    if facts.get("format") != CHECKPOINT_FORMAT:
+        raise ValueError(
+            f"{name} is no vtm checkpoint of format {CHECKPOINT_FORMAT}, found format {facts.get('format')}; "
+            f"use the version of vtm that wrote it"
+        )
+    return facts

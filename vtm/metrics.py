@@ -1,0 +1,325 @@
+"""Scores of whole videos, with the floor, the interval and the hash of the videos that a score needs to mean something.
+
+A video is scored by a vote: the scores of its clips are averaged, and the video counts once. The metrics keep every
+clip until they are asked, so the ranks of a distributed run may have seen different numbers of clips, or none.
+"""
+
+import hashlib
+import math
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Hashable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
+
+
+class VideoMetric(Metric, ABC):
+    """Collect the scores of clips, and score the videos that they belong to."""
+
+    is_differentiable = False
+    full_state_update = False
+    name: str
+    scores: list[Tensor]
+    target: list[Tensor]
+    video: list[Tensor]
+
+    def __init__(self) -> None:
+        super().__init__()
+        for state in ("scores", "target", "video"):
+            self.add_state(state, default=[], dist_reduce_fx="cat")
+
+    def update(self, scores: Tensor, target: Tensor, video: Tensor) -> None:
+        """Add the clips of one batch.
+
+        Args:
+            scores: Of each clip, (B, K) probabilities or (B,) predictions.
+            target: (B,) class index or value, the same for all clips of a video.
+            video: (B,) index of the clip's video in its split; clips of the same index vote together.
+
+        Raises:
+            ValueError: A shape is not as above.
+            TypeError: An index is no int64.
+        """
+        no_scores, no_target = self._no_clips()
+        wanted = (len(scores), *no_scores.shape[1:])
+        if scores.shape != wanted:
+            raise ValueError(f"expected scores {wanted}, got {tuple(scores.shape)}")
+        for what, found, dtype in (("target", target, no_target.dtype), ("video", video, torch.int64)):
+            if found.shape != wanted[:1]:
+                raise ValueError(f"expected {what} (B,) = {wanted[:1]} to go with the scores, got {tuple(found.shape)}")
+            if dtype == torch.int64 and found.dtype != dtype:
+                raise TypeError(f"expected {what} as int64 indices, got {found.dtype}")
+        self.scores.append(scores.detach().to(no_scores.dtype))
+        self.target.append(target.detach().to(no_target.dtype))
+        self.video.append(video.detach())
+
+    def sync(self, *args: Any, **kwargs: Any) -> None:
+        """Gather the clips of all ranks."""
+        if not self.video:
+            # torchmetrics stands in for a rank without clips with a float vector, which does not gather with the rest
+            no_scores, no_target = self._no_clips()
+            self.scores.append(no_scores.to(self.device))
+            self.target.append(no_target.to(self.device))
+            self.video.append(torch.empty(0, dtype=torch.int64, device=self.device))
+        super().sync(*args, **kwargs)
+
+    def compute(self) -> Tensor:
+        """Score the videos seen since the last reset.
+
+        Raises:
+            ValueError: There are none, or the clips of a video disagree about its target.
+        """
+        votes, targets, _ = vote(*self._clips())
+        return self._values(votes, targets).mean().to(self.device, torch.float32)
+
+    def summary(self, *, clusters: Sequence[Hashable] | None = None) -> dict[str, Any]:
+        """Describe the score the way `results.json` does. Every rank has to call it, and every rank gets the same.
+
+        Args:
+            clusters: What each video of the split belongs to, at the video's index. Videos of one cluster, such as the
+                cameras of one performance, are not independent, and the interval takes that into account.
+
+        Returns:
+            `level`, `metric`, `value`, the 95 % `interval`, the number `n` of videos and their indices `videos`, what
+            the metric adds, and `clip_level` with the `value` and the number `n` of clips.
+
+        Raises:
+            ValueError: As `compute`; or a video has no cluster.
+        """
+        with self.sync_context():
+            scores, target, video = self._clips()
+        votes, targets, videos = vote(scores, target, video)
+        if clusters is not None and int(videos[-1]) >= len(clusters):
+            raise ValueError(f"expected a cluster for each video up to {int(videos[-1])}, got {len(clusters)} clusters")
+        values = self._values(votes, targets)
+        chosen = None if clusters is None else [clusters[index] for index in videos.tolist()]
+        return {
+            "level": "video",
+            "metric": self.name,
+            "value": values.mean().item(),
+            "interval": list(self._interval(values, chosen)),
+            "n": len(values),
+            "videos": videos.tolist(),
+            **self._details(values, targets),
+            "clip_level": {"value": self._values(scores.double(), target).mean().item(), "n": len(scores)},
+        }
+
+    @abstractmethod
+    def _no_clips(self) -> tuple[Tensor, Tensor]:
+        """Return the scores and targets of a batch without clips."""
+
+    @abstractmethod
+    def _values(self, scores: Tensor, target: Tensor) -> Tensor:
+        """Score each item by itself, (n,) float64; the metric is their mean."""
+
+    @abstractmethod
+    def _interval(self, values: Tensor, clusters: Sequence[Hashable] | None) -> tuple[float, float]:
+        """Return the 95 % interval of the mean of the values."""
+
+    @abstractmethod
+    def _details(self, values: Tensor, target: Tensor) -> dict[str, Any]:
+        """Return what else there is to say about the values of the videos."""
+
+    def _clips(self) -> tuple[Tensor, Tensor, Tensor]:
+        if not len(self.video) or not len(dim_zero_cat(self.video)):
+            raise ValueError(f"expected clips to compute the {self.name} of, got none: the evaluated split is empty")
+        # on the CPU, because sums are in float64 and in a fixed order there on every machine
+        return dim_zero_cat(self.scores).cpu(), dim_zero_cat(self.target).cpu(), dim_zero_cat(self.video).cpu()
+
+
+class VideoAccuracy(VideoMetric):
+    """Compute the fraction of videos whose averaged probabilities are highest for the right class.
+
+    Args:
+        num_classes: K.
+    """
+
+    name = "accuracy"
+    higher_is_better = True
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+
+    def _no_clips(self) -> tuple[Tensor, Tensor]:
+        return torch.empty(0, self.num_classes), torch.empty(0, dtype=torch.int64)
+
+    def _values(self, scores: Tensor, target: Tensor) -> Tensor:
+        wrong = target[(target < 0) | (target >= self.num_classes)]
+        if len(wrong):
+            raise ValueError(f"expected classes in [0, {self.num_classes}), found class {int(wrong[0])} in the targets")
+        # a model that has diverged is wrong, whatever class the largest of its NaNs has
+        return ((scores.argmax(1) == target) & ~scores.isnan().any(1)).double()
+
+    def _interval(self, values: Tensor, clusters: Sequence[Hashable] | None) -> tuple[float, float]:
+        if clusters is None:
+            return wilson_interval(int(values.sum()), len(values))
+        return bootstrap_interval(values, clusters=clusters)
+
+    def _details(self, values: Tensor, target: Tensor) -> dict[str, Any]:
+        recalls = [values[target == index].mean() for index in set(target.tolist())]
+        return {"macro_accuracy": torch.stack(recalls).mean().item()}
+
+
+class VideoMSE(VideoMetric):
+    """Compute the mean squared error of the averaged predictions of each video."""
+
+    name = "mse"
+    higher_is_better = False
+
+    def _no_clips(self) -> tuple[Tensor, Tensor]:
+        return torch.empty(0), torch.empty(0)
+
+    def _values(self, scores: Tensor, target: Tensor) -> Tensor:
+        return (scores.double() - target.double()).square()
+
+    def _interval(self, values: Tensor, clusters: Sequence[Hashable] | None) -> tuple[float, float]:
+        return bootstrap_interval(values, clusters=clusters)
+
+    def _details(self, values: Tensor, target: Tensor) -> dict[str, Any]:
+        return {}
+
+
+def vote(scores: Tensor, target: Tensor, video: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Average the scores of the clips of each video, on the CPU.
+
+    Args:
+        scores: (n, K) or (n,), of clips.
+        target: (n,), of the clip's video.
+        video: (n,) index of the clip's video.
+
+    Returns:
+        Per video and by ascending index: mean score in float64, target, index.
+
+    Raises:
+        ValueError: The clips of a video disagree about its target.
+
+    >>> vote(torch.tensor([0.2, 0.4, 0.9]), torch.tensor([1.0, 1.0, 2.0]), torch.tensor([7, 7, 3]))[0]
+    tensor([0.9000, 0.3000], dtype=torch.float64)
+    """
+    videos = torch.tensor(sorted(set(video.tolist())))
+    place = torch.searchsorted(videos, video)
+    targets = torch.empty(len(videos), dtype=target.dtype).scatter_(0, place, target)
+    odd = (target != targets[place]).nonzero()
+    if len(odd):
+        first = int(odd[0])
+        raise ValueError(
+            f"expected one target for all clips of a video, but video {int(video[first])} of the split has both "
+            f"{target[first].item():g} and {targets[place[first]].item():g}"
+        )
+    counts = place.bincount().reshape(-1, *[1] * (scores.ndim - 1))
+    sums = torch.zeros(len(videos), *scores.shape[1:], dtype=torch.float64)
+    return sums.index_add_(0, place, scores.double()) / counts, targets, videos
+
+
+def wilson_interval(correct: int, n: int, *, z: float = 1.959963984540054) -> tuple[float, float]:
+    """Compute Wilson's score interval of a proportion, which stays inside [0, 1] and right for few videos.
+
+    Args:
+        correct: Number of successes.
+        n: Number of trials.
+        z: Quantile of the normal distribution; the default gives 95 %.
+
+    Raises:
+        ValueError: There are no trials, or more successes than trials.
+
+    >>> low, high = wilson_interval(27, 42)  # VTM on LVU's relationship task
+    >>> print(f"{low:.3f} {high:.3f}")
+    0.492 0.770
+    """
+    if not 0 <= correct <= n or n == 0:
+        raise ValueError(f"expected 0 <= correct <= n and n > 0, got correct = {correct} and n = {n}")
+    share = correct / n
+    middle = share + z**2 / (2 * n)
+    half = z * math.sqrt(share * (1 - share) / n + (z / (2 * n)) ** 2)
+    scale = 1 + z**2 / n
+    return max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)
+
+
+def bootstrap_interval(
+    values: Tensor, *, clusters: Sequence[Hashable] | None = None, resamples: int = 10_000, seed: int = 0
+) -> tuple[float, float]:
+    """Compute the 95 % percentile interval of a mean by drawing the values again, with replacement.
+
+    Args:
+        values: (n,), one per video.
+        clusters: Of each value. Whole clusters are drawn, because the values of one cluster depend on each other.
+        resamples: How often to draw; the ends of the interval are good to about 1 % of its width with the default.
+        seed: Of the draws.
+
+    Raises:
+        ValueError: There are no values, or not one cluster for each.
+
+    >>> low, high = bootstrap_interval(torch.tensor([0.0, 1.0]).repeat(50))
+    >>> print(f"{low:.1f} {high:.1f}")
+    0.4 0.6
+    """
+    if values.ndim != 1 or not len(values):
+        raise ValueError(f"expected values (n,) with n > 0, got {tuple(values.shape)}")
+    if clusters is None:
+        clusters = range(len(values))
+    if len(clusters) != len(values):
+        raise ValueError(f"expected {len(values)} clusters, one for each value, got {len(clusters)}")
+    number = {cluster: index for index, cluster in enumerate(dict.fromkeys(clusters))}
+    place = torch.tensor([number[cluster] for cluster in clusters])
+    sizes = place.bincount().double()
+    sums = torch.zeros_like(sizes).index_add_(0, place, values.double().cpu())
+    generator = torch.Generator().manual_seed(seed)
+    means = torch.empty(resamples, dtype=torch.float64)
+    for index in range(resamples):
+        drawn = torch.randint(len(sums), (len(sums),), generator=generator)
+        means[index] = sums[drawn].sum() / sizes[drawn].sum()
+    low, high = means.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return low, high
+
+
+def majority_floor(train_targets: Iterable[int], targets: Iterable[int]) -> float:
+    """Compute the accuracy of always answering with the most frequent class of the training videos.
+
+    Of equally frequent classes, the one with the lower index counts.
+
+    Raises:
+        ValueError: One of the two is empty.
+
+    >>> majority_floor([0, 1, 1], [1, 0, 1, 2])
+    0.5
+    """
+    train, test = Counter(map(int, train_targets)), Counter(map(int, targets))
+    _both_there(train.total(), test.total())
+    majority = min(train, key=lambda index: (-train[index], index))
+    return test[majority] / test.total()
+
+
+def mean_floor(train_targets: Iterable[float], targets: Iterable[float]) -> float:
+    """Compute the mean squared error of always answering with the mean of the training videos.
+
+    Raises:
+        ValueError: One of the two is empty.
+
+    >>> mean_floor([1.0, 3.0], [2.0, 4.0])
+    2.0
+    """
+    train, test = list(map(float, train_targets)), list(map(float, targets))
+    _both_there(len(train), len(test))
+    mean = math.fsum(train) / len(train)
+    return math.fsum((target - mean) ** 2 for target in test) / len(test)
+
+
+def ids_sha256(ids: Iterable[str]) -> str:
+    """Hash the ids of the evaluated videos, whatever their order: equal hashes mean equal test sets.
+
+    To compute it elsewhere: `sort` the ids as UTF-8, join them by newlines without a last one, SHA-256.
+
+    >>> ids_sha256(["b", "a"])[:8] == ids_sha256(["a", "b"])[:8]
+    True
+    """
+    return hashlib.sha256("\n".join(sorted(ids)).encode()).hexdigest()
+
+
+def _both_there(train: int, test: int) -> None:
+    if not train or not test:
+        raise ValueError(f"expected targets to train on and to evaluate on, got {train} and {test}")
