@@ -1,5 +1,6 @@
 """Train and test a video token merging model: python train.py experiment=demo."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ def run(cfg: DictConfig) -> None:
     from vtm.callbacks import ResultsWriter, finish_wandb
     from vtm.lit_module import VTMModule
 
+    warnings.filterwarnings("ignore", "Found .* in eval mode")  # the frozen encoder
+    warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated")  # Lightning's own use of torch
     lightning.seed_everything(cfg.seed, workers=True, verbose=False)
     config: Any = OmegaConf.to_container(cfg, resolve=True)
     data = instantiate(cfg.data)

@@ -135,7 +135,7 @@ def test_options_are_checked() -> None:
     for weights in ([1.0, -1.0, 1.0], [0.0, 0.0, 0.0], [1.0, math.inf, 1.0]):
         with pytest.raises(ValueError, match="expected class_weights of at least 0"):
             classification(class_weights=weights)
-    with pytest.raises(ValueError, match="expected num_classes of at least 2, got 1"):
+    with pytest.raises(ValueError, match="expected at least 2 classes, got 1"):
         classification(1)
     with pytest.raises(ValueError, match=r"expected label_smoothing in \[0, 1\], got 1\.5"):
         classification(label_smoothing=1.5)

@@ -8,6 +8,7 @@ import random
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
@@ -17,7 +18,7 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
-from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -277,6 +278,23 @@ def source_commit(path: Path) -> str | None:
         return f"{commit}+dirty" if _git(path.parent, "status", "--porcelain") else commit
     except (FileNotFoundError, subprocess.CalledProcessError):
         return None
+
+
+def csv_logger(*, save_dir: str | Path) -> CSVLogger:
+    """Log to `metrics.csv`; the file of a run that is being resumed is kept as `metrics.1.csv` and so on.
+
+    Args:
+        save_dir: The folder of the run.
+    """
+    logger = CSVLogger(save_dir, name="", version="")
+    path = Path(save_dir, "metrics.csv")
+    if getattr(rank_zero_only, "rank", 0) == 0:
+        if path.exists():
+            path.rename(next(p for i in range(1, 10_000) if not (p := path.with_name(f"metrics.{i}.csv")).exists()))
+        with warnings.catch_warnings():  # that the folder is not empty, which a run's folder never is
+            warnings.simplefilter("ignore", UserWarning)
+            _ = logger.experiment
+    return logger
 
 
 def wandb_logger(

@@ -185,11 +185,11 @@ def test_expanded_and_transposed_tensors_merge_alike() -> None:
 
 
 @pytest.mark.parametrize("dtype", HALF)
-@pytest.mark.parametrize("kind", ["plain", "size", "motion", "saliency"])
-@pytest.mark.parametrize("merge_count", [60, 199])
+@pytest.mark.parametrize("kind", ["plain", "saliency"])
+@pytest.mark.parametrize("merge_count", [60, 119])
 def test_half_precision_rounds_once(kind: str, dtype: torch.dtype, merge_count: int) -> None:
-    tokens = cast(reference.random_tokens(2, 200, seed=0), dtype)._replace(x=torch.randn(2, 200, 8).to(dtype) + 3)
-    groups = random_groups(200, merge_count)
+    tokens = cast(reference.random_tokens(2, 120, seed=0), dtype)._replace(x=torch.randn(2, 120, 8).to(dtype) + 3)
+    groups = random_groups(120, merge_count)
     weights, _ = make_weights(kind, tokens)
     merged = merge(Tokens(*tokens), Grouping(*groups), weights=weights)
     wide = tokens._replace(x=tokens.x.double())

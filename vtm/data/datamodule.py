@@ -158,7 +158,8 @@ class VideoDataModule(LightningDataModule, ABC):
             num_workers=self.num_workers,
             collate_fn=collate,
             pin_memory=torch.cuda.is_available(),
-            persistent_workers=self.num_workers > 0 and not dataset.train,  # a resumed run has new workers, too
+            persistent_workers=self.num_workers > 0
+            and isinstance(sampler, EvalSampler),  # new ones after a resume, too
         )
 
     def _place(self) -> tuple[int, int]:

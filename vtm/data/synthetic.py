@@ -33,7 +33,7 @@ class Scene:
     """Draw videos of one kind.
 
     Args:
-        num_classes: How many pairs of colours there are, at most 8.
+        num_classes: How many pairs of colours there are, at most 4.
         seconds: Length of a video.
         fps: Frames per second.
         height: Of the frames in pixels, even.
@@ -41,7 +41,7 @@ class Scene:
         object_size: Diameter of the disc that tells the class, in pixels.
         min_visible: Smallest share of the time for which the disc is on screen.
         max_visible: Largest share.
-        num_distractors: Moving shapes on screen at any time, half of them neutral, half in one colour of some class.
+        num_distractors: Moving shapes on screen at any time, half of them grey, half in a pale colour of any class.
         noise: Standard deviation of the sensor noise, in grey levels.
     """
 
@@ -57,8 +57,8 @@ class Scene:
     noise: float = 4.0
 
     def __post_init__(self) -> None:
-        if not 2 <= self.num_classes <= len(_HUES):
-            raise ValueError(f"expected 2 to {len(_HUES)} for num_classes, got {self.num_classes}")
+        if not 2 <= self.num_classes <= len(_HUES) // 2:
+            raise ValueError(f"expected 2 to {len(_HUES) // 2} for num_classes, got {self.num_classes}")
         if not 0 < self.min_visible <= self.max_visible <= 1:
             raise ValueError(
                 f"expected 0 < min_visible <= max_visible <= 1, got {self.min_visible} and {self.max_visible}"
@@ -73,9 +73,9 @@ class Scene:
 
     @property
     def class_names(self) -> list[str]:
-        """Name the classes by their two colours; every colour occurs in several classes."""
+        """Name the classes by their two colours, which are neighbours on the colour wheel."""
         colours = list(_HUES)
-        return [f"{colours[k]}-{colours[(k + 3) % len(colours)]}" for k in range(self.num_classes)]
+        return [f"{colours[2 * k]}-{colours[2 * k + 1]}" for k in range(self.num_classes)]
 
     def render(self, label: int, rng: np.random.Generator) -> Iterator[NDArray[np.uint8]]:
         """Draw the frames (H, W, 3) of a video of one class; the same state of the generator gives the same video."""
@@ -118,7 +118,8 @@ class Scene:
         moving = []
         for number in range(self.num_distractors):
             grey = np.full(3, rng.uniform(20, 235))
-            colour = grey if number % 2 else _rgb(colours[rng.integers(len(colours))])
+            pale = 0.4 * _rgb(colours[rng.integers(len(colours))]) + 0.6 * grey
+            colour = grey if number % 2 else pale
             size = int(self.object_size * rng.uniform(0.6, 1.2))
             box = (0, 0, self.height, self.width)
             moving.append((_shape(size, colour, rng), _bounce(length, box, size, speed=32 / self.fps, rng=rng)))

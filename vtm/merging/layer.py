@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vtm.merging.matching import match_bipartite
@@ -43,8 +44,10 @@ class SaliencyEstimator(nn.Module):
         self.u = nn.Linear(dim, 1, bias=False)
 
     def forward(self, keys: Tensor) -> Tensor:
-        """Map keys (B, N, D) to saliency (B, N) in (−1, 1)."""
-        return torch.tanh(self.u(keys)[..., 0])
+        """Map keys (B, N, D) to saliency (B, N) in (−1, 1); half precision gives fp32, which tells tokens apart."""
+        with torch.autocast(keys.device.type, enabled=False):
+            dtype = torch.float32 if keys.dtype in (torch.float16, torch.bfloat16) else keys.dtype
+            return torch.tanh(F.linear(keys.to(dtype), self.u.weight.to(dtype))[..., 0])
 
 
 class TokenMerger(nn.Module):
@@ -75,12 +78,13 @@ class TokenMerger(nn.Module):
     ) -> None:
         super().__init__()
         num_targets(1, partition_factor)
-        if merge_count < 0 or (isinstance(merge_count, float) and merge_count > 1):
+        if isinstance(merge_count, bool) or merge_count < 0 or (isinstance(merge_count, float) and merge_count > 1):
             raise ValueError(
                 f"expected merge_count as a fraction in [0, 1] (float) or a number of tokens (int), got {merge_count!r}"
             )
         if isinstance(saliency_weight, str) and saliency_weight != "scale":
             raise ValueError(f'expected saliency_weight to be a number, "scale" or None, got {saliency_weight!r}')
+        self.dim = dim
         self.partition = partition
         self.partition_factor = partition_factor
         self.merge_count = merge_count
@@ -115,7 +119,12 @@ class TokenMerger(nn.Module):
             grid: the token grid of the window before any merging.
             generator: of the sampling noise, see `vtm.merging.partition`.
         """
+        expected = (*tokens.x.shape[:2], self.dim)
+        if tuple(keys.shape) != expected:
+            raise ValueError(f"expected keys (B, N, D) = {expected}, got {tuple(keys.shape)}")
         _, merge_count = self.plan(tokens.x.shape[1])
+        if tokens.mask is not None:
+            keys = keys.masked_fill(~tokens.mask[..., None], 0)
         saliency = None if self.saliency is None else self.saliency(keys)
         tokens = Tokens(tokens.x, tokens.size, tokens.position, tokens.motion, saliency, tokens.mask)
         sample = self.training or self.sample_in_eval

@@ -27,6 +27,7 @@ def match_bipartite(keys: Tensor, targets: Tensor, merge_count: int, *, mask: Te
 
     Raises:
         ValueError: on shapes that do not fit, or R outside [0, N − M].
+        TypeError: on keys that are not floating or targets that are not int64.
 
     >>> keys = torch.tensor([[[1.0, 0.0], [0.0, 1.0], [0.9, 0.1], [0.6, 0.6]]])
     >>> match_bipartite(keys, torch.tensor([[0, 1]]), 1)
@@ -36,6 +37,8 @@ def match_bipartite(keys: Tensor, targets: Tensor, merge_count: int, *, mask: Te
         raise ValueError(f"expected keys (B, N, D), targets (B, M), got {tuple(keys.shape)}, {tuple(targets.shape)}")
     if mask is not None and mask.shape != keys.shape[:2]:
         raise ValueError(f"expected mask (B, N) = {tuple(keys.shape[:2])}, got {tuple(mask.shape)}")
+    if not keys.is_floating_point() or targets.dtype != torch.int64:
+        raise TypeError(f"expected floating keys and int64 targets, got {keys.dtype} and {targets.dtype}")
     batch, num_tokens, _ = keys.shape
     num_sources = num_tokens - targets.shape[1]
     if not 0 <= merge_count <= num_sources:

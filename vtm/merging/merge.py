@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.export import register_dataclass
+from torch.utils._pytree import register_pytree_node
 
 
 class Grid(NamedTuple):
@@ -48,6 +49,8 @@ class Tokens:
             return
         if len(shape) != 3:
             raise ValueError(f"expected x (B, N, C), got shape {tuple(shape)}")
+        if not self.x.is_floating_point():
+            raise TypeError(f"expected x of a floating dtype, got {self.x.dtype}")
         for name, tail in (("size", ()), ("position", (3,)), ("motion", ()), ("saliency", ()), ("mask", ())):
             if (value := getattr(self, name)) is not None:
                 layout = "(B, N, 3)" if tail else "(B, N)"
@@ -287,4 +290,9 @@ def _check_shape(name: str, value: Tensor, expected: tuple[int, ...]) -> None:
 
 
 register_dataclass(Tokens)
-register_dataclass(Grouping)
+register_pytree_node(  # the number of groups is structure, not data, so that a map over tensors leaves it alone
+    Grouping,
+    lambda grouping: ([grouping.index, grouping.anchor], grouping.num_groups),
+    lambda tensors, num_groups: Grouping(index=(t := list(tensors))[0], num_groups=num_groups, anchor=t[1]),
+    serialized_type_name="vtm.merging.Grouping",
+)

@@ -1,0 +1,249 @@
+"""The LightningModule on a tiny encoder and clips in memory: checkpoints, fine-tuning, evaluation, schedule."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from vtm.callbacks import EpochSeed
+from vtm.data.dataset import Clip, Video, collate
+from vtm.encoders import Encoder
+from vtm.lit_module import VTMModule, auto_precision, clip_generator, cosine_with_warmup
+from vtm.merging import TokenMerger, saliency_partition, saliency_weights
+from vtm.models import VTM
+from vtm.tasks import Classification, Regression, Task
+
+CLASSIFICATION = partial(Classification, label_smoothing=0.1, class_weights="balanced", aux_weight=1.0)
+
+
+class PatchEncoder(Encoder):
+    """One random convolution: 16 pixels to 2 x 2 tokens."""
+
+    def __init__(self, seed: int = 0) -> None:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            backbone = nn.Conv2d(3, 8, 8, 8)
+        super().__init__(
+            backbone, key=f"patch-random{seed}", image_size=16, frames_per_step=1, grid=(2, 2), channels=8,
+            mean=(0.5,) * 3, std=(0.5,) * 3, chunk=8,
+        )  # fmt: skip
+
+    def encode(self, frames: Tensor) -> Tensor:
+        return self.backbone(frames).permute(0, 2, 3, 1)
+
+
+class Clips(L.LightningDataModule):
+    """Twelve bright or dark videos of four frames, with two clips each in evaluation."""
+
+    frames_per_step = 1
+
+    def __init__(self, targets: list[float] | None = None, *, repeats: int = 2) -> None:
+        super().__init__()
+        self.targets = targets or [0, 1, 1] * 4
+        self.repeats = repeats
+
+    def read_split(self, split: str) -> list[Video]:
+        return [Video(f"{split}/{i}", Path("none"), target) for i, target in enumerate(self.targets)]
+
+    videos = read_split
+
+    def train_targets(self) -> Tensor:
+        return torch.tensor(self.targets)
+
+    def _loader(self, split: str, repeats: int) -> DataLoader[Clip]:
+        clips = []
+        for i, target in enumerate(self.targets):
+            for repeat in range(repeats):
+                generator = torch.Generator().manual_seed(100 * i + repeat)
+                pixels = torch.randint(0, 128, (4, 3, 16, 16), dtype=torch.uint8, generator=generator)
+                pixels += 100 if target == 1 else 0
+                clips.append(Clip(pixels, None, None, torch.tensor(target), i, f"{split}/{i}@{repeat}"))
+        return DataLoader(clips, batch_size=4, collate_fn=collate)
+
+    def train_dataloader(self) -> DataLoader[Clip]:
+        return self._loader("train", 1)
+
+    def val_dataloader(self) -> DataLoader[Clip]:
+        return self._loader("val", self.repeats)
+
+    def test_dataloader(self) -> DataLoader[Clip]:
+        return self._loader("test", self.repeats)
+
+
+def module(
+    task: Task | None = None, *, outputs: int = 2, encoder: Encoder | None = None, channels: int = 4, **merger: Any
+) -> VTMModule:
+    torch.manual_seed(0)
+    merge_layer = partial(
+        TokenMerger, partition=saliency_partition, partition_factor=2, merge_count=0.5,
+        weighting=partial(saliency_weights, beta=1.0), saliency_weight=1.0, **merger,
+    )  # fmt: skip
+    network = VTM(
+        8, outputs, window_frames=(2, 4), channels=(channels, 4), num_heads=2, dropout=0.1, merge_layer=merge_layer
+    )
+    return VTMModule(
+        encoder or PatchEncoder(), network, task or CLASSIFICATION(outputs),
+        optimizer=partial(torch.optim.AdamW, lr=1e-2),
+        scheduler=partial(cosine_with_warmup, warmup_epochs=1),
+        config={"seed": 0, "model": {"channels": [channels, 4]}},
+    )  # fmt: skip
+
+
+def trainer(folder: Path, **options: Any) -> L.Trainer:
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    options = {"max_epochs": 2, "callbacks": [EpochSeed(0)], **quiet, **options}
+    return L.Trainer(accelerator="cpu", default_root_dir=folder, enable_checkpointing=False, **options)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    run = trainer(folder)
+    run.fit(module(), Clips())
+    run.save_checkpoint(folder / "last.ckpt")
+    return folder / "last.ckpt"
+
+
+def test_a_checkpoint_is_plain_says_what_it_is_and_holds_no_encoder(checkpoint):
+    content = torch.load(checkpoint, weights_only=True)
+    assert content["vtm"] == {
+        "format": 1, "encoder": "patch-random0", "config": {"seed": 0, "model": {"channels": [4, 4]}},
+    }  # fmt: skip
+    assert content["state_dict"]
+    assert not any(name.startswith("encoder.") for name in content["state_dict"])
+    assert "task.class_weights" in content["state_dict"]
+
+
+def test_a_checkpoint_restores_the_tested_model(checkpoint, tmp_path):
+    first, again = module(), module()
+    for parameter in again.model.parameters():
+        parameter.data.zero_()
+    trainer(tmp_path).test(first, Clips(), ckpt_path=checkpoint, verbose=False)
+    trainer(tmp_path).test(again, Clips(), ckpt_path=checkpoint, verbose=False)
+    assert first.summary("test") == again.summary("test")
+    assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), again.state_dict().values(), strict=True))
+
+
+def test_a_checkpoint_of_another_encoder_is_refused(checkpoint, tmp_path):
+    with pytest.raises(ValueError, match="belongs to encoder patch-random0, but this run has patch-random1"):
+        trainer(tmp_path).test(module(encoder=PatchEncoder(1)), Clips(), ckpt_path=checkpoint)
+
+
+def test_a_foreign_checkpoint_is_refused(checkpoint, tmp_path):
+    content = torch.load(checkpoint, weights_only=True)
+    del content["vtm"]
+    torch.save(content, tmp_path / "foreign.ckpt")
+    with pytest.raises(ValueError, match="no vtm checkpoint of format 1, found format None"):
+        trainer(tmp_path).test(module(), Clips(), ckpt_path=tmp_path / "foreign.ckpt")
+
+
+def test_fine_tuning_takes_the_network_and_a_new_head(checkpoint):
+    theirs = torch.load(checkpoint, weights_only=True)["state_dict"]
+    ours = module(outputs=5)
+    head = ours.model.head.weight.detach().clone()
+    ours.load_pretrained(checkpoint)
+    assert torch.equal(ours.model.head.weight, head)
+    for name, value in ours.model.state_dict().items():
+        assert name.startswith("head.") or torch.equal(value, theirs[f"model.{name}"])
+
+
+def test_fine_tuning_another_network_names_a_tensor(checkpoint):
+    with pytest.raises(ValueError, match=r"holds another network: \d+ of its tensors, such as blocks\.0\.auxiliary"):
+        module(channels=8).load_pretrained(checkpoint)
+
+
+def test_the_summary_has_what_a_score_needs(tmp_path):
+    lit = module()
+    trainer(tmp_path).test(lit, Clips(), verbose=False)
+    summary = lit.summary("test")
+    assert summary["n"] == 12
+    assert summary["missing"] == 0
+    assert summary["clip_level"]["n"] == 24
+    assert summary["floor"] == pytest.approx(8 / 12)
+    assert len(summary["ids_sha256"]) == 64
+
+
+def test_a_partial_test_counts_what_it_saw(tmp_path):
+    lit = module()
+    trainer(tmp_path, limit_test_batches=2).test(lit, Clips(), verbose=False)
+    assert (lit.summary("test")["n"], lit.summary("test")["missing"]) == (4, 8)
+
+
+def test_regression_trains_and_scores(tmp_path):
+    targets = [0.5, 2.5, -1.0] * 4
+    lit, data = module(Regression(1, aux_weight=0.5), outputs=1), Clips(targets)
+    run = trainer(tmp_path)
+    run.fit(lit, data)
+    run.test(lit, data, verbose=False)
+    assert lit.summary("test")["metric"] == "mse"
+    assert run.callback_metrics["test/score"] == -run.callback_metrics["test/mse"]
+
+
+def test_training_lowers_the_loss(tmp_path):
+    lit, data = module(), Clips()
+    run = trainer(tmp_path, max_epochs=40)
+    run.validate(lit, data, verbose=False)
+    before = run.callback_metrics["val/loss"]
+    run.fit(lit, data)
+    assert run.callback_metrics["val/loss"] < before
+    assert run.callback_metrics["val/accuracy"] > 0.9
+
+
+def test_sampling_in_evaluation_does_not_depend_on_the_batch(tmp_path):
+    lit = module(sample_in_eval=True).eval()
+    (batch,) = [batch for i, batch in enumerate(Clips().val_dataloader()) if i == 0]
+    together = lit(batch).logits
+    for i in range(4):
+        row = batch._replace(inputs=batch.inputs[i : i + 1], id=batch.id[i : i + 1])
+        torch.testing.assert_close(lit(row).logits[0], together[i])
+    assert torch.equal(lit(batch).logits, together)
+    other = lit(batch._replace(id=[f"{clip}-other" for clip in batch.id])).logits
+    assert not torch.equal(other, together)
+
+
+def test_the_clip_s_id_seeds_its_noise():
+    first, again, other = (torch.rand(3, generator=clip_generator(clip)) for clip in ("a@0", "a@0", "a@1"))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_data_of_other_steps_are_refused(tmp_path):
+    data = Clips()
+    data.frames_per_step = 32
+    with pytest.raises(ValueError, match=r"data.frames_per_step = 32, but encoder patch-random0 takes 1"):
+        trainer(tmp_path).fit(module(), data)
+
+
+def test_targets_beyond_the_classes_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="class 7"):
+        trainer(tmp_path).fit(module(), Clips([0, 7, 1]))
+
+
+def test_warm_up_rises_and_the_cosine_falls_to_zero():
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(()))], lr=2.0)
+    scheduler = cosine_with_warmup(optimizer, total_steps=70, total_epochs=7, warmup_epochs=1)
+    rates = []
+    for _ in range(71):
+        rates.append(scheduler.get_last_lr()[0])
+        optimizer.step()
+        scheduler.step()
+    assert rates[:10] == pytest.approx([2.0 * (step + 1) / 11 for step in range(10)])
+    assert rates[10] == 2.0
+    assert rates[40] == pytest.approx(1.0)
+    assert rates[70] == pytest.approx(0.0)
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+
+
+def test_a_warm_up_that_leaves_no_epoch_is_refused():
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(()))], lr=1.0)
+    with pytest.raises(ValueError, match=r"warmup_epochs = 3 must be fewer than trainer.max_epochs = 3"):
+        cosine_with_warmup(optimizer, total_steps=30, total_epochs=3, warmup_epochs=3)
+
+
+def test_precision_is_fp32_without_a_gpu():
+    assert auto_precision() == ("32-true" if not torch.cuda.is_available() else auto_precision())
