@@ -172,10 +172,10 @@ def progress_bar(*, every_seconds: float = 10.0) -> ProgressBar:
 class ResultsWriter(Callback):
     """Write `results.json` after every validation and test that is a call of its own, and print the scores.
 
-    The scores come from the LightningModule: `summary(stage)` with stage `val` or `test` gives what its metric's
-    `summary` gives, and `floor`, `missing` (the number of videos that could not be evaluated) and `ids_sha256`. It is
-    called on every rank. The file has them under the name of the stage, and for the checkpoint `last` under
-    `<stage>_last`.
+    The LightningModule has `task.name`, the plain `config` of the run and `summary(stage)`, which gives, for the stage
+    `val` or `test`, what its metric's `summary` gives, and `floor`, `missing` (the number of videos that could not be
+    evaluated) and `ids_sha256`. It is called on every rank. The file has a summary under the name of its stage, and for
+    the checkpoint `last` under `<stage>_last`.
 
     Attributes:
         checkpoint: What is being evaluated: set it before `trainer.validate` or `trainer.test`.
@@ -183,17 +183,15 @@ class ResultsWriter(Callback):
     Args:
         path: Of the file.
         experiment: Name of the experiment.
-        task: Name of the task.
         seed: Of the run.
-        config: The whole configuration of the run, in plain containers.
     """
 
-    def __init__(self, path: str | Path, *, experiment: str, task: str, seed: int, config: Mapping[str, Any]) -> None:
+    def __init__(self, path: str | Path, *, experiment: str, seed: int) -> None:
         self.path = Path(path)
         self.checkpoint = "best"
-        self._run = {
+        self._run: dict[str, Any] = {
             "experiment": experiment,
-            "task": task,
+            "task": None,
             "seed": seed,
             "commit": source_commit(Path(__file__)),
             "versions": {
@@ -201,7 +199,7 @@ class ResultsWriter(Callback):
                 "torch": torch.__version__,  # says which CUDA, which the package's version does not
                 **{name: importlib.metadata.version(name) for name in ("lightning", "timm", "vtm")},
             },
-            "config": config,
+            "config": None,
         }
         self._scores: dict[str, dict[str, Any]] = {}
 
@@ -215,11 +213,12 @@ class ResultsWriter(Callback):
             print(results_table(self._scores), f"written to {self.path}", sep="\n", flush=True)
 
     def _add(self, stage: str, trainer: Trainer, pl_module: LightningModule) -> None:
-        summary = cast(Any, pl_module).summary(stage)
+        module = cast(Any, pl_module)
         name = f"{stage}_last" if self.checkpoint == "last" else stage
-        self._scores[name] = {**summary, "checkpoint": self.checkpoint}
+        self._scores[name] = {**module.summary(stage), "checkpoint": self.checkpoint}
         if trainer.is_global_zero:
-            _write_json(self.path, {**self._run, **self._scores})
+            run = {**self._run, "task": module.task.name, "config": module.config}
+            _write_json(self.path, {**run, **self._scores})
 
 
 def results_table(scores: Mapping[str, Mapping[str, Any]]) -> str:

@@ -84,5 +84,5 @@ def _dotted(node: Any, prefix: str = "") -> Iterator[str]:
 
 
 def _sentence(name: str, candidates: list[str]) -> str | None:
-    near = difflib.get_close_matches(name, candidates, n=1, cutoff=0.6)
+    near = difflib.get_close_matches(name, candidates, n=1, cutoff=0.8)
     return f"{name!r} is unknown; did you mean {near[0]!r}?" if near else None

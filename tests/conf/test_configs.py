@@ -73,7 +73,7 @@ def test_every_encoder_instantiates_without_its_weights(name):
 @pytest.mark.parametrize("name", [name for group, name in OPTIONS if group == "merging"])
 def test_every_merging_runs_in_training_and_evaluation(name):
     model = network(composed("experiment=demo", f"merging={name}"), channels=64)
-    features, motion = torch.randn(1, 24, 2, 2, 64), torch.rand(1, 24, 2, 2)
+    features, motion = torch.randn(1, 20, 2, 2, 64), torch.rand(1, 20, 2, 2)
     for training in (True, False):
         output = model.train(training)(features, motion=motion)
         assert output.logits.isfinite().all()
@@ -83,7 +83,7 @@ def test_every_merging_runs_in_training_and_evaluation(name):
 @pytest.mark.parametrize("name", [name for group, name in OPTIONS if group == "merging/weighting"])
 def test_every_weighting_runs(name):
     model = network(composed("experiment=demo", f"merging/weighting={name}"), channels=64)
-    assert model(torch.randn(1, 24, 2, 2, 64), motion=torch.rand(1, 24, 2, 2)).logits.isfinite().all()
+    assert model(torch.randn(1, 20, 2, 2, 64), motion=torch.rand(1, 20, 2, 2)).logits.isfinite().all()
 
 
 @pytest.mark.parametrize("name", [name for group, name in OPTIONS if group == "trainer"])
