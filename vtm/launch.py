@@ -22,7 +22,12 @@ def run_folder(name: str, train: bool, ckpt_path: str | None) -> str:
         name: of the experiment.
         train: whether the job trains; a mere test of a checkpoint gets a folder of its own.
         ckpt_path: `<folder>/checkpoints/<file>` to resume, or None.
+
+    Raises:
+        ValueError: if there is nothing to train and nothing to test.
     """
+    if not train and ckpt_path is None:
+        raise ValueError("train=false needs ckpt_path=<file>, the checkpoint to test")
     if train and ckpt_path is not None:
         return str(Path(ckpt_path).parent.parent)
     return f"runs/{name}/{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"

@@ -1,0 +1,81 @@
+"""Where a job runs: its folder, and how many processes it still needs."""
+
+import pytest
+from omegaconf import OmegaConf
+
+from vtm.launch import processes_to_start, run_folder, start_processes
+
+
+@pytest.fixture(autouse=True)
+def _no_launcher(monkeypatch):
+    for name in ("LOCAL_RANK", "SLURM_NTASKS", "SLURM_JOB_NAME"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def trainer(**options):
+    return OmegaConf.create({"strategy": "ddp", "devices": 2, **options})
+
+
+def test_one_device_runs_in_this_process():
+    assert processes_to_start(OmegaConf.create({"devices": 1})) == 1
+
+
+@pytest.mark.parametrize(("devices", "count"), [(2, 2), ("3", 3), ([0, 2, 5], 3)])
+def test_ddp_needs_a_process_per_device(devices, count):
+    assert processes_to_start(trainer(devices=devices)) == count
+
+
+@pytest.mark.parametrize(("found", "count"), [(0, 1), (8, 8)])
+def test_auto_counts_the_gpus(monkeypatch, found, count):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: found)
+    assert processes_to_start(trainer(devices="auto")) == count
+
+
+def test_under_torchrun_or_slurm_nothing_is_started(monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert processes_to_start(trainer()) == 1
+    monkeypatch.delenv("LOCAL_RANK")
+    monkeypatch.setenv("SLURM_NTASKS", "2")
+    monkeypatch.setenv("SLURM_JOB_NAME", "train")
+    assert processes_to_start(trainer()) == 1
+
+
+def test_several_nodes_need_a_launcher():
+    with pytest.raises(ValueError, match=r"trainer\.num_nodes = 2 needs torchrun or srun"):
+        processes_to_start(trainer(num_nodes=2))
+
+
+def test_a_resumed_run_goes_on_in_its_folder():
+    assert run_folder("demo", True, "runs/demo/x/checkpoints/last.ckpt") == "runs/demo/x"
+
+
+@pytest.mark.parametrize(("train", "ckpt_path"), [(True, None), (False, "runs/demo/x/checkpoints/last.ckpt")])
+def test_other_runs_get_a_new_folder(train, ckpt_path):
+    assert run_folder("demo", train, ckpt_path).startswith("runs/demo/2")
+
+
+def test_nothing_to_train_and_nothing_to_test_is_a_mistake():
+    with pytest.raises(ValueError, match="train=false needs ckpt_path"):
+        run_folder("demo", False, None)
+
+
+def test_a_failing_process_fails_the_run(tmp_path):
+    script = tmp_path / "fails.py"
+    script.write_text("import os, sys; sys.exit(3 if os.environ['RANK'] == '1' else 0)")
+    with pytest.raises(RuntimeError, match=r"one of the 2 processes of the run in .* failed"):
+        start_processes(2, script, tmp_path)
+
+
+def test_every_process_is_told_the_configuration_and_the_folder(tmp_path):
+    folder = tmp_path / 'a "quoted", folder=1'
+    folder.mkdir()
+    script = tmp_path / "tells.py"
+    script.write_text(
+        "import os, pathlib, sys; folder = pathlib.Path(sys.argv[2]).parent; "
+        "(folder / os.environ['RANK']).write_text(' '.join(sys.argv[1:]))"
+    )
+    start_processes(2, script, folder)
+    told = [(folder / rank).read_text() for rank in "01"]
+    assert told[0] == told[1]
+    assert "--config-name config" in told[0]
+    assert r'hydra.run.dir="' in told[0]

@@ -1,0 +1,159 @@
+"""The command `train.py`, as a user calls it: one run, resuming, sweeps, several processes, mistakes."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+TINY = [
+    "experiment=demo", "data.num_train=8", "data.num_val=5", "data.num_test=7", "data.scene.seconds=4",
+    "data.scene.height=48", "data.scene.width=48", "data.scene.object_size=16", "data.protocol.num_frames=4",
+    "data.num_workers=0", "data.batch_size=4", "encoder.image_size=32", "encoder.model_args.depth=1",
+    "model.window_frames=[2,4]", "model.channels=[8,8]", "trainer.max_epochs=2", "trainer.log_every_n_steps=1",
+    "scheduler.warmup_epochs=0",
+]  # fmt: skip
+ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith("WANDB")} | {"OMP_NUM_THREADS": "1"}
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> str:
+    """The tiny demonstration set, written by the first run that needs it."""
+    return f"data.root={tmp_path_factory.mktemp('data') / 'demo'}"
+
+
+def start(cwd: Path, *overrides: str) -> subprocess.Popen[str]:
+    """Run train.py from a folder of its own, so that its runs/ lie there."""
+    command = [sys.executable, str(ROOT / "train.py"), *overrides]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    return subprocess.Popen(command, cwd=cwd, text=True, env=ENVIRONMENT, start_new_session=True, **pipes)
+
+
+def train(cwd: Path, *overrides: str, succeeds: bool = True) -> str:
+    process = start(cwd, *overrides)
+    output, _ = process.communicate(timeout=600)
+    assert (process.returncode == 0) == succeeds, output
+    return output
+
+
+def results(folder: Path) -> dict:
+    return json.loads((folder / "results.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, root) -> tuple[Path, str]:
+    """The folder of one run of two epochs, and what it printed."""
+    cwd = tmp_path_factory.mktemp("whole")
+    output = train(cwd, *TINY, root)
+    (folder,) = (cwd / "runs" / "demo").iterdir()
+    return folder, output
+
+
+def test_a_run_leaves_its_config_checkpoints_metrics_and_results(whole):
+    folder, _ = whole
+    assert {"results.json", "metrics.csv", "checkpoints", ".hydra", "wandb"} <= {path.name for path in folder.iterdir()}
+    assert {path.name for path in (folder / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    found = results(folder)
+    assert (found["test"]["n"], found["val"]["n"], found["test"]["missing"]) == (7, 5, 0)
+    assert (found["test"]["checkpoint"], found["test_last"]["checkpoint"]) == ("best", "last")
+    assert found["config"]["data"]["num_train"] == 8
+    rows = list(csv.DictReader((folder / "metrics.csv").open(encoding="utf-8")))
+    assert {"train/loss", "train/aux", "val/accuracy", "test/accuracy"} <= set(rows[0])
+    assert torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["vtm"]["config"]["name"] == "demo"
+
+
+def test_without_an_account_wandb_goes_offline_and_says_so_once(whole):
+    folder, output = whole
+    assert output.count("is logged offline in") == 1
+    assert list(folder.glob("wandb/offline-run-*/*.wandb"))
+
+
+def test_progress_is_shown_in_a_log_file(whole):
+    assert "epoch 2" in whole[1]
+    assert "val/accuracy" in whole[1]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_killed_run_resumes_to_the_weights_of_an_uninterrupted_one(tmp_path, root, workers):
+    overrides = [*TINY, root, f"data.num_workers={workers}", "trainer.max_epochs=4", "logger=csv", "model.dropout=0.3"]
+    train(tmp_path, *overrides, f"hydra.run.dir={tmp_path / 'whole'}")
+    folder = tmp_path / "killed"
+    last = folder / "checkpoints" / "last.ckpt"
+    process = start(tmp_path, *overrides, f"hydra.run.dir={folder}", "+trainer.limit_val_batches=1.0")
+    deadline = time.monotonic() + 300
+    while not last.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert torch.load(last, weights_only=True)["epoch"] < 3, "the run ended before it was killed"
+    output = train(tmp_path, *overrides, f"ckpt_path={last}")
+    expected, found = (
+        torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True) for name in ("whole", "killed")
+    )
+    assert found["epoch"] == expected["epoch"]
+    assert found["state_dict"].keys() == expected["state_dict"].keys()
+    for name, value in expected["state_dict"].items():
+        assert torch.equal(found["state_dict"][name], value), name
+    assert results(folder)["test_last"] == results(tmp_path / "whole")["test_last"], output
+    assert (folder / "metrics.1.csv").exists()
+
+
+def test_two_processes_give_the_metrics_of_one(whole, tmp_path, root):
+    folder, _ = whole
+    one_more = ["train=false", f"ckpt_path={folder / 'checkpoints' / 'best.ckpt'}", "logger=csv"]
+    for name in ("cpu", "ddp_cpu"):
+        train(tmp_path, *TINY, root, *one_more, f"trainer={name}", f"hydra.run.dir={tmp_path / name}")
+    one, two = results(tmp_path / "cpu"), results(tmp_path / "ddp_cpu")
+    assert two["test"]["n"] == 7
+    for stage in ("val", "test"):
+        assert two[stage].pop("clip_level") == pytest.approx(one[stage].pop("clip_level"))
+        assert two[stage] == one[stage]
+
+
+def test_a_sweep_on_two_processes_trains_what_was_asked_in_one_tree(tmp_path, root):
+    sweep = ["merging.partition_factor=2,6", "trainer=ddp_cpu", "logger=csv", "trainer.max_epochs=1"]
+    train(tmp_path, "-m", *TINY, root, *sweep)
+    (tree,) = (tmp_path / "runs" / "demo").iterdir()
+    assert sorted(path.name for path in tree.iterdir() if path.is_dir()) == ["0", "1"]
+    for job, factor in (("0", 2), ("1", 6)):
+        found = results(tree / job)
+        assert found["config"]["merging"]["partition_factor"] == factor
+        assert found["test"]["n"] == 7
+        assert torch.load(tree / job / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 2
+
+
+def test_fine_tuning_starts_from_a_checkpoint(whole, tmp_path, root):
+    folder, _ = whole
+    train(tmp_path, *TINY, root, "logger=csv", f"finetune_from={folder / 'checkpoints' / 'best.ckpt'}")
+
+
+def test_early_stopping_by_override(tmp_path, root):
+    stop = ["callbacks=early_stopping", "callbacks.early_stopping.patience=1", "trainer.max_epochs=30", "logger=csv"]
+    train(tmp_path, *TINY, root, *stop, "optimizer.lr=0.0")
+    (folder,) = (tmp_path / "runs" / "demo").iterdir()
+    assert torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["epoch"] < 29
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["experiment=demo", "merging.partition_facto=4"], "did you mean 'merging.partition_factor'?"),
+        (["experiment=demoo"], "did you mean 'experiment=demo'?"),
+        (["experiment=lvu_scene"], 'The folder data/lvu is missing; the section "Data" of data/README.md'),
+        (["experiment=coin"], "The folder data/coin is missing"),
+        (["experiment=breakfast"], "The folder data/breakfast is missing"),
+        ([*TINY, "task=regression"], "use task=classification"),
+        ([*TINY, "train=false"], "ckpt_path"),
+    ],
+)
+def test_a_mistake_gets_one_sentence_that_helps(tmp_path, overrides, message):
+    assert message in train(tmp_path, *overrides, succeeds=False)
