@@ -8,7 +8,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from vtm.launch import processes_to_start, run_folder, start_processes
-from vtm.overrides import explained
+from vtm.overrides import explained, missing_files_in_one_sentence
 
 CONF = Path(__file__).parent / "conf"
 OmegaConf.register_new_resolver("run_folder", run_folder, use_cache=True)
@@ -16,13 +16,10 @@ OmegaConf.register_new_resolver("run_folder", run_folder, use_cache=True)
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
 def main(cfg: DictConfig) -> None:
-    """Run one job, in this process or in one process per device."""
-    processes = processes_to_start(cfg.trainer)
-    run(cfg) if processes == 1 else start_processes(processes, Path(__file__), Path(cfg.run_dir))
+    """Instantiate, fit, and test the best and the last checkpoint; in one process per device."""
+    if (processes := processes_to_start(cfg.trainer)) > 1:
+        return start_processes(processes, Path(__file__), Path(cfg.run_dir))
 
-
-def run(cfg: DictConfig) -> None:
-    """Instantiate, fit, and test the best and the last checkpoint."""
     import lightning
 
     from vtm.callbacks import finish_wandb
@@ -32,14 +29,15 @@ def run(cfg: DictConfig) -> None:
         "ignore", "Found .* in eval mode|.*LeafSpec"
     )  # the frozen encoder; Lightning's use of torch
     lightning.seed_everything(cfg.seed, workers=True, verbose=False)
-    data = instantiate(cfg.data)
-    task = instantiate(cfg.task, data.num_outputs)
-    encoder = instantiate(cfg.encoder)
-    model = instantiate(cfg.model, encoder.channels, data.num_outputs)
-    rules = {"optimizer": instantiate(cfg.optimizer), "scheduler": instantiate(cfg.scheduler)}
-    module = VTMModule(encoder, model, task, **rules, config=OmegaConf.to_container(cfg, resolve=True))
-    if cfg.finetune_from is not None:
-        module.load_pretrained(cfg.finetune_from)
+    with missing_files_in_one_sentence():
+        data = instantiate(cfg.data)
+        task = instantiate(cfg.task, data.num_outputs)
+        encoder = instantiate(cfg.encoder)
+        model = instantiate(cfg.model, encoder.channels, data.num_outputs)
+        rules = {"optimizer": instantiate(cfg.optimizer), "scheduler": instantiate(cfg.scheduler)}
+        module = VTMModule(encoder, model, task, **rules, config=OmegaConf.to_container(cfg, resolve=True))
+        if cfg.finetune_from is not None:
+            module.load_pretrained(cfg.finetune_from)
     callbacks = instantiate(cfg.callbacks)
     try:
         loggers = [*instantiate(cfg.logger).values()]
@@ -53,6 +51,7 @@ def run(cfg: DictConfig) -> None:
             trainer.test(module, data, ckpt_path=path, verbose=False)
     finally:
         finish_wandb()
+    return None
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""Find the near miss of a misspelt Hydra override; Hydra itself only says that the key or the option is unknown."""
+"""Say what is wrong with a command in one sentence: the near miss of a misspelt override, the file that is missing.
+
+Hydra itself only says that a key or an option is unknown, and wraps every other error in a stack trace.
+"""
 
 from __future__ import annotations
 
@@ -23,10 +26,19 @@ def explained(config_dir: Path, config_name: str) -> Iterator[None]:
     try:
         yield
     except SystemExit as stop:
-        if stop.code not in (None, 0):
+        if stop.code == 1:
             for line in near_misses(sys.argv[1:], config_dir, config_name):
                 print(line, file=sys.stderr)
         raise
+
+
+@contextmanager
+def missing_files_in_one_sentence() -> Iterator[None]:
+    """Leave the program with just the message of a FileNotFoundError, which names the file and what to do."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        sys.exit(str(error))
 
 
 def near_misses(arguments: list[str], config_dir: Path, config_name: str) -> list[str]:
@@ -69,8 +81,6 @@ def _known(override: Override, options: dict[str, list[str]]) -> list[str]:
 
 def _keys(config_dir: Path, config_name: str, chosen: list[str]) -> Iterator[str]:
     """List the dotted keys of the configuration that the valid choices give."""
-    if not any(choice.startswith("experiment=") for choice in chosen):
-        chosen = [*chosen, "experiment=demo"]
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(config_dir.resolve()), version_base="1.3"):
         config = OmegaConf.to_container(compose(config_name, overrides=chosen), resolve=False)
