@@ -117,10 +117,12 @@ def count_targets(num_tokens: int, partition_factor: int) -> int:
 
 
 def uniform_loops(tokens: LoopTokens, grid: Area, partition_factor: int, noise: Tensor | None = None) -> Tensor:
-    """Take every gamma-th real token, then the first real ones left, then the first masked ones."""
+    """Take the real tokens of rank floor(j gamma n / N), then the first real ones left, then the first masked ones."""
     chosen = []
     for real, masked in _real_and_masked(tokens):
-        order = [real[rank] for rank in range(0, len(real), partition_factor)]
+        total = len(real) + len(masked)
+        ranks = [j * partition_factor * len(real) // total for j in range(count_targets(total, partition_factor))]
+        order = sorted({real[rank] for rank in ranks} if real else set())
         order += [token for token in real if token not in order]
         order += masked
         chosen.append(sorted(order[: count_targets(len(real) + len(masked), partition_factor)]))

@@ -45,13 +45,18 @@ def test_several_nodes_need_a_launcher():
         processes_to_start(trainer(num_nodes=2))
 
 
-def test_a_resumed_run_goes_on_in_its_folder():
-    assert run_folder("demo", True, "runs/demo/x/checkpoints/last.ckpt") == "runs/demo/x"
+def test_a_resumed_run_goes_on_in_its_folder_and_others_get_a_new_one(tmp_path):
+    checkpoint = tmp_path / "checkpoints" / "last.ckpt"
+    checkpoint.parent.mkdir()
+    checkpoint.touch()
+    assert run_folder("demo", True, str(checkpoint)) == str(tmp_path)
+    assert run_folder("demo", False, str(checkpoint)).startswith("runs/demo/2")
+    assert run_folder("demo", True, None).startswith("runs/demo/2")
 
 
-@pytest.mark.parametrize(("train", "ckpt_path"), [(True, None), (False, "runs/demo/x/checkpoints/last.ckpt")])
-def test_other_runs_get_a_new_folder(train, ckpt_path):
-    assert run_folder("demo", train, ckpt_path).startswith("runs/demo/2")
+def test_a_missing_checkpoint_is_named():
+    with pytest.raises(FileNotFoundError, match=r"ckpt_path=nowhere/last\.ckpt is no file"):
+        run_folder("demo", True, "nowhere/last.ckpt")
 
 
 def test_nothing_to_train_and_nothing_to_test_is_a_mistake():

@@ -1,5 +1,6 @@
 """The LightningModule on a tiny encoder and clips in memory: checkpoints, fine-tuning, evaluation, schedule."""
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,10 @@ from torch.utils.data import DataLoader
 
 from vtm.callbacks import EpochSeed
 from vtm.data.dataset import Clip, Video, collate
+from vtm.data.sampling import Single
 from vtm.encoders import Encoder
 from vtm.lit_module import VTMModule, auto_precision, clip_generator, cosine_with_warmup
-from vtm.merging import TokenMerger, saliency_partition, saliency_weights
+from vtm.merging import NoMerger, TokenMerger, saliency_partition, saliency_weights
 from vtm.models import VTM
 from vtm.tasks import Classification, Regression, Task
 
@@ -41,6 +43,7 @@ class Clips(L.LightningDataModule):
     """Twelve bright or dark videos of four frames, with two clips each in evaluation."""
 
     frames_per_step = 1
+    protocol = Single(num_frames=4)
 
     def __init__(self, targets: list[float] | None = None, *, repeats: int = 2) -> None:
         super().__init__()
@@ -132,6 +135,39 @@ def test_a_checkpoint_restores_the_tested_model(checkpoint, tmp_path):
 def test_a_checkpoint_of_another_encoder_is_refused(checkpoint, tmp_path):
     with pytest.raises(ValueError, match="belongs to encoder patch-random0, but this run has patch-random1"):
         trainer(tmp_path).test(module(encoder=PatchEncoder(1)), Clips(), ckpt_path=checkpoint)
+
+
+@pytest.mark.parametrize("what", ["fit", "test"])
+def test_a_checkpoint_of_other_settings_is_refused(checkpoint, tmp_path, what):
+    other = module()
+    other.config = {"seed": 0, "model": {"channels": [8, 4]}}
+    message = r"other settings of model, such as model = \{'channels': \[4, 4\]\} against \{'channels': \[8, 4\]\}"
+    with pytest.raises(ValueError, match=message):
+        getattr(trainer(tmp_path), what)(other, Clips(), ckpt_path=checkpoint)
+
+
+def test_blocks_longer_than_the_clips_are_not_trained(tmp_path):
+    lit = module()
+    lit.model = VTM(
+        8, 2, window_frames=(2, 4, 8), channels=(4, 4, 4), num_heads=2, dropout=0.0, merge_layer=NoMerger
+    )  # fmt: skip
+    trainer(tmp_path).fit(lit, Clips())
+    assert [all(p.requires_grad for p in block.parameters()) for block in lit.model.blocks] == [True, True, False]
+
+
+def test_videos_of_one_performance_widen_the_interval(tmp_path):
+    class Performances(Clips):
+        def read_split(self, split):
+            videos = super().read_split(split)
+            return [replace(video, cluster=f"performance {i // 6}") for i, video in enumerate(videos)]
+
+        videos = read_split
+
+    alone, together = module(), module()
+    trainer(tmp_path).test(alone, Clips(), verbose=False)
+    trainer(tmp_path).test(together, Performances(), verbose=False)
+    assert alone.summary("test")["value"] == together.summary("test")["value"]
+    assert alone.summary("test")["interval"] != together.summary("test")["interval"]
 
 
 def test_a_foreign_checkpoint_is_refused(checkpoint, tmp_path):

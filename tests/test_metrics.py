@@ -105,7 +105,7 @@ def test_mse_averages_the_predictions_of_a_video() -> None:
     assert metric.compute() == summary["value"] == 2.5  # ((2 - 4)² + (0 - 1)²) / 2
     assert summary["clip_level"] == {"value": pytest.approx((9 + 1 + 1) / 3), "n": 3}
     assert summary["interval"] == [1.0, 4.0]
-    assert set(summary) == {"level", "metric", "value", "interval", "n", "clip_level"}
+    assert set(summary) == {"level", "metric", "value", "interval", "n", "videos", "clip_level"}
 
 
 def test_half_precision_scores_are_averaged_in_full() -> None:

@@ -25,9 +25,12 @@ def run_folder(name: str, train: bool, ckpt_path: str | None) -> str:
 
     Raises:
         ValueError: if there is nothing to train and nothing to test.
+        FileNotFoundError: if the checkpoint is not there.
     """
     if not train and ckpt_path is None:
         raise ValueError("train=false needs ckpt_path=<file>, the checkpoint to test")
+    if ckpt_path is not None and not Path(ckpt_path).is_file():
+        raise FileNotFoundError(f"ckpt_path={ckpt_path} is no file; a run's checkpoints lie in its folder checkpoints/")
     if train and ckpt_path is not None:
         return str(Path(ckpt_path).parent.parent)
     return f"runs/{name}/{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
@@ -73,6 +76,7 @@ def start_processes(count: int, script: Path, run_dir: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}", str(script)]
     command += ["--config-path", str(run_dir / ".hydra"), "--config-name", "config"]
     command += [f'hydra.run.dir="{quoted}"', "hydra.output_subdir=null", "hydra.mode=RUN"]
+    command += ["hydra.job_logging.root.handlers=[file]"]
     threads = max(1, (os.cpu_count() or 1) // count)
     with subprocess.Popen(command, env={"OMP_NUM_THREADS": str(threads), **os.environ}) as process:
         try:

@@ -68,8 +68,11 @@ class VTMModule(L.LightningModule):
                 f"data.frames_per_step = {data.frames_per_step}, but encoder {self.encoder.key} takes "
                 f"{self.encoder.frames_per_step} frames per step; change one of them"
             )
+        used = len(self.model.plan(data.protocol.num_frames, *self.encoder.grid))  # raises where the clips do not fit
         if stage == "fit":
             self.task.fit_targets(data.train_targets())
+            for block in self.model.blocks[used:]:  # longer than a clip; DDP waits for the gradients of all others
+                block.requires_grad_(False)
 
     def forward(self, batch: Batch) -> VTMOutput:
         """Run encoder and network; in evaluation any sampling depends on the clip's id alone."""
@@ -120,10 +123,17 @@ class VTMModule(L.LightningModule):
         checkpoint["vtm"] = {"format": CHECKPOINT_FORMAT, "encoder": self.encoder.key, "config": self.config}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Check that the checkpoint is ours and of this encoder, whose weights it lacks."""
-        key = _facts(checkpoint, "this checkpoint")["encoder"]
-        if key != self.encoder.key:
-            raise ValueError(f"the checkpoint belongs to encoder {key}, but this run has {self.encoder.key}")
+        """Check that the checkpoint is ours and of this encoder and these settings; add the encoder that it lacks."""
+        theirs = _config(checkpoint, "the checkpoint", self.encoder)
+        resumes = self.trainer.state.fn == TrainerFn.FITTING
+        names = ("model", "merging", "task", *(("optimizer", "scheduler") if resumes else ()))
+        differing = [name for name in names if theirs.get(name) != self.config.get(name)]
+        if differing:
+            name, verb = differing[0], "resumed" if resumes else "tested"
+            raise ValueError(
+                f"the checkpoint was trained with other settings of {', '.join(differing)}, such as {name} = "
+                f"{theirs.get(name)} against {self.config.get(name)} here; a run is {verb} with the settings it had"
+            )
         encoder = {f"encoder.{name}": value for name, value in self.encoder.state_dict().items()}
         checkpoint["state_dict"] = {**checkpoint["state_dict"], **encoder}
 
@@ -134,9 +144,7 @@ class VTMModule(L.LightningModule):
             ValueError: if it is no checkpoint of vtm, or belongs to another encoder or network.
         """
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        key = _facts(checkpoint, str(path))["encoder"]
-        if key != self.encoder.key:
-            raise ValueError(f"{path} belongs to encoder {key}, but this run has {self.encoder.key}")
+        _config(checkpoint, str(path), self.encoder)
         state = {name: value for name, value in checkpoint["state_dict"].items() if name.startswith("model.")}
         theirs = {name.removeprefix("model."): value for name, value in state.items() if ".head." not in name}
         ours = {name: value for name, value in self.model.state_dict().items() if not name.startswith("head.")}
@@ -159,15 +167,18 @@ class VTMModule(L.LightningModule):
 
     def _summarise(self, stage: str, metric: VideoMetric) -> None:
         if self.trainer.state.fn != TrainerFn.FITTING:
-            self.summaries[stage] = self._describe(stage, metric.summary())
+            self.summaries[stage] = self._describe(stage, metric)
         value = metric.compute()
         metric.reset()
-        self.log(f"{stage}/{self.task.metric_name}", value, prog_bar=True)
-        self.log(f"{stage}/score", value if self.task.mode == "max" else -value)  # higher is better, whatever the task
+        score = value if self.task.mode == "max" else -value  # higher is better, whatever the task
+        self.log(f"{stage}/{self.task.metric_name}", value, prog_bar=True, sync_dist=True)
+        self.log(f"{stage}/score", score, sync_dist=True)
 
-    def _describe(self, stage: str, summary: dict[str, Any]) -> dict[str, Any]:
+    def _describe(self, stage: str, metric: VideoMetric) -> dict[str, Any]:
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         videos = data.videos(stage)
+        clustered = any(video.cluster for video in videos)
+        summary = metric.summary(clusters=[video.cluster or video.id for video in videos] if clustered else None)
         evaluated = [videos[index] for index in summary.pop("videos")]
         targets = [video.target for video in evaluated]
         return summary | {
@@ -215,11 +226,15 @@ def auto_precision() -> str:
     return "bf16-mixed" if native else "32-true"
 
 
-def _facts(checkpoint: dict[str, Any], name: str) -> dict[str, Any]:
+def _config(checkpoint: dict[str, Any], name: str, encoder: Encoder) -> dict[str, Any]:
+    """Return the configuration of a checkpoint of ours that belongs to this encoder."""
     facts: dict[str, Any] = checkpoint.get("vtm", {})
     if facts.get("format") != CHECKPOINT_FORMAT:
         raise ValueError(
             f"{name} is no vtm checkpoint of format {CHECKPOINT_FORMAT}, found format {facts.get('format')}; "
             f"use the version of vtm that wrote it"
         )
-    return facts
+    if facts["encoder"] != encoder.key:
+        raise ValueError(f"{name} belongs to encoder {facts['encoder']}, but this run has {encoder.key}")
+    config: dict[str, Any] = facts["config"]
+    return config

@@ -1,12 +1,14 @@
-"""Say what is wrong with a command in one sentence: the near miss of a misspelt override, the file that is missing.
+"""Say what is wrong with a command in one sentence: the near miss of a misspelt override, or what vtm refuses.
 
-Hydra itself only says that a key or an option is unknown, and wraps every other error in a stack trace.
+Hydra itself only says that a key or an option is unknown, and shows every other error with a stack trace.
 """
 
 from __future__ import annotations
 
 import difflib
+import os
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +18,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException
+from hydra.errors import HydraException, InstantiationException
 from omegaconf import OmegaConf
 
 
@@ -33,12 +35,22 @@ def explained(config_dir: Path, config_name: str) -> Iterator[None]:
 
 
 @contextmanager
-def missing_files_in_one_sentence() -> Iterator[None]:
-    """Leave the program with just the message of a FileNotFoundError, which names the file and what to do."""
+def errors_in_one_sentence() -> Iterator[None]:
+    """Leave the program with just the message of an error that vtm itself raises, which says what to do.
+
+    Errors from elsewhere keep their stack trace; with HYDRA_FULL_ERROR=1 all do.
+    """
     try:
         yield
-    except FileNotFoundError as error:
-        sys.exit(str(error))
+    except Exception as error:
+        cause: BaseException = error
+        while isinstance(error, InstantiationException) and cause.__cause__ is not None:
+            cause = cause.__cause__
+        frames = traceback.extract_tb(cause.__traceback__)
+        ours = bool(frames) and Path(frames[-1].filename).is_relative_to(Path(__file__).parent)
+        if os.environ.get("HYDRA_FULL_ERROR") == "1" or not (ours or isinstance(cause, FileNotFoundError)):
+            raise
+        sys.exit(str(cause))
 
 
 def near_misses(arguments: list[str], config_dir: Path, config_name: str) -> list[str]:

@@ -48,7 +48,12 @@ def test_a_frame_stays_until_the_next(stamps, clip):
 
 
 def test_after_the_end_comes_the_last_frame(stamps, clip):
-    assert stamps.read(read_frames(clip, [119 / 30, 4.0, 1e4], size=stamps.size)) == [119, 119, 119]
+    assert stamps.read(read_frames(clip, [119 / 30, 4.0, 5.4], size=stamps.size)) == [119, 119, 119]
+
+
+def test_a_file_that_is_shorter_than_its_annotation_is_refused(clip):
+    with pytest.raises(VideoError, match=r"clip\.mp4: expected a frame at 6\.00 s, but the file ends at 4\.00 s"):
+        read_frames(clip, [1.0, 6.0], size=8)
 
 
 def test_steps_of_several_frames_are_consecutive(stamps, clip):
@@ -69,7 +74,7 @@ def test_time_stamps_rule_at_variable_rates_and_start_offsets(stamps, tmp_path, 
             frame.pts, frame.time_base = round(1000 * (offset + time)), Fraction(1, 1000)
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
-    frames = read_frames(path, [0.0, 0.15, 1.1, 1.2, 3.9, 4.0, 4.4, 9.0], size=stamps.size)
+    frames = read_frames(path, [0.0, 0.15, 1.1, 1.2, 3.9, 4.0, 4.4, 5.4], size=stamps.size)
     assert stamps.read(frames) == [0, 1, 2, 3, 4, 5, 5, 6]
     assert 4.5 < duration(path) < 5.5
 

@@ -41,5 +41,6 @@ class BreakfastDataModule(VideoDataModule):
             held_out = name.split("-")[0] in _VAL_PARTICIPANTS
             if split == "test" or held_out == (split == "val"):
                 file = find_video(self.root / "videos", name.replace("-", "/"), name)
-                videos.append(Video(name, file, int(row["class_id"])))
+                performance = name.rsplit("-", 1)[1].removesuffix("_ch0")
+                videos.append(Video(name, file, int(row["class_id"]), cluster=performance))
         return videos

@@ -83,6 +83,11 @@ class VideoDataModule(LightningDataModule, ABC):
         """Count what a model has to put out: the classes, or one value."""
         return 1 if self.class_names is None else len(self.class_names)
 
+    def setup(self, stage: str) -> None:
+        """Look for all videos of a run before it starts."""
+        for split in ("train", "val", "test") if stage == "fit" else ():
+            self.videos(split)
+
     def videos(self, split: Split) -> list[Video]:
         """List the videos of a split, all of which are there.
 

@@ -23,6 +23,8 @@ class Video:
         target: The class index, or the value to regress.
         start: Where the region of interest starts, in seconds.
         end: Where it ends; None stands for the end of the file.
+        cluster: What the video shares with others, such as a performance that several cameras film; None: nothing.
+            Videos of one cluster are not independent, which intervals take into account.
     """
 
     id: str
@@ -30,6 +32,7 @@ class Video:
     target: int | float
     start: float = 0.0
     end: float | None = None
+    cluster: str | None = None
 
 
 class Clip(NamedTuple):

@@ -55,8 +55,8 @@ class LVUDataModule(VideoDataModule):
     @property
     def class_names(self) -> list[str] | None:
         """Name the classes as the lists do; director and writer have some without videos."""
+        rows = [row for split in _SPLITS for row in self._rows(split)]
         if self.task in _CLASSES and self._class_names is None:
-            rows = [row for split in _SPLITS for row in self._rows(split)]
             pairs = ((int(row["class_id"]), row["class_name"]) for row in rows)
             self._class_names = name_classes(pairs, source=self.root / "annotations" / self.task)
         return self._class_names

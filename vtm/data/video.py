@@ -27,6 +27,9 @@ from torch import Tensor
 # Matroska rounds time stamps to whole milliseconds, so a frame may be stamped up to half of one too late.
 _CLOCK_ERROR = 0.0005
 
+# Annotations give lengths in whole seconds: how long after the end a frame may be asked for.
+_LATE = 1.5
+
 # Decoders that leave out exactly the pictures no other picture needs. libdav1d (AV1) drops delayed ones as well.
 _SKIPS_EXACTLY = frozenset({"h264", "hevc", "mpeg2video", "mpeg4", "vp9"})
 
@@ -38,8 +41,8 @@ class VideoError(Exception):
 def read_frames(path: Path | str, times: Sequence[float], *, size: int, frames_per_step: int = 1) -> Tensor:
     """Read the frames on screen at the given times as squares, (T * f, 3, S, S) uint8.
 
-    The frame at time t is the last one with a time stamp not after t, counted from the first frame; after the end it is
-    the last frame. The shortest side is scaled to S by area averaging, and the centre is cut out.
+    The frame at time t is the last one with a time stamp not after t, counted from the first frame; up to 1.5 s after
+    the end it is the last frame. The shortest side is scaled to S by area averaging, and the centre is cut out.
 
     Args:
         path: The video file.
@@ -49,12 +52,16 @@ def read_frames(path: Path | str, times: Sequence[float], *, size: int, frames_p
             file stands in for those after the end.
 
     Raises:
-        VideoError: The file cannot be opened, is damaged, or has no video stream, no frames or no time stamps.
+        VideoError: The file cannot be opened, is damaged, has no video stream, no frames or no time stamps, or ends
+            more than 1.5 s before one of the times.
     """
     if not times or min(times) < 0:
         raise ValueError(f"{path}: expected one or more times that are not negative, got {list(times)[:3]}")
     table = _read_packet_table(path)
     last = len(table.pts) - 1
+    length = float((table.end - table.pts[0]) * table.tick)
+    if max(times) > length + _LATE:
+        raise VideoError(f"{path}: expected a frame at {max(times):.2f} s, but the file ends at {length:.2f} s")
     first = [table.find(time) for time in times]
     order = [table.pts[min(row + step, last)] for row in first for step in range(frames_per_step)]
     places: dict[int, list[int]] = {}

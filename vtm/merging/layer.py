@@ -78,7 +78,8 @@ class TokenMerger(nn.Module):
     ) -> None:
         super().__init__()
         num_targets(1, partition_factor)
-        if isinstance(merge_count, bool) or merge_count < 0 or (isinstance(merge_count, float) and merge_count > 1):
+        count = isinstance(merge_count, int) and not isinstance(merge_count, bool) and merge_count >= 0
+        if not count and not (isinstance(merge_count, float) and 0 <= merge_count <= 1):
             raise ValueError(
                 f"expected merge_count as a fraction in [0, 1] (float) or a number of tokens (int), got {merge_count!r}"
             )

@@ -212,15 +212,20 @@ def size_weights(tokens: Tokens) -> Tensor:
 def motion_weights(tokens: Tokens) -> Tensor:
     """Weigh tokens by their motion magnitude (VTM paper, table 7): (B, N)."""
     if tokens.motion is None:
-        raise ValueError("motion_weights needs tokens.motion (B, N), got None: pass the motion of each token")
+        raise ValueError(
+            "motion_weights needs tokens.motion (B, N), got None: pass it; if the data give none, weigh otherwise"
+        )
     return tokens.motion
 
 
 def saliency_weights(tokens: Tokens, *, beta: float) -> Tensor:
-    """Weigh tokens by exp(β s), which keeps salient tokens undiluted and gives s a gradient: (B, N)."""
+    """Weigh tokens by exp(β s), which keeps salient tokens undiluted and gives s a gradient: (B, N).
+
+    The weights are divided by exp(|β|), which changes no average and keeps them finite.
+    """
     if tokens.saliency is None:
         raise ValueError("saliency_weights needs tokens.saliency (B, N), got None: estimate it first")
-    return torch.exp(beta * tokens.saliency)
+    return torch.exp(beta * tokens.saliency - abs(beta))
 
 
 def _shares(

@@ -46,8 +46,8 @@ def uniform_partition(
 ) -> Tensor:
     """Take every γ-th token: 0, γ, 2γ, … (naïve VTM, equation 1 counted from 0).
 
-    With a mask, the count runs over the real tokens; what is missing to M is filled with the first real tokens that
-    are left, then with masked ones. `sample` and `generator` change nothing.
+    With a mask, of n real tokens those of rank ⌊jγn/N⌋ are taken, as evenly and as many; if n < M, all of them and
+    the first masked ones. `sample` and `generator` change nothing.
 
     >>> uniform_partition(Tokens.from_grid(torch.zeros(1, 1, 2, 5, 3)), Grid(1, 2, 5), 4)
     tensor([[0, 4, 8]])
@@ -57,7 +57,9 @@ def uniform_partition(
     if tokens.mask is None:
         return torch.arange(0, num_tokens, partition_factor, device=tokens.x.device).expand(batch, count).contiguous()
     rank = tokens.mask.cumsum(1) - 1
-    taken = tokens.mask & (rank % partition_factor == 0)
+    stride = partition_factor * tokens.mask.sum(1, keepdim=True).clamp(min=1)  # in N-ths of a token: γn
+    j = (rank * num_tokens + stride - 1).div(stride, rounding_mode="floor")  # the first with ⌊jγn/N⌋ >= rank
+    taken = tokens.mask & (j * stride < (rank + 1) * num_tokens)
     return true_indices(_fill(taken, tokens.mask, count), count)
 
 
@@ -103,7 +105,9 @@ def motion_partition(
     tensor([[1, 2]])
     """
     if tokens.motion is None:
-        raise ValueError("motion_partition needs tokens.motion (B, N), got None: pass the motion of each token")
+        raise ValueError(
+            "motion_partition needs tokens.motion (B, N), got None: pass it; if the data give none, choose otherwise"
+        )
     return _by_score(tokens.motion, tokens, partition_factor, sample, generator)
 
 

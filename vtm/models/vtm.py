@@ -234,7 +234,7 @@ class VTM(nn.Module):
             raise ValueError(
                 f"expected one entry per block in window_frames and channels, got {len(window_frames)}, {len(channels)}"
             )
-        if any(later % earlier for earlier, later in pairwise(window_frames)):
+        if min(window_frames) < 1 or any(later % earlier for earlier, later in pairwise(window_frames)):
             raise ValueError(f"expected each of window_frames to divide the next, got {list(window_frames)}")
         self.window_frames = tuple(window_frames)
         self.widths = (in_channels, *channels)
@@ -299,6 +299,11 @@ class VTM(nn.Module):
         batch, *shape = features.shape[:4]
         grid = Grid(*shape)
         if mask is not None:
+            if mask.dtype != torch.bool or mask.shape != features.shape[:2]:
+                raise ValueError(
+                    f"expected mask (B, T) = {tuple(features.shape[:2])} of dtype torch.bool, "
+                    f"got {tuple(mask.shape)} of dtype {mask.dtype}"
+                )
             features = features.masked_fill(~mask[:, :, None, None, None], 0)
         features = self.time_embedding(features.to(self.head.weight.dtype))
         tokens = aux = Tokens.from_grid(features, motion=motion, mask=mask)
@@ -318,7 +323,7 @@ class VTM(nn.Module):
 
 
 def _rewindow(tokens: Tokens, rows: int) -> Tokens:
-    """Read the same tokens as `rows` windows: neighbours in time are neighbours in memory, so nothing is copied."""
+    """Read the same tokens as `rows` windows: neighbours in time are neighbours in memory, so x is not copied."""
 
     def view(value: Tensor | None) -> Tensor | None:
         return None if value is None else value.reshape(rows, -1, *value.shape[2:])
@@ -337,8 +342,9 @@ def _pool(tokens: Tokens) -> Tensor:
     """Average the real tokens: (B, N, C) -> (B, C)."""
     if tokens.mask is None:
         return tokens.x.mean(1)
-    real = tokens.mask[..., None].to(tokens.x.dtype)
-    return (tokens.x * real).sum(1) / real.sum(1).clamp(min=1)
+    exact = torch.promote_types(tokens.x.dtype, torch.float32)  # sums of half precision overflow
+    real = tokens.mask[..., None].to(exact)
+    return ((tokens.x * real).sum(1) / real.sum(1).clamp(min=1)).to(tokens.x.dtype)
 
 
 register_dataclass(VTMOutput)
