@@ -149,11 +149,23 @@ def test_early_stopping_by_override(tmp_path, root):
         (["experiment=demo", "merging.partition_facto=4"], "did you mean 'merging.partition_factor'?"),
         (["experiment=demoo"], "did you mean 'experiment=demo'?"),
         (["experiment=lvu_scene"], 'The folder data/lvu is missing; the section "Data" of data/README.md'),
+        (["experiment=lvu_like"], "The folder data/lvu is missing"),
+        (["experiment=lvu_scene", "trainer=ddp_cpu"], "The folder data/lvu is missing"),
         (["experiment=coin"], "The folder data/coin is missing"),
         (["experiment=breakfast"], "The folder data/breakfast is missing"),
         ([*TINY, "task=regression"], "use task=classification"),
-        ([*TINY, "train=false"], "ckpt_path"),
+        ([*TINY, "train=false"], "train=false needs ckpt_path"),
+        ([*TINY, "ckpt_path=nowhere.ckpt"], "ckpt_path=nowhere.ckpt is no file"),
+        ([*TINY, "model.window_frames=[3,6]"], "clips of 4 frames do not fit"),
     ],
 )
 def test_a_mistake_gets_one_sentence_that_helps(tmp_path, overrides, message):
-    assert message in train(tmp_path, *overrides, succeeds=False)
+    output = train(tmp_path, *overrides, succeeds=False)
+    assert message in output
+    assert "Traceback" not in output
+
+
+def test_a_checkpoint_of_other_settings_is_refused(whole, tmp_path, root):
+    other = [f"ckpt_path={whole[0] / 'checkpoints' / 'best.ckpt'}", "train=false", "merging.partition_factor=2"]
+    output = train(tmp_path, *TINY, root, *other, "logger=csv", succeeds=False)
+    assert "the checkpoint was trained with merging.partition_factor = 6, but this run has 2" in output

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -126,13 +126,11 @@ class VTMModule(L.LightningModule):
         """Check that the checkpoint is ours and of this encoder and these settings; add the encoder that it lacks."""
         theirs = _config(checkpoint, "the checkpoint", self.encoder)
         resumes = self.trainer.state.fn == TrainerFn.FITTING
-        names = ("model", "merging", "task", *(("optimizer", "scheduler") if resumes else ()))
-        differing = [name for name in names if theirs.get(name) != self.config.get(name)]
-        if differing:
-            name, verb = differing[0], "resumed" if resumes else "tested"
+        groups = ("merging", "model", "task", *(("optimizer", "scheduler") if resumes else ()))
+        for key, had, has in _differences(theirs, self.config, groups):
             raise ValueError(
-                f"the checkpoint was trained with other settings of {', '.join(differing)}, such as {name} = "
-                f"{theirs.get(name)} against {self.config.get(name)} here; a run is {verb} with the settings it had"
+                f"the checkpoint was trained with {key} = {had}, but this run has {has}; a run is "
+                f"{'resumed' if resumes else 'tested'} with the settings it had (finetune_from= starts a new one)"
             )
         encoder = {f"encoder.{name}": value for name, value in self.encoder.state_dict().items()}
         checkpoint["state_dict"] = {**checkpoint["state_dict"], **encoder}
@@ -224,6 +222,16 @@ def auto_precision() -> str:
     """Choose bf16 mixed precision where the GPU has it in hardware, else fp32."""
     native = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
     return "bf16-mixed" if native else "32-true"
+
+
+def _differences(theirs: Any, ours: Any, keys: Iterable[str], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """List the settings that differ, key by key: the dotted key and both values."""
+    for key in keys:
+        had, has = theirs.get(key), ours.get(key)
+        if isinstance(had, dict) and isinstance(has, dict):
+            yield from _differences(had, has, sorted(had.keys() | has.keys()), f"{prefix}{key}.")
+        elif had != has:
+            yield f"{prefix}{key}", had, has
 
 
 def _config(checkpoint: dict[str, Any], name: str, encoder: Encoder) -> dict[str, Any]:
