@@ -9,7 +9,7 @@ from hydra.errors import ConfigCompositionException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from vtm.models import VTM
+from vtm.models import VTM, SinusoidalTime
 
 CONF = Path(__file__).parents[2] / "conf"
 GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir())
@@ -19,7 +19,6 @@ OPTIONS = [
     if path.parent != CONF
 ]
 EXPERIMENTS = [name for group, name in OPTIONS if group == "experiment"]
-SMALL = ["encoder.pretrained=false", "encoder.image_size=32"]  # random weights and few tokens
 
 
 def composed(*overrides: str) -> DictConfig:
@@ -30,7 +29,7 @@ def composed(*overrides: str) -> DictConfig:
     return config
 
 
-def network(config: DictConfig, channels: int, **grid: int) -> VTM:
+def network(config: DictConfig, channels: int) -> VTM:
     return instantiate(config.model, channels, 3)
 
 
@@ -123,6 +122,11 @@ def test_the_ablations_of_the_paper_fit_its_clips():
                 channels=64,
             )
             assert len(model.plan(60, 14, 14)) == 3
+
+
+def test_the_network_can_be_told_the_time():
+    config = composed("experiment=demo", "model.time_embedding={_target_:vtm.models.SinusoidalTime}")
+    assert isinstance(network(config, channels=64).time_embedding, SinusoidalTime)
 
 
 def test_precision_can_be_overridden():
