@@ -28,9 +28,8 @@ def main(cfg: DictConfig) -> None:
     from vtm.callbacks import epoch_seed, finish_wandb
     from vtm.lit_module import VTMModule
 
-    warnings.filterwarnings(
-        "ignore", "Found .* in eval mode|.*LeafSpec|.*broadcast_buffers"
-    )  # meant; Lightning's affair
+    noise = "Found .* in eval mode|.*LeafSpec|.*broadcast_buffers|The dirpath has changed"  # nothing to be done about
+    warnings.filterwarnings("ignore", noise)
     epoch_seed(cfg.seed, epoch=0, rank=0)  # the same initial weights on every rank
     encoder = instantiate(cfg.encoder)
     model = instantiate(cfg.model, encoder.channels, data.num_outputs)

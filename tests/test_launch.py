@@ -1,6 +1,7 @@
 """Where a job runs: its folder, and how many processes it still needs."""
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 
 from vtm.launch import processes_to_start, run_folder, start_processes
@@ -48,15 +49,23 @@ def test_several_nodes_need_a_launcher():
 def test_a_resumed_run_goes_on_in_its_folder_and_others_get_a_new_one(tmp_path):
     checkpoint = tmp_path / "checkpoints" / "last.ckpt"
     checkpoint.parent.mkdir()
-    checkpoint.touch()
+    torch.save({}, checkpoint)
+    assert run_folder("demo", True, str(checkpoint)).startswith("runs/demo/2")  # lies in no run
+    (tmp_path / ".hydra").mkdir()
     assert run_folder("demo", True, str(checkpoint)) == str(tmp_path)
     assert run_folder("demo", False, str(checkpoint)).startswith("runs/demo/2")
     assert run_folder("demo", True, None).startswith("runs/demo/2")
 
 
 def test_a_missing_checkpoint_is_named():
-    with pytest.raises(FileNotFoundError, match=r"ckpt_path=nowhere/last\.ckpt is no file"):
+    with pytest.raises(FileNotFoundError, match=r"ckpt_path=nowhere/last\.ckpt is no file; checkpoints lie in"):
         run_folder("demo", True, "nowhere/last.ckpt")
+
+
+def test_another_file_than_a_checkpoint_is_named(tmp_path):
+    (tmp_path / "README.md").write_text("words")
+    with pytest.raises(ValueError, match=r"README\.md is no checkpoint, or a damaged one"):
+        run_folder("demo", True, str(tmp_path / "README.md"))
 
 
 def test_nothing_to_train_and_nothing_to_test_is_a_mistake():

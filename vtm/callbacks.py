@@ -210,7 +210,8 @@ class ResultsWriter(Callback):
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._add("test", trainer, pl_module)
         if trainer.is_global_zero:
-            print(results_table(self._scores), f"written to {self.path}", sep="\n", flush=True)
+            scores = {name: score for name, score in self._scores.items() if score["checkpoint"] == self.checkpoint}
+            print(results_table(scores), f"written to {self.path}", sep="\n", flush=True)
 
     def _add(self, stage: str, trainer: Trainer, pl_module: LightningModule) -> None:
         module = cast(Any, pl_module)

@@ -10,13 +10,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import zipfile
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 
 def run_folder(name: str, train: bool, ckpt_path: str | None) -> str:
-    """Name the folder of a job: a new one, or that of the run which a checkpoint resumes.
+    """Name the folder of a job: a new one, or that of the run which a checkpoint resumes, where it still lies there.
 
     Args:
         name: of the experiment.
@@ -24,15 +25,19 @@ def run_folder(name: str, train: bool, ckpt_path: str | None) -> str:
         ckpt_path: `<folder>/checkpoints/<file>` to resume, or None.
 
     Raises:
-        ValueError: if there is nothing to train and nothing to test.
+        ValueError: if there is nothing to train and nothing to test, or the checkpoint is none.
         FileNotFoundError: if the checkpoint is not there.
     """
     if not train and ckpt_path is None:
         raise ValueError("train=false needs ckpt_path=<file>, the checkpoint to test")
-    if ckpt_path is not None and not Path(ckpt_path).is_file():
-        raise FileNotFoundError(f"ckpt_path={ckpt_path} is no file; a run's checkpoints lie in its folder checkpoints/")
-    if train and ckpt_path is not None:
-        return str(Path(ckpt_path).parent.parent)
+    if ckpt_path is not None:
+        if not Path(ckpt_path).is_file():
+            raise FileNotFoundError(f"ckpt_path={ckpt_path} is no file; checkpoints lie in <run folder>/checkpoints/")
+        if not zipfile.is_zipfile(ckpt_path):  # which every checkpoint of torch is
+            raise ValueError(f"ckpt_path={ckpt_path} is no checkpoint, or a damaged one")
+        folder = Path(ckpt_path).parent.parent
+        if train and (folder / ".hydra").is_dir():
+            return str(folder)
     return f"runs/{name}/{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
 
 
@@ -83,6 +88,6 @@ def start_processes(count: int, script: Path, run_dir: Path) -> None:
             code = process.wait()
         except KeyboardInterrupt:  # the children got it too, and may be saving
             process.wait()
-            raise
+            sys.exit("interrupted")
     if code:
         raise RuntimeError(f"one of the {count} processes of the run in {run_dir} failed; its message stands above")

@@ -85,8 +85,8 @@ class VTMModule(L.LightningModule):
         """Return the loss of main and auxiliary path."""
         output = self(batch)
         losses = self.task.loss(output.logits, output.aux_logits, batch.target)
-        values = {f"train/{name}": value.detach() for name, value in losses.items()}
-        self.log_dict(values, batch_size=len(batch.id), prog_bar=True)
+        for name, value in losses.items():
+            self.log(f"train/{name}", value.detach(), batch_size=len(batch.id), prog_bar=name == "loss")
         return losses["loss"]
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -206,7 +206,8 @@ def cosine_with_warmup(optimizer: Optimizer, *, total_steps: int, total_epochs: 
     """
     if not 0 <= warmup_epochs < total_epochs:
         raise ValueError(
-            f"scheduler.warmup_epochs = {warmup_epochs} must be fewer than trainer.max_epochs = {total_epochs}"
+            f"scheduler.warmup_epochs = {warmup_epochs} must be fewer than trainer.max_epochs = {total_epochs}; "
+            "a short trial needs scheduler.warmup_epochs=0"
         )
     warmup = total_steps * warmup_epochs // total_epochs
 
