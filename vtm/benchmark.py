@@ -13,8 +13,7 @@ import platform
 import resource
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -98,9 +97,7 @@ def measure(row: Row, setting: Setting) -> dict[str, Any]:
         peak = _peak_bytes(setting.device) - before
         seconds = _median_seconds(step, setting)
         if row.merges and not row.training:
-            with _clock(model, setting.device) as spent:
-                total = _median_seconds(step, setting)
-            details["% in partition, match and merge"] = 100 * statistics.median(spent) * len(model.blocks) / total
+            details["% in partition, match and merge"] = 100 * _merging_share(step, model, setting)
             details["times its products and attention alone"] = seconds / _arithmetic_seconds(setting)
         if row.merges and row.training:
             plain = partial(_train, model.eval(), features)
@@ -160,29 +157,27 @@ def _arithmetic_seconds(setting: Setting) -> float:
     return total
 
 
-@contextmanager
-def _clock(model: VTM, device: str) -> Iterator[list[float]]:
-    """Collect the seconds that each call of a merger takes."""
-    spent: list[float] = []
-    starts: list[float] = []
+def _merging_share(step: Callable[[], Any], model: VTM, setting: Setting) -> float:
+    """Time the mergers within calls of the network: the median of their share in each call."""
+    marks: list[float] = []
 
-    def begin(*_: Any) -> None:
-        _synchronise(device)
-        starts.append(time.perf_counter())
+    def mark(*_: Any) -> None:
+        _synchronise(setting.device)
+        marks.append(time.perf_counter())
 
-    def end(*_: Any) -> None:
-        _synchronise(device)
-        per_block.append(time.perf_counter() - starts.pop())
-        if len(per_block) == len(model.blocks):
-            spent.append(sum(per_block) / len(per_block))
-            per_block.clear()
-
-    per_block: list[float] = []
     mergers = [module for module in model.modules() if isinstance(module, TokenMerger)]
-    handles = [m.register_forward_pre_hook(begin) for m in mergers] + [m.register_forward_hook(end) for m in mergers]
-    yield spent
+    handles = [m.register_forward_pre_hook(mark) for m in mergers] + [m.register_forward_hook(mark) for m in mergers]
+    shares = []
+    for _ in range(setting.repeats):
+        marks.clear()
+        mark()
+        step()
+        mark()
+        begin, *inner, end = marks
+        shares.append((sum(inner[1::2]) - sum(inner[::2])) / (end - begin))
     for handle in handles:
         handle.remove()
+    return statistics.median(shares)
 
 
 def _median_seconds(call: Callable[[], Any], setting: Setting) -> float:
