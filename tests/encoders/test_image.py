@@ -52,18 +52,6 @@ def test_random_weights_depend_on_the_encoder_s_seed_alone():
     assert first.key == again.key != other.key
 
 
-def test_chunks_change_nothing():
-    clip = frames(1, 5, 3, 32, 32)
-    torch.testing.assert_close(vit(chunk=2)(clip), vit(chunk=64)(clip))
-
-
-def test_the_encoder_stays_frozen():
-    encoder = vit().train()
-    assert not any(module.training for module in encoder.modules())
-    assert not any(parameter.requires_grad for parameter in encoder.parameters())
-    assert not encoder(frames(1, 1, 3, 32, 32)).requires_grad
-
-
 def test_pretrained_weights_are_asked_of_timm(monkeypatch):
     asked = {}
     create = timm.create_model
@@ -80,16 +68,3 @@ def test_pretrained_weights_are_asked_of_timm(monkeypatch):
 def test_an_image_size_that_does_not_fit_names_those_that_do():
     with pytest.raises(ValueError, match=r"image_size = 40 is no multiple of the 16 px patches .*; 32 or 48 would be"):
         vit(image_size=40)
-
-
-@pytest.mark.parametrize(
-    ("clip", "error", "message"),
-    [
-        (torch.zeros(1, 1, 3, 32, 32), TypeError, "expected uint8 frames"),
-        (frames(1, 1, 3, 32, 16), ValueError, r"got \(1, 1, 3, 32, 16\)"),
-        (frames(1, 3, 32, 32), ValueError, r"got \(1, 3, 32, 32\)"),
-    ],
-)
-def test_other_inputs_are_refused(clip, error, message):
-    with pytest.raises(error, match=message):
-        vit()(clip)
