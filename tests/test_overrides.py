@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from vtm.overrides import near_misses
+from vtm.merging.partition import num_targets
+from vtm.overrides import errors_in_one_sentence, near_misses
 
 CONF = Path(__file__).parents[1] / "conf"
 
@@ -40,3 +41,19 @@ def test_a_misspelt_override_names_the_near_miss(arguments, expected):
 )
 def test_nothing_is_said_where_nothing_is_near(arguments):
     assert near_misses(arguments, CONF, "train") == []
+
+
+def test_what_vtm_refuses_leaves_with_its_sentence():
+    with (
+        pytest.raises(SystemExit, match="expected partition_factor to be an integer >= 1, got 0"),
+        errors_in_one_sentence(),
+    ):
+        num_targets(5, 0)
+
+
+@pytest.mark.parametrize(
+    ("mistake", "error"), [(lambda: near_misses(None, CONF, "train"), TypeError), (lambda: 1 / 0, ZeroDivisionError)]
+)
+def test_mistakes_of_the_program_keep_their_stack_trace(mistake, error):
+    with pytest.raises(error), errors_in_one_sentence():
+        mistake()

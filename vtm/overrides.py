@@ -46,8 +46,9 @@ def errors_in_one_sentence() -> Iterator[None]:
         cause: BaseException = error
         while isinstance(error, InstantiationException) and cause.__cause__ is not None:
             cause = cause.__cause__
-        frames = traceback.extract_tb(cause.__traceback__)
-        ours = bool(frames) and Path(frames[-1].filename).is_relative_to(Path(__file__).parent)
+        last = traceback.extract_tb(cause.__traceback__)[-1]
+        meant = (last.line or "").startswith("raise ")  # and not a mistake of our own, whose place one wants to see
+        ours = meant and Path(last.filename).is_relative_to(Path(__file__).parent)
         if os.environ.get("HYDRA_FULL_ERROR") == "1" or not (ours or isinstance(cause, FileNotFoundError)):
             raise
         sys.exit(str(cause))
