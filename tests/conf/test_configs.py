@@ -9,6 +9,8 @@ from hydra.errors import ConfigCompositionException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from vtm.data.features import FeatureStore
+from vtm.data.source import VideoFiles
 from vtm.models import VTM, SinusoidalTime
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -50,8 +52,13 @@ def test_every_experiment_is_named_after_its_file_and_says_how_to_run_it(name):
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_experiment_instantiates(name):
     config = composed(f"experiment={name}")
-    data = instantiate(config.data)
+    encoder = instantiate(config.encoder)
+    data = instantiate(config.data, encoder=encoder)
     assert data.batch_size == 16
+    assert isinstance(data.source, VideoFiles)
+    stored = instantiate(composed(f"experiment={name}", "data/source=features").data, encoder=encoder).source
+    assert isinstance(stored, FeatureStore)
+    assert stored.folder == f"{config.data.root}/features/{encoder.key}-{data.protocol.sampling}"
     task = instantiate(config.task, 1 if config.task._target_.endswith("Regression") else 4)
     assert task.metric() is not None
     model = network(config, channels=64)
@@ -61,12 +68,27 @@ def test_every_experiment_instantiates(name):
     instantiate(config.scheduler)(optimizer, total_steps=100, total_epochs=config.trainer.max_epochs)
 
 
-@pytest.mark.slow
+SHAPES = {
+    "swin3d_b": (32, (7, 7), 1024),
+    "vis4mer": (1, (1, 197), 1024),
+    "vis4mer_swin": (32, (7, 7), 1024),
+    "vit_l16": (1, (14, 14), 1024),
+    "vit_tiny_random": (1, (6, 6), 192),
+}
+
+
 @pytest.mark.parametrize("name", [name for group, name in OPTIONS if group == "encoder"])
-def test_every_encoder_instantiates_without_its_weights(name):
-    experiment = "coin" if name == "swin3d_b" else "demo"
-    encoder = instantiate(composed(f"experiment={experiment}", f"encoder={name}", "encoder.pretrained=false").encoder)
-    assert encoder.grid[0] > 0
+def test_every_encoder_knows_its_shapes_without_its_weights(name):
+    encoder = instantiate(composed("experiment=demo", f"encoder={name}").encoder)
+    assert (encoder.frames_per_step, encoder.grid, encoder.channels) == SHAPES[name]
+
+
+def test_vis4mer_s_frames_are_squashed_and_not_normalised():
+    for name, plain in (("vis4mer", "vit_l16"), ("vis4mer_swin", "swin3d_b")):
+        theirs, ours = (composed("experiment=demo", f"encoder={option}").encoder for option in (name, plain))
+        assert dict(theirs) == dict(ours) | {"squash": True, "normalize": False} | (
+            {"cls_in_grid": True} if name == "vis4mer" else {}
+        )
 
 
 @pytest.mark.parametrize("name", [name for group, name in OPTIONS if group == "merging"])
@@ -77,6 +99,22 @@ def test_every_merging_runs_in_training_and_evaluation(name):
         output = model.train(training)(features, motion=motion)
         assert output.logits.isfinite().all()
         assert (output.aux_logits is not None) == (training and name.startswith("learnable"))
+
+
+@pytest.mark.parametrize("override", ["merging=motion", "merging/weighting=motion"])
+def test_merging_by_motion_has_motion_read(override):
+    assert composed("experiment=lvu_scene", override).data.source.motion is True
+    assert composed("experiment=lvu_scene", override, "data/source=features").data.source.motion is True
+    assert composed("experiment=lvu_scene").data.source.motion is False
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.parametrize("command", ["extract", "check_data"])
+def test_every_experiment_composes_for_every_command(name, command):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose(command, overrides=[f"experiment={name}"])
+    assert config.name == name
+    assert config.data.source._target_.endswith("FeatureStore" if command == "extract" else "VideoFiles")
 
 
 @pytest.mark.parametrize("name", [name for group, name in OPTIONS if group == "merging/weighting"])

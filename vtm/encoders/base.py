@@ -1,64 +1,136 @@
-"""The contract of a frozen encoder: it owns its normalisation, its weights never train, and it has a key."""
+"""The contract of a frozen encoder: a key says which features it gives, and nothing around it changes them."""
 
 from __future__ import annotations
 
+import hashlib
+import re
 from abc import ABC, abstractmethod
-from typing import Any, Self
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypedDict, Unpack, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
+
+from vtm.packing import Packed, Storage, pack, unpack
+
+Precision = Literal["float32", "bfloat16", "float16"]
+
+
+class Choices(TypedDict):
+    """Name the arguments that every encoder takes; `Encoder` explains them."""
+
+    image_size: int
+    squash: bool
+    normalize: bool
+    pretrained: bool
+    checkpoint: str | None
+    seed: int
+    precision: Precision
+    storage: Storage
 
 
 class Encoder(nn.Module, ABC):
     """Encode the frames of a clip into tokens (VTM paper, section 4.1: the backbone stays frozen).
 
+    The backbone is no part of the module's parameters or state: it is loaded with the first frames and follows their
+    device. Until then only its shapes are known. Trainer precision, default dtype and the other frames of a call
+    leave the features as they are; every call of the backbone gets the same number of frames, the last ones black,
+    because kernels are chosen by shape, and with another kernel the last bits differ.
+
     Args:
-        backbone: the network; its parameters are frozen and it stays in evaluation mode.
-        key: identifies backbone, weights (or seed) and preprocessing; equal keys mean equal features.
-        image_size: S, side of the square frames in pixels.
+        name: of the backbone, for the key.
         frames_per_step: f, consecutive frames that give one step of features.
-        grid: (H, W) of the tokens of one step.
-        channels: C, width of a token.
+        chunk: frames of one call of the backbone, a multiple of f.
         mean: per colour channel, of frames in [0, 1].
         std: per colour channel, of frames in [0, 1].
-        chunk: frames that go through the backbone at a time, which bounds the memory.
-    """
+        details: further parts of the key.
+        image_size: S, side of the square frames in pixels.
+        squash: frames are resized to S × S whatever their shape; else the shortest side is, and the centre cut out.
+        normalize: by mean and standard deviation; else the backbone sees values in [0, 1].
+        pretrained: take the published weights; else random ones, unless there is a checkpoint.
+        checkpoint: a local file of weights, used instead.
+        seed: of random weights, which depend on nothing else.
+        precision: of the backbone's arithmetic.
+        storage: the number format to which the tokens are rounded.
 
-    backbone: Any  # what its features look like differs from model to model
-    mean: Tensor
-    std: Tensor
+    Raises:
+        FileNotFoundError: if the checkpoint is missing.
+        ValueError: if precision or storage is unknown.
+    """
 
     def __init__(
         self,
-        backbone: nn.Module,
+        name: str,
         *,
-        key: str,
-        image_size: int,
         frames_per_step: int,
-        grid: tuple[int, int],
-        channels: int,
+        chunk: int,
         mean: tuple[float, ...],
         std: tuple[float, ...],
-        chunk: int,
+        details: tuple[str, ...] = (),
+        **choices: Unpack[Choices],
     ) -> None:
         super().__init__()
-        self.backbone = backbone.eval().requires_grad_(False)
-        self.key = key
-        self.image_size = image_size
+        for key, value, known in (
+            ("precision", choices["precision"], get_args(Precision)),
+            ("storage", choices["storage"], get_args(Storage)),
+        ):
+            if value not in known:
+                raise ValueError(f"expected as encoder.{key} one of {', '.join(known)}, got {value}")
+        self.image_size = choices["image_size"]
         self.frames_per_step = frames_per_step
-        self.grid = grid
-        self.channels = channels
-        self.chunk = max(1, chunk // frames_per_step) * frames_per_step
-        self.register_buffer("mean", torch.tensor(mean).reshape(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).reshape(3, 1, 1), persistent=False)
+        self.chunk = chunk
+        self.squash = choices["squash"]
+        self.mean = mean if choices["normalize"] else (0.0,) * 3
+        self.std = std if choices["normalize"] else (1.0,) * 3
+        self.pretrained = choices["pretrained"]
+        self.checkpoint = choices["checkpoint"]
+        self.seed = choices["seed"]
+        self.precision: Precision = choices["precision"]
+        self.storage: Storage = choices["storage"]
+        parts = [
+            name,
+            self._weights(name),
+            f"{self.image_size}px",
+            "squash" if self.squash else "crop",
+            *(() if choices["normalize"] else ("unnormalized",)),
+            *details,
+            self.precision,
+            self.storage,
+        ]
+        self.key = re.sub(r"[^\w.=+-]+", "_", "-".join(parts), flags=re.ASCII)
+        with torch.device("meta"), torch.no_grad():
+            frames = torch.empty(frames_per_step, 3, self.image_size, self.image_size)
+            _, height, width, self.channels = self.encode(self.build(load=False).eval(), frames).shape
+        self.grid = (height, width)
+        self._loaded: _Loaded | None = None
+
+    @abstractmethod
+    def build(self, *, load: bool) -> nn.Module:
+        """Make the backbone; with `load` its weights are the chosen ones, without they are never looked at."""
+
+    @abstractmethod
+    def encode(self, backbone: Any, frames: Tensor) -> Tensor:
+        """Map normalised frames (n·f, 3, S, S) to tokens (n, H, W, C)."""
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """Encode frames, uint8 (B, T·f, 3, S, S), to tokens (B, T, H, W, C) as they come back from storage."""
+        return unpack(self.packed(frames))
+
+    def packed(self, frames: Tensor) -> Packed:
+        """Encode frames, uint8 (B, T·f, 3, S, S), to tokens (B, T, H, W, C) in the format of storage."""
+        return pack(self.tokens(frames), self.storage)
 
     @torch.no_grad()
-    def forward(self, frames: Tensor) -> Tensor:
-        """Encode frames, uint8 (B, T·f, 3, S, S), to tokens (B, T, H, W, C).
+    def tokens(self, frames: Tensor) -> Tensor:
+        """Encode frames, uint8 (B, T·f, 3, S, S), to tokens (B, T, H, W, C) before they are rounded.
 
         Raises:
             TypeError: if the frames are not uint8.
-            ValueError: if their shape is another one.
+            ValueError: if their shape is another one, or the weights do not fit.
+            RuntimeError: if the weights cannot be fetched.
         """
         if frames.dtype != torch.uint8:
             raise TypeError(f"expected uint8 frames, which the encoder normalises itself, got {frames.dtype}")
@@ -68,15 +140,89 @@ class Encoder(nn.Module, ABC):
                 f"expected frames (B, T·{self.frames_per_step}, {', '.join(map(str, expected))}), "
                 f"got {tuple(frames.shape)}"
             )
-        batch, steps = frames.shape[0], frames.shape[1] // self.frames_per_step
-        chunks = frames.flatten(0, 1).split(self.chunk)
-        tokens = torch.cat([self.encode((part.to(self.mean.dtype) / 255 - self.mean) / self.std) for part in chunks])
-        return tokens.reshape(batch, steps, *self.grid, self.channels)
+        device = frames.device.type
+        arithmetic = torch.autocast(
+            device, dtype=getattr(torch, self.precision), enabled=self.precision != "float32", cache_enabled=False
+        )
+        with _float32_by_default(), arithmetic:
+            backbone, mean, std = self._on(frames.device)
+            tokens: list[Tensor] = []
+            for part in frames.flatten(0, 1).split(self.chunk):
+                full = pad(part, (0,) * 7 + (self.chunk - len(part),))  # (chunk, 3, S, S)
+                encoded = self.encode(backbone, (full.float() / 255 - mean) / std).float()
+                tokens.append(encoded[: len(part) // self.frames_per_step])
+        return torch.cat(tokens).reshape(frames.shape[0], -1, *self.grid, self.channels)
 
-    @abstractmethod
-    def encode(self, frames: Tensor) -> Tensor:
-        """Map normalised frames (n·f, 3, S, S) to tokens (n, H, W, C)."""
+    @torch.inference_mode(False)
+    def _on(self, device: torch.device) -> _Loaded:
+        """Return what encodes on a device, the first time with loading the weights."""
+        if self._loaded is None:
+            with torch.device("cpu"), torch.autocast("cpu", enabled=False), torch.random.fork_rng(devices=[]):
+                torch.default_generator.manual_seed(self.seed)  # torch.manual_seed would reach those of the GPUs, too
+                backbone = self.build(load=True).eval().requires_grad_(False)
+            mean, std = (torch.tensor(values).reshape(3, 1, 1) for values in (self.mean, self.std))
+            self._loaded = _Loaded(backbone, mean, std)
+        if self._loaded.mean.device != device:
+            self._loaded = _Loaded(*(part.to(device) for part in self._loaded))
+        return self._loaded
 
-    def train(self, mode: bool = True) -> Self:
-        """Stay in evaluation mode: a frozen encoder has no dropout and keeps its statistics."""
-        return super().train(False)
+    def _weights(self, name: str) -> str:
+        """Name the weights, which a file does by its content."""
+        if self.checkpoint is None:
+            return "pretrained" if self.pretrained else f"random{self.seed}"
+        if not Path(self.checkpoint).is_file():
+            raise FileNotFoundError(
+                f"encoder.checkpoint = {self.checkpoint} is missing; give a local file of weights of {name}"
+            )
+        with Path(self.checkpoint).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()[:12]
+
+
+class _Loaded(NamedTuple):
+    """Hold what is on a device; a tuple, so that `nn.Module` does not take the backbone for a part of the encoder."""
+
+    backbone: Any
+    mean: Tensor  # (3, 1, 1)
+    std: Tensor  # (3, 1, 1)
+
+
+def check_image_size(size: int, pixels: int, model: str) -> None:
+    """Check that frames divide into whole tokens.
+
+    Raises:
+        ValueError: if the size is no multiple of the pixels that become one token.
+    """
+    if size % pixels:
+        below = size // pixels * pixels
+        raise ValueError(
+            f"encoder.image_size = {size} is no multiple of the {pixels} px that become one token of {model}; "
+            f"{f'{below} or ' if below else ''}{below + pixels} would be"
+        )
+
+
+@contextmanager
+def fetching(weights: str) -> Iterator[None]:
+    """Say what to do where published weights cannot be had.
+
+    Raises:
+        RuntimeError: if there is no way to them.
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = str(error).partition("\n")[0]
+        raise RuntimeError(
+            f"the weights {weights} can be neither found on this machine nor fetched ({reason}); fetch them elsewhere "
+            f"and give the file with encoder.checkpoint=<file>"
+        ) from error
+
+
+@contextmanager
+def _float32_by_default() -> Iterator[None]:
+    """Keep a trainer's half precision away from what is built and computed within."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)

@@ -2,86 +2,137 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Unpack
 
 import timm
 import torch
+from timm.models import load_state_dict
 from torch import Tensor
 
-from vtm.encoders.base import Encoder
+from vtm.encoders.base import Choices, Encoder, check_image_size, fetching
+
+_CHUNK = 16  # frames
 
 
 class ImageEncoder(Encoder):
-    """Encode every frame by any timm image model; CLS and register tokens are left out of the grid.
+    """Encode every frame by any timm image model.
 
     Args:
         model_name: as timm calls it, such as "vit_large_patch16_224.augreg_in21k".
-        image_size: S in pixels.
-        pretrained: load timm's weights, from its hub; else draw random ones.
-        seed: of random weights; they depend on nothing else.
+        cls_in_grid: keep CLS and register tokens before those of the frame, all in one row of the grid; else they are
+            left out.
         model_args: further arguments of the timm model, such as {"depth": 2}.
-        chunk: frames that go through the model at a time.
+        choices: those of every encoder. A checkpoint may be any file of weights that timm itself can load.
 
     Raises:
-        ValueError: if the image size is no multiple of the patch size, or the model gives no grid of features.
+        ValueError: if timm has no such model or weights, the image size gives no whole tokens, or the model no grid.
     """
 
     def __init__(
         self,
         model_name: str,
         *,
-        image_size: int,
-        pretrained: bool,
-        seed: int = 0,
+        cls_in_grid: bool,
         model_args: Mapping[str, Any] | None = None,
-        chunk: int = 64,
+        **choices: Unpack[Choices],
     ) -> None:
-        arguments: dict[str, Any] = dict(model_args or {})
-        if timm.get_pretrained_cfg_value(model_name, "fixed_input_size"):
-            arguments["img_size"] = image_size
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            backbone: Any = timm.create_model(model_name, pretrained=pretrained, num_classes=0, **arguments)
-        self.channels_last = getattr(backbone, "output_fmt", "NCHW") == "NHWC"
-        self.prefix = int(getattr(backbone, "num_prefix_tokens", 0))
-        patch = getattr(getattr(backbone, "patch_embed", None), "patch_size", (1, 1))
-        if image_size % patch[0] or image_size % patch[1]:
-            below = image_size // patch[0] * patch[0]
-            raise ValueError(
-                f"encoder.image_size = {image_size} is no multiple of the {patch[0]} px patches of {model_name}; "
-                f"{below} or {below + patch[0]} would be"
-            )
-        with torch.no_grad():
-            features = backbone.eval().forward_features(torch.zeros(1, 3, image_size, image_size))
-        super().__init__(
-            backbone,
-            key=f"{model_name}-{image_size}px-{'pretrained' if pretrained else f'random{seed}'}"
-            + "".join(f"-{name}={value}" for name, value in sorted((model_args or {}).items())),
-            image_size=image_size,
-            frames_per_step=1,
-            grid=self._grid(backbone, features),
-            channels=features.shape[-1] if features.ndim == 3 or self.channels_last else features.shape[1],
-            mean=backbone.pretrained_cfg["mean"],
-            std=backbone.pretrained_cfg["std"],
-            chunk=chunk,
+        self.model_name = model_name
+        self.cls_in_grid = cls_in_grid
+        self.arguments: dict[str, Any] = dict(model_args or {})
+        usual = self._usual()
+        config = usual.pretrained_cfg
+        self.full_name = model_name.partition(":")[2] or ".".join(
+            config[part] for part in ("architecture", "tag") if part in config
         )
-
-    def encode(self, frames: Tensor) -> Tensor:
-        """Map normalised frames (n, 3, S, S) to tokens (n, H, W, C)."""
-        features: Tensor = self.backbone.forward_features(frames)
-        if features.ndim == 3:  # (n, prefix + H·W, C)
-            return features[:, self.prefix :].reshape(-1, *self.grid, features.shape[-1])
-        return features if self.channels_last else features.permute(0, 2, 3, 1)
-
-    def _grid(self, backbone: Any, features: Tensor) -> tuple[int, int]:
-        if features.ndim == 4:
-            height, width = features.shape[1:3] if self.channels_last else features.shape[2:]
-            return height, width
-        height, width = getattr(getattr(backbone, "patch_embed", None), "grid_size", (0, 0))
-        if features.ndim != 3 or features.shape[1] - self.prefix != height * width:
+        published = config.get("url") or config.get("hf_hub_id")
+        if choices["pretrained"] and choices["checkpoint"] is None and not published:
             raise ValueError(
-                f"{type(backbone).__name__} gives features of shape {tuple(features.shape)}, which are no grid of "
-                f"tokens; choose a model with a grid, such as a ViT or a ResNet"
+                f"timm has no weights of {model_name}; choose another encoder.model_name (timm.list_pretrained() lists "
+                f"all) or give a file with encoder.checkpoint=<file>"
             )
-        return height, width
+        self._pixels = int(usual.feature_info[-1]["reduction"]) if getattr(usual, "feature_info", None) else 1
+        if choices["image_size"] != config["input_size"][-1]:  # the size of its training is right, however odd
+            check_image_size(choices["image_size"], self._pixels, model_name)
+        if config.get("fixed_input_size"):
+            self.arguments["img_size"] = choices["image_size"]
+        details = [f"{key}={value}" for key, value in sorted((model_args or {}).items())]
+        try:
+            super().__init__(
+                self.full_name,
+                frames_per_step=1,
+                chunk=_CHUNK,
+                mean=tuple(config["mean"]),
+                std=tuple(config["std"]),
+                details=(*details, *(("cls",) if cls_in_grid else ())),
+                **choices,
+            )
+        except (AssertionError, RuntimeError) as error:
+            raise ValueError(
+                f"{model_name} does not take encoder.image_size = {choices['image_size']} ({error}); its own is "
+                f"{config['input_size'][-1]}"
+            ) from error
+
+    def build(self, *, load: bool) -> Any:
+        """Make the model; weights that do not belong to it tensor by tensor are refused."""
+        if not load or not (self.pretrained or self.checkpoint):
+            return timm.create_model(self.model_name, pretrained=False, num_classes=0, **self.arguments)
+        if self.checkpoint is not None:
+            return self._from_checkpoint(self.checkpoint)
+        with fetching(self.full_name):
+            return timm.create_model(self.model_name, pretrained=True, **self.arguments)
+
+    def encode(self, backbone: Any, frames: Tensor) -> Tensor:
+        """Map normalised frames (n, 3, S, S) to tokens (n, H, W, C)."""
+        features: Tensor = backbone.forward_features(frames)
+        dimensions = getattr(features, "ndim", 0)  # some models give a list
+        prefix = int(getattr(backbone, "num_prefix_tokens", 0))
+        side = math.ceil(self.image_size / self._pixels)
+        if self.cls_in_grid and not (dimensions == 3 and prefix):
+            raise ValueError(f"{self.model_name} has no CLS token; set encoder.cls_in_grid=false")
+        if dimensions == 4:
+            return features if getattr(backbone, "output_fmt", "NCHW") == "NHWC" else features.permute(0, 2, 3, 1)
+        if dimensions != 3 or features.shape[1] != prefix + side**2:
+            found = f"features of shape {tuple(features.shape)}" if dimensions else f"a {type(features).__name__}"
+            raise ValueError(
+                f"{self.model_name} gives {found}, which is no grid of {side} × {side} tokens; choose a model with a "
+                f"grid, such as a ViT or a ResNet"
+            )
+        return features[:, None] if self.cls_in_grid else features[:, prefix:].unflatten(1, (side, side))
+
+    def _usual(self) -> Any:
+        """Make the model as timm defines it, for what it says of itself."""
+        if self.model_name.startswith("local-dir:"):
+            raise ValueError(
+                f"encoder.model_name = {self.model_name} is a folder; name the model instead and give the file of its "
+                f"weights with encoder.checkpoint=<file>"
+            )
+        try:
+            with torch.device("meta"):
+                return timm.create_model(self.model_name, pretrained=False, num_classes=0, **self.arguments)
+        except (OSError, RuntimeError, TypeError, ValueError) as error:
+            given = f" with encoder.model_args = {self.arguments}" if self.arguments else ""
+            raise ValueError(
+                f"timm cannot make encoder.model_name = {self.model_name}{given}: {error}; timm.list_models() and "
+                f"timm.list_pretrained() list the names"
+            ) from error
+
+    def _from_checkpoint(self, path: str) -> Any:
+        try:
+            state = load_state_dict(path)
+            heads = (self._usual().pretrained_cfg["classifier"], "head")  # timm's name, and that of most authors
+            classes = next((len(state[f"{head}.weight"]) for head in heads if f"{head}.weight" in state), 0)
+            del state
+            return timm.create_model(
+                self.model_name,
+                pretrained=True,
+                num_classes=classes,
+                pretrained_cfg_overlay={"file": path, "num_classes": classes, "label_offset": 0},  # all of it must fit
+                **self.arguments,
+            )
+        except Exception as error:
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            raise ValueError(
+                f"encoder.checkpoint = {path} holds no weights of {self.model_name} that timm can load: {reason}"
+            ) from error

@@ -1,0 +1,66 @@
+"""The published figures beside our results: in the right unit, beside the right experiment, possible for their n."""
+
+import re
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from vtm.results import ResultsWriter
+
+CONF = Path(__file__).parents[2] / "conf"
+TASKS = sorted(path.stem for path in (CONF / "published").glob("*.yaml") if path.stem != "none")
+LVU = ("director", "genre", "like", "relationship", "scene", "speaking", "view", "writer", "year")
+
+
+def composed(*overrides: str) -> DictConfig:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("train", overrides=list(overrides))
+
+
+def test_every_task_of_the_papers_has_its_figures():
+    assert set(TASKS) == {"breakfast", "coin", *(f"lvu_{task}" for task in LVU)}
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_an_experiment_has_the_figures_of_its_name_in_plain_containers(name, tmp_path):
+    config = composed(f"experiment={name}", f"run_dir={tmp_path}")
+    figures = OmegaConf.load(CONF / "published" / f"{name}.yaml")
+    assert config.published == figures
+    results = instantiate(config.callbacks.results)
+    assert isinstance(results, ResultsWriter)
+    published = results._run["published"]["figures"]
+    assert published == OmegaConf.to_container(figures)
+    assert type(published) is dict
+    assert {type(figure) for figure in published.values()} == {dict}
+
+
+def test_the_demonstration_has_none(tmp_path):
+    results = instantiate(composed("experiment=demo", f"run_dir={tmp_path}").callbacks.results)
+    assert results._run["published"]["figures"] == {}
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_figures_are_possible(name):
+    squared = name in ("lvu_like", "lvu_view")
+    for method, figure in OmegaConf.load(CONF / "published" / f"{name}.yaml").items():
+        assert figure.keys() <= {"value", "n", "remark"}, method
+        assert 0.2 < figure.value < (5 if squared else 1), method
+        if squared or "n" not in figure or "gives it" in figure.get("remark", ""):
+            continue
+        # papers round to two digits of a percentage or to one, or cut there
+        digits = 4 if round(figure.value, 3) != figure.value else 3
+        unit = 10**-digits
+        near = range(round((figure.value - unit) * figure.n), round((figure.value + unit) * figure.n) + 1)
+        errors = [right / figure.n - figure.value for right in near]
+        assert any(-unit / 2 - 1e-9 <= error < unit + 1e-9 for error in errors), method
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_the_figure_of_the_paper_is_that_of_the_experiments_header(name):
+    header = (CONF / "experiment" / f"{name}.yaml").read_text(encoding="utf-8").splitlines()[2]
+    value, unit = re.search(r"learnable ([\d.]+) (top-1 %|MSE)", header).groups()
+    found = OmegaConf.load(CONF / "published" / f"{name}.yaml")["VTM paper, learnable"].value
+    assert found * (100 if unit == "top-1 %" else 1) == pytest.approx(float(value))

@@ -1,0 +1,57 @@
+"""Round tokens to the number format in which features are stored, so that stored and fresh features are equal."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+Storage = Literal["float32", "bfloat16", "float16", "int8"]
+
+_FORMATS = ("float32", "bfloat16", "float16", "int8")
+
+
+class Packed(NamedTuple):
+    """Hold tokens in a storage format."""
+
+    values: Tensor  # (..., C), in the format
+    scale: Tensor | None  # (...) float32 for int8: what the value 1 stands for; None for the other formats
+
+
+def pack(tokens: Tensor, storage: Storage) -> Packed:
+    """Round tokens (..., C) to a storage format; int8 has a scale for each token, max |x| / 127.
+
+    Raises:
+        ValueError: the format is unknown, or a token is not finite or too large for it.
+
+    >>> pack(torch.tensor([[1.0, -2.0]]), "int8").values
+    tensor([[  64, -127]], dtype=torch.int8)
+    """
+    if storage not in _FORMATS:
+        raise ValueError(f"expected as storage one of {', '.join(_FORMATS)}, got {storage}")
+    tokens = tokens.float()
+    scale = tokens.abs().amax(-1) / 127 if storage == "int8" else None
+    if scale is None:
+        values = tokens.to(getattr(torch, storage))
+        finite = values.isfinite().all()
+    else:
+        values = (tokens / torch.where(scale > 0, scale, 1)[..., None]).round().to(torch.int8)
+        finite = scale.isfinite().all()
+    if not finite:
+        raise ValueError(
+            f"some tokens, up to {tokens.abs().max():.3g}, are not finite in {storage}; choose another encoder.storage "
+            "or encoder.precision"
+        )
+    return Packed(values, scale)
+
+
+def unpack(packed: Packed) -> Tensor:
+    """Return tokens (..., C) in float32.
+
+    >>> unpack(pack(torch.tensor([[0.0, 0.1], [3.0, 4.0]]), "bfloat16"))
+    tensor([[0.0000, 0.1001],
+            [3.0000, 4.0000]])
+    """
+    values = packed.values.float()
+    return values if packed.scale is None else values * packed.scale[..., None]
