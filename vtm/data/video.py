@@ -4,28 +4,31 @@ The only file that imports PyAV. What it knows of a file comes from one pass ove
 duration of damaged and live-recorded files, and a frame rate says nothing about variable rates.
 """
 
+from __future__ import annotations
+
 import os
-from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from fractions import Fraction
-from itertools import chain, groupby, pairwise
-from math import floor
+from functools import lru_cache
+from itertools import chain, pairwise
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import av
 import numpy as np
 import torch
 from av.container import InputContainer
-from av.video.frame import VideoFrame
+from av.packet import Packet
+from av.sidedata.sidedata import SideDataContainer
+from av.video.frame import PictureType, VideoFrame
 from av.video.reformatter import Interpolation, VideoReformatter
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 from torch import Tensor
 
-# Matroska rounds time stamps to whole milliseconds, so a frame may be stamped up to half of one too late.
-_CLOCK_ERROR = 0.0005
+from vtm.data.motion import VectorMotion, View, difference_motion
+from vtm.data.packets import PacketTable, in_order
 
 # Annotations give lengths in whole seconds: how long after the end a frame may be asked for.
 _LATE = 1.5
@@ -33,16 +36,47 @@ _LATE = 1.5
 # Decoders that leave out exactly the pictures no other picture needs. libdav1d (AV1) drops delayed ones as well.
 _SKIPS_EXACTLY = frozenset({"h264", "hevc", "mpeg2video", "mpeg4", "vp9"})
 
+# Containers whose seeks go by the time of decoding: to land before a key frame, aim at the one before.
+_SEEKS_LATE = frozenset({"mpeg", "mpegts"})
+
+# Decoders that tell the motion vectors of P-frames.
+_HAS_VECTORS = frozenset({"h264", "mpeg2video", "mpeg4"})
+
 
 class VideoError(Exception):
-    """Say that a file is not a video which can be read whole, and which file it is."""
+    """Say that a file is not a video from which the wanted frames can be read, and which file it is."""
 
 
-def read_frames(path: Path | str, times: Sequence[float], *, size: int, frames_per_step: int = 1) -> Tensor:
-    """Read the frames on screen at the given times as squares, (T * f, 3, S, S) uint8.
+class TooShortError(VideoError):
+    """Say that a video ends before a time at which it is to be read."""
+
+
+class VideoFrames(NamedTuple):
+    """Hold the frames at T times and how fast they move."""
+
+    pixels: Tensor  # (T * f, 3, S, S) uint8
+    motion: Tensor | None  # (T, H, W) float32, pixels per frame at the size S
+    from_codec: Tensor | None  # (T,) bool: motion from the codec's vectors; False: from the difference of two frames
+    substituted: Tensor  # (T,) frames that could not be decoded, for which the nearest decodable one stands in
+
+
+def read_frames(
+    path: Path | str,
+    times: Sequence[float],
+    *,
+    size: int,
+    frames_per_step: int = 1,
+    squash: bool = False,
+    motion_grid: tuple[int, int] | None = None,
+) -> VideoFrames:
+    """Read the frames on screen at the given times as upright squares, and how fast their parts move.
 
     The frame at time t is the last one with a time stamp not after t, counted from the first frame; up to 1.5 s after
-    the end it is the last frame. The shortest side is scaled to S by area averaging, and the centre is cut out.
+    the end it is the last frame. Frames are scaled by area averaging.
+
+    Motion comes from the codec's vectors (see `VectorMotion`). Codecs that have none (all but H.264, MPEG-4, MPEG-2),
+    and steps without P-frames around them, take the difference between the frame and the next one of the file (see
+    `difference_motion`); if one of the two is damaged, nothing moves.
 
     Args:
         path: The video file.
@@ -50,28 +84,56 @@ def read_frames(path: Path | str, times: Sequence[float], *, size: int, frames_p
         size: S, the side of the frames that come back, in pixels.
         frames_per_step: f, how many consecutive frames of the file to read from each time on. The last frame of the
             file stands in for those after the end.
+        squash: Scale both sides to S; otherwise the shortest one, and cut out the centre.
+        motion_grid: H and W of the tokens for which to measure motion; None to leave it out, which is cheaper.
 
     Raises:
-        VideoError: The file cannot be opened, is damaged, has no video stream, no frames or no time stamps, or ends
-            more than 1.5 s before one of the times.
+        VideoError: The file cannot be opened, has no video stream or no frame that can be decoded.
+        TooShortError: It ends more than 1.5 s before one of the times.
     """
     if not times or min(times) < 0:
         raise ValueError(f"{path}: expected one or more times that are not negative, got {list(times)[:3]}")
-    table = _read_packet_table(path)
-    last = len(table.pts) - 1
-    length = float((table.end - table.pts[0]) * table.tick)
-    if max(times) > length + _LATE:
-        raise VideoError(f"{path}: expected a frame at {max(times):.2f} s, but the file ends at {length:.2f} s")
-    first = [table.find(time) for time in times]
-    order = [table.pts[min(row + step, last)] for row in first for step in range(frames_per_step)]
+    table = _packet_table(path)
+    if max(times) > table.length + _LATE:
+        raise TooShortError(
+            f"{path}: expected a frame at {max(times):.2f} s, but the file ends at {table.length:.2f} s"
+        )
+    first = table.rows(times)  # (T,)
+    last = np.minimum(first + frames_per_step - 1, len(table.pts) - 1)
     places: dict[int, list[int]] = {}
-    for place, pts in enumerate(order):
-        places.setdefault(pts, []).append(place)
-    frames = np.empty((len(order), 3, size, size), np.uint8)  # torch would start threads for these small copies
-    reformatter = VideoReformatter()
-    for pts, frame in _decode(path, table, sorted(places)):
-        frames[places[pts]] = _to_square(frame, size, reformatter)
-    return torch.from_numpy(frames)
+    for place, row in enumerate(np.minimum(first[:, None] + np.arange(frames_per_step), last[:, None]).flat):
+        places.setdefault(int(row), []).append(place)
+    before = np.minimum(first, max(len(table.pts) - 2, 0))
+    pairs = np.stack([before, np.minimum(before + 1, len(table.pts) - 1)], 1)  # (T, 2), whose difference is the motion
+    vectors: VectorMotion | None = None
+    if motion_grid and table.codec in _HAS_VECTORS:
+        vectors = VectorMotion(first, last, motion_grid, size=size, squash=squash)
+    partners = set(pairs.flat) if motion_grid and not vectors else set()
+
+    pixels = np.empty((len(times) * frames_per_step, 3, size, size), np.uint8)  # torch would start threads for copies
+    kept: dict[int, NDArray[np.uint8]] = {}
+    substituted = torch.zeros(len(times), dtype=torch.int64)
+    for row, square, exact in _read_squares(
+        path, table, places.keys() | partners, size=size, squash=squash, vectors=vectors
+    ):
+        if row in places:
+            pixels[places[row]] = square
+            for place in () if exact else places[row]:
+                substituted[place // frames_per_step] += 1
+        if row in partners and exact:
+            kept[row] = square
+    if motion_grid is None:
+        return VideoFrames(torch.from_numpy(pixels), None, None, substituted)
+
+    motion = vectors.speed() if vectors else np.full((len(times), *motion_grid), np.nan, np.float32)
+    absent = np.isnan(motion).any((1, 2))
+    if vectors:
+        squares = _read_squares(path, table, set(pairs[absent].flat), size=size, squash=squash)
+        kept = {row: square for row, square, exact in squares if exact}
+    for step in np.flatnonzero(absent):
+        pair = [kept[row] for row in pairs[step] if row in kept]
+        motion[step] = difference_motion(pair[0], pair[1], motion_grid) if len(pair) == 2 else 0
+    return VideoFrames(torch.from_numpy(pixels), torch.from_numpy(motion), torch.from_numpy(~absent), substituted)
 
 
 def duration(path: Path | str) -> float:
@@ -80,8 +142,7 @@ def duration(path: Path | str) -> float:
     Raises:
         VideoError: As for `read_frames`.
     """
-    table = _read_packet_table(path)
-    return float((table.end - table.pts[0]) * table.tick)
+    return _packet_table(path).length
 
 
 def write_video(
@@ -129,103 +190,226 @@ def write_video(
         partial.unlink(missing_ok=True)
 
 
-class _PacketTable(NamedTuple):
-    """Hold what the packets of a video stream tell; times are in ticks of the stream's clock."""
-
-    pts: list[int]  # of every frame, ascending
-    keys: list[int]  # of the frames where decoding can start, ascending
-    end: int  # when the last frame leaves the screen
-    tick: Fraction  # seconds
-
-    def find(self, time: float) -> int:
-        """Find the number of the frame on screen at a time in seconds."""
-        ticks = floor((time + _CLOCK_ERROR) / self.tick)
-        return max(bisect_right(self.pts, self.pts[0] + ticks) - 1, 0)
-
-
 @contextmanager
-def _open(path: Path | str) -> Iterator[tuple[InputContainer, VideoStream]]:
+def _open(path: Path | str, vectors: bool = False) -> Iterator[tuple[InputContainer, VideoStream]]:
     """Open a file and its first video stream for decoding; every failure of FFmpeg inside becomes a VideoError."""
     try:
         with av.open(str(path)) as container:
             stream = container.streams.best("video")  # which is never a cover picture
             if not isinstance(stream, VideoStream):
                 raise VideoError(f"{path}: has no video stream")
+            if getattr(stream, "codec_context", None) is None:
+                raise VideoError(f"{path}: FFmpeg has no decoder for its video stream; encode it as H.264")
             stream.thread_type = "NONE"  # frame threads can hang on an early stop; workers are the parallelism
             stream.thread_count = 1
+            if vectors:
+                stream.codec_context.options = {"flags2": "+export_mvs"}
             yield container, stream
     except (av.error.FFmpegError, OSError) as error:
         raise VideoError(f"{path}: cannot be read as a video ({error}); fetch or encode it again") from error
 
 
-def _read_packet_table(path: Path | str) -> _PacketTable:
-    stamps: dict[int, tuple[bool, int | None]] = {}  # without the packets, which hold the whole file
+def _packet_table(path: Path | str) -> PacketTable:
+    """Take the table of a file from memory, unless the file has changed."""
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        raise VideoError(f"{path}: cannot be read as a video ({error}); fetch or encode it again") from error
+    return _read_packet_table(str(path), status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=16)  # windows of one video are read one after the other
+def _read_packet_table(path: str, size: int, changed_ns: int) -> PacketTable:
     with _open(path) as (container, stream):
-        for packet in container.demux(stream):
-            if packet.size and not packet.is_discard:
-                if packet.pts is None:
-                    raise VideoError(f"{path}: has frames without time stamps; remux it into mp4 or mkv")
-                stamps[packet.pts] = packet.is_keyframe, packet.duration
-        tick, rate = stream.time_base, stream.average_rate
-        ordered = all(before < after for before, after in pairwise(stamps))
-        if container.format.name == "avi" and stream.codec_context.has_b_frames and ordered:
-            # AVI stores no display times, and for H.264 FFmpeg hands out the storage order in their place.
-            raise VideoError(f"{path}: is an AVI file whose B-frames have no display times; encode it as mp4 or mkv")
-    if not stamps or tick is None:
+        packets = [  # without their content, which is the whole file
+            (packet.pts, packet.is_keyframe, packet.duration or 0)
+            for packet in _packets(container, stream)
+            if packet.size and not packet.is_discard
+        ]
+        tick, rate, codec = stream.time_base, stream.guessed_rate or stream.average_rate, stream.codec_context.name
+        delayed = container.format.name == "avi" and stream.codec_context.has_b_frames
+    if not packets or tick is None:
         raise VideoError(f"{path}: has no frames; fetch or encode it again")
-    pts = sorted(stamps)
-    keys = [stamp for stamp in pts if stamps[stamp][0]] or pts[:1]
-    gap = (pts[-1] - pts[0]) // (len(pts) - 1) if len(pts) > 1 else round(1 / rate / tick) if rate else 1
-    return _PacketTable(pts, keys, pts[-1] + (stamps[pts[-1]][1] or gap), tick)
+    stamped = [(pts, key, hold) for pts, key, hold in packets if pts is not None]
+    stamps: list[int] | None = None
+    # AVI stores no times of display: for H.264 FFmpeg hands out those of decoding, which always ascend, in their place.
+    if 2 * len(stamped) < len(packets) or (delayed and all(one[0] < two[0] for one, two in pairwise(stamped))):
+        if len(stamped) < len(packets):
+            tick, stamped = 1 / (rate or Fraction(25)), [(number, False, 1) for number in range(len(packets))]
+        order = _display_order(path, len(packets))
+        stamps = [stamped[place][0] for place in np.argsort(order)]
+        stamped = [(pts, False, hold) for pts, _, hold in stamped]
+    sound = in_order([pts for pts, _, _ in stamped])
+    if not sound.any():
+        raise VideoError(f"{path}: its time stamps jump back and forth; remux or encode it again")
+    found = {pts: (key, hold) for (pts, key, hold), good in zip(stamped, sound, strict=True) if good}
+    pts = np.array(sorted(found))
+    keys = np.array([time for time in pts.tolist() if found[time][0]] or pts[:1])
+    last, count = int(pts[-1]), len(pts) - 1
+    gap = (last - int(pts[0])) // count if count else round(1 / rate / tick) if rate else 1
+    return PacketTable(pts, keys, last + (found[last][1] or gap), tick, codec, stamps)
 
 
-def _decode(path: Path | str, table: _PacketTable, wanted: list[int]) -> Iterator[tuple[int, VideoFrame]]:
-    """Yield the frames with the wanted time stamps (ascending), with one seek for each group of pictures."""
-    left: set[int] = set()
+def _display_order(path: str, count: int) -> list[int]:
+    """Decode a file whose packets carry no times: their numbers, in the order in which the frames are displayed."""
     with _open(path) as (container, stream):
-        for row, stamps in groupby(wanted, key=lambda pts: max(bisect_right(table.keys, pts) - 1, 0)):
-            group = set(stamps)
-            container.seek(table.keys[row], stream=stream)
-            yield from _decode_group(container, stream, group, start=table.keys[row])
-            left |= group
-    if left:  # MPEG-TS seeks may land behind the key frame: decode once from the beginning
-        with _open(path) as (container, stream):
-            yield from _decode_group(container, stream, left, start=None)
-    if left:
-        first = float((min(left) - table.pts[0]) * table.tick)
-        raise VideoError(
-            f"{path}: {len(left)} of {len(wanted)} frames cannot be decoded, the first at {first:.2f} s; "
-            "fetch or encode it again"
-        )
+        shown = [frame.pts for frame in _frames(container, stream, stamps=range(count)) if frame.pts is not None]
+    for number in sorted({*range(count)}.difference(shown)):  # cannot be decoded: keeps its place, as others theirs
+        shown.insert(next((place for place, other in enumerate(shown) if other > number), len(shown)), number)
+    return shown
 
 
-def _decode_group(
-    container: InputContainer, stream: VideoStream, left: set[int], *, start: int | None
-) -> Iterator[tuple[int, VideoFrame]]:
-    """Yield frames and take them out of `left`; give up when the first packet lies behind `start`, the key frame."""
-    last = max(left)
+def _packets(
+    container: InputContainer, stream: VideoStream, stamps: Sequence[int] | None = None
+) -> Iterator[Packet[VideoStream]]:
+    """Yield the packets up to where the file ends or breaks off.
+
+    Args:
+        stamps: Time stamps to give to the packets, counted from the beginning of the file.
+    """
+    number = 0
+    with suppress(av.error.InvalidDataError):  # but not errors of the disk or the network
+        for packet in container.demux(stream):
+            if stamps is not None and packet.size:
+                packet.pts = stamps[number]
+                number += 1
+            yield packet
+
+
+def _frames(
+    container: InputContainer,
+    stream: VideoStream,
+    *,
+    stamps: Sequence[int] | None = None,
+    key: int | None = None,
+    wanted: Collection[int] | None = None,
+) -> Iterator[VideoFrame]:
+    """Decode in order of display, going on after damaged packets.
+
+    Args:
+        stamps: As for `_packets`.
+        key: Begin at the key frame with this time stamp; yield nothing if the container stands behind it. None begins
+            with the next packet.
+        wanted: The time stamps of the frames that matter; others are left out where that is cheap. None: all.
+    """
     context = stream.codec_context
-    for packet in container.demux(stream):
-        if start is not None and packet.pts is not None:
-            if packet.pts > start:
+    skips = context.name in _SKIPS_EXACTLY
+    for packet in _packets(container, stream, stamps):
+        if key is not None:
+            if packet.pts is not None and packet.pts > key:
                 return
-            start = None
-        if context.name in _SKIPS_EXACTLY:
-            context.skip_frame = "DEFAULT" if packet.pts in left else "NONREF"
-        for frame in packet.decode():
-            if frame.pts in left:
-                left.remove(frame.pts)
-                yield frame.pts, frame
-            if frame.pts is not None and frame.pts >= last:
-                return
+            if packet.pts != key:
+                continue
+            key = None
+        if wanted is not None and skips:
+            context.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"
+        with suppress(av.error.FFmpegError):
+            yield from packet.decode()
 
 
-def _to_square(frame: VideoFrame, size: int, reformatter: VideoReformatter) -> NDArray[Any]:
-    """Scale the shortest side to S, cut out the centre and turn it upright: (3, S, S)."""
-    scale = size / min(frame.width, frame.height)
-    width, height = max(size, round(frame.width * scale)), max(size, round(frame.height * scale))
-    scaled = reformatter.reformat(frame, width, height, "rgb24", interpolation=Interpolation.AREA, threads=1)
-    top, left = (height - size) // 2, (width - size) // 2
-    square = scaled.to_ndarray()[top : top + size, left : left + size]
-    upright = np.rot90(square, round(frame.rotation / 90))  # the container's rotation, counter-clockwise
-    return upright.transpose(2, 0, 1)
+def _decode(
+    path: Path | str, table: PacketTable, wanted: list[int], vectors: VectorMotion | None
+) -> Iterator[tuple[int, VideoFrame, bool]]:
+    """Yield frames for the wanted time stamps (ascending), and whether each is that frame or a stand-in.
+
+    There is one seek for each group of pictures. What cannot be decoded then is damaged, or its seek went too far; it
+    is tried again without a seek from two groups before, which is enough where streams have no I-frames but refresh bit
+    by bit, and if nothing comes of that, from the beginning.
+    """
+    left: list[int] = []
+    with _open(path, vectors is not None) as (container, stream):
+        for number, group in table.groups(wanted):
+            key, last, entered = int(table.keys[number]), max(group), number == 0
+            with suppress(av.error.FFmpegError):
+                if number:
+                    aim = number - (container.format.name in _SEEKS_LATE)
+                    container.seek(int(table.keys[aim]), stream=stream)
+                begin = key if number else None
+                frames = _frames(container, stream, stamps=table.stamps, key=begin, wanted=group)
+                for pts, frame in _watch(frames, table, vectors):
+                    entered = entered or (pts == key and frame.pict_type != PictureType.P)
+                    if pts >= key and not entered:
+                        break  # no place to enter after all: damaged, or a stream that refreshes bit by bit
+                    if pts in group:
+                        group.remove(pts)
+                        yield pts, frame, True
+                    if pts >= last and not (vectors and vectors.awaits(table.row(last))):
+                        break
+            left += group
+    for number, group in table.groups(sorted(left)):
+        for start in (max(number - 2, 0), 0):
+            if group:
+                yield from _decode_nearest(path, table, group, start, vectors)
+        if group:
+            raise VideoError(f"{path}: no frame can be decoded; fetch or encode it again")
+
+
+def _decode_nearest(
+    path: Path | str, table: PacketTable, group: set[int], start: int, vectors: VectorMotion | None
+) -> Iterator[tuple[int, VideoFrame, bool]]:
+    """Yield for the time stamps of a group the nearest frames that can be decoded, and take them out of the group.
+
+    Args:
+        start: The number of the key frame from which to decode.
+    """
+    key = int(table.keys[start]) if start else None
+    with _open(path, vectors is not None) as (container, stream):
+        previous: tuple[int, VideoFrame] | None = None
+        for pts, frame in _watch(_frames(container, stream, stamps=table.stamps, key=key), table, vectors):
+            for want in sorted(stamp for stamp in group if stamp <= pts):
+                if previous is None and start and want < pts:
+                    return  # there may be a nearer one before
+                group.remove(want)
+                if previous and want - previous[0] < pts - want:
+                    yield want, previous[1], False
+                else:
+                    yield want, frame, want == pts
+            if not group:
+                return
+            previous = pts, frame
+        if previous:
+            for want in sorted(group):
+                group.remove(want)
+                yield want, previous[1], False
+
+
+def _watch(
+    frames: Iterator[VideoFrame], table: PacketTable, vectors: VectorMotion | None
+) -> Iterator[tuple[int, VideoFrame]]:
+    """Yield frames with their time stamps, and show those that are no B-frames to `vectors`."""
+    if vectors:
+        vectors.restart()
+    for frame in frames:
+        if frame.pts is None:
+            continue
+        if vectors and frame.pict_type != PictureType.B:
+            row = table.row(frame.pts)
+            if frame.pict_type == PictureType.I:
+                vectors.see_intra(row)
+            else:
+                # frame.side_data would keep the frame alive until the next garbage collection
+                stored = SideDataContainer(frame).get("MOTION_VECTORS")  # type: ignore[call-arg]  # stub has no __init__
+                blocks = None if stored is None else stored.to_ndarray()
+                vectors.see_predicted(row, blocks, frame.height, frame.width, round(frame.rotation / 90))
+        yield frame.pts, frame
+
+
+def _read_squares(
+    path: Path | str,
+    table: PacketTable,
+    rows: Collection[int],
+    *,
+    size: int,
+    squash: bool,
+    vectors: VectorMotion | None = None,
+) -> Iterator[tuple[int, NDArray[np.uint8], bool]]:
+    """Yield frames by number as upright squares (3, S, S), and whether each is that frame or a stand-in."""
+    reformatter = VideoReformatter()
+    stamps = {int(table.pts[row]): row for row in sorted(rows)}
+    for pts, frame, exact in _decode(path, table, list(stamps), vectors):
+        turns = round(frame.rotation / 90)  # the container's rotation, counter-clockwise
+        view = View.of(frame.height, frame.width, size=size, squash=squash, turns=turns)
+        scaled = reformatter.reformat(
+            frame, view.scaled[1], view.scaled[0], "rgb24", interpolation=Interpolation.AREA, threads=1
+        )
+        yield stamps[pts], view.cut(scaled.to_ndarray()).transpose(2, 0, 1), exact
