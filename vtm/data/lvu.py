@@ -5,7 +5,7 @@ from math import log
 from typing import Unpack
 
 from vtm.data.datamodule import Loading, Split, VideoDataModule, find_video, name_classes, read_rows
-from vtm.data.dataset import Video
+from vtm.data.source import Video
 
 _CLASSES = ("relationship", "way_speaking", "scene", "director", "genre", "writer", "year")
 _SPLITS: tuple[Split, ...] = ("train", "val", "test")
@@ -39,7 +39,7 @@ class LVUDataModule(VideoDataModule):
     """Load one task of LVU.
 
     Videos lie in `videos/<YouTube id>.<suffix>`. They last as long as `lvu_durations.csv` says, in whole seconds, so
-    that everybody evaluates the same windows.
+    that everybody evaluates the same windows. The videos of one movie are a cluster.
 
     Args:
         task: The name of one of the nine folders of lists.
@@ -74,7 +74,8 @@ class LVUDataModule(VideoDataModule):
                 raise ValueError(
                     f"{self.annotation('lvu_durations.csv')}: expected a row for {name}, a video of {split}"
                 )
-            videos.append(Video(name, find_video(self.root / "videos", name), self._target(row), end=durations[name]))
+            file = find_video(self.root / "videos", name)
+            videos.append(Video(name, file, self._target(row), end=durations[name], cluster=row["imdb_id"]))
         return videos
 
     def _rows(self, split: Split) -> list[dict[str, str]]:
