@@ -158,6 +158,9 @@ class VideoAccuracy(VideoMetric):
     def _interval(self, values: Tensor, clusters: Sequence[Hashable] | None) -> tuple[float, float]:
         if clusters is None:
             return wilson_interval(int(values.sum()), len(values))
+        if bool((values == values[0]).all()):  # of which a bootstrap would say that there is no doubt
+            count = len(set(clusters))
+            return wilson_interval(count * int(values[0]), count)
         return bootstrap_interval(values, clusters=clusters)
 
     def _details(self, values: Tensor, target: Tensor) -> dict[str, Any]:

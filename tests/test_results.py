@@ -1,0 +1,298 @@
+"""What a run leaves: its results in a file and in print, beside the published figures."""
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from vtm.metrics import VideoAccuracy, wilson_interval
+from vtm.results import NOTE, ResultsWriter, results_report, results_table, source_commit
+
+PUBLISHED = {
+    "Alpha": {"value": 0.595},
+    "Beta": {"value": 0.7558, "n": 86},
+    "Gamma": {"value": 0.9, "remark": "clip-level, 7B LLM"},
+    "Delta": {"value": 0.7558, "n": 81, "remark": "test set merged"},
+}
+
+
+class Still(Dataset[tuple[Tensor, Tensor, Tensor]]):
+    """Ten videos of two equally frequent classes."""
+
+    def __len__(self) -> int:
+        return 10
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
+        return torch.full((4,), float(index)), torch.tensor(index % 2), torch.tensor(index)
+
+
+class Tiny(LightningModule):
+    """A network that is best after its second epoch, by its own account."""
+
+    task = SimpleNamespace(name="scene")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config: dict[str, Any] = {"model": {"channels": [4, 2]}}
+        self.net = nn.Linear(4, 2)
+        self.metrics = nn.ModuleDict({"val": VideoAccuracy(2), "test": VideoAccuracy(2)})
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        return F.cross_entropy(self.net(batch[0]), batch[1])
+
+    def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
+        self._score("val", batch)
+        self.log("val/score", float(self.current_epoch == 1))
+
+    def test_step(self, batch: list[Tensor], batch_idx: int) -> None:
+        self._score("test", batch)
+
+    def _score(self, stage: str, batch: list[Tensor]) -> None:
+        self.metrics[stage].update(self.net(batch[0]).softmax(1), batch[1], batch[2])
+        self.log(f"{stage}/accuracy", self.metrics[stage])
+
+    def summary(self, stage: str) -> dict[str, Any]:
+        score = self.metrics[stage].summary()
+        del score["videos"]
+        return {
+            **score,
+            "floor": 0.5,
+            "missing": 1,
+            "missing_ids": ["an id"],
+            "ids_sha256": "0" * 64,
+            "selection": "val",
+            "substituted_frames": 0,
+            "train_videos": {"n": 8, "missing": 2},
+        }
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def make_trainer(folder: Path, *callbacks: Callback, **options: Any) -> Trainer:
+    return Trainer(
+        default_root_dir=folder,
+        accelerator="cpu",
+        logger=False,
+        enable_model_summary=False,
+        enable_progress_bar=False,
+        callbacks=list(callbacks),
+        **options,
+    )
+
+
+def still() -> DataLoader[Any]:
+    return DataLoader(Still(), batch_size=5)
+
+
+def writer(path: Path) -> ResultsWriter:
+    return ResultsWriter(path, experiment="lvu_scene", seed=5, published=PUBLISHED)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_results_hold_every_evaluation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    results, model = writer(tmp_path / "run" / "results.json"), Tiny()
+    best = ModelCheckpoint(tmp_path, "best", monitor="val/score", mode="max", save_on_train_epoch_end=True)
+    last = ModelCheckpoint(tmp_path, "last", save_on_train_epoch_end=True)
+    trainer = make_trainer(tmp_path, results, best, last, max_epochs=3, num_sanity_val_steps=0)
+    trainer.fit(model, still(), still())
+    assert not results.path.exists()  # the validations of a fit are no result
+    for results.checkpoint, path in (("best", best.best_model_path), ("last", last.best_model_path)):
+        trainer.validate(model, still(), ckpt_path=path, verbose=False)
+        trainer.test(model, still(), ckpt_path=path, verbose=False)
+    found = json.loads(results.path.read_text())
+    run = ["experiment", "task", "seed", "commit", "versions", "config", "published"]
+    assert list(found) == [*run, "val", "test", "val_last", "test_last"]
+    assert (found["experiment"], found["task"], found["seed"]) == ("lvu_scene", "scene", 5)
+    assert found["config"] == {"model": {"channels": [4, 2]}}
+    assert set(found["versions"]) == {"python", "torch", "lightning", "timm", "vtm"}
+    assert found["versions"]["torch"] == torch.__version__
+    assert found["published"] == {"note": NOTE, "figures": PUBLISHED}
+    value = float(trainer.callback_metrics["test/accuracy"])
+    assert found["test_last"] == {
+        "level": "video",
+        "metric": "accuracy",
+        "value": pytest.approx(value),
+        "interval": pytest.approx(wilson_interval(round(value * 10), 10)),
+        "n": 10,
+        "macro_accuracy": pytest.approx(value),  # the two classes are equally frequent
+        "clip_level": {"value": pytest.approx(value), "n": 10},
+        "floor": 0.5,
+        "missing": 1,
+        "missing_ids": ["an id"],
+        "ids_sha256": "0" * 64,
+        "selection": "val",
+        "substituted_frames": 0,
+        "train_videos": {"n": 8, "missing": 2},
+        "checkpoint": "last",
+        "epoch": 3,
+    }
+    assert found["val_last"] == found["test_last"]  # the same videos
+    assert (found["test"]["checkpoint"], found["test"]["epoch"]) == ("best", 2)
+    scores = {name: found[name] for name in ("val", "test", "val_last", "test_last")}
+    printed = capsys.readouterr().out
+    assert results_report(found, scores) in printed
+    assert printed.endswith(f"written to {results.path}\n")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_epoch_is_that_of_the_checkpoint_in_a_process_that_never_trained(tmp_path: Path) -> None:
+    last = ModelCheckpoint(tmp_path, "last", save_on_train_epoch_end=True)
+    make_trainer(tmp_path, last, max_epochs=2).fit(Tiny(), still(), still())
+    results = writer(tmp_path / "results.json")
+    results.checkpoint = "given"
+    tester = make_trainer(tmp_path, results)
+    tester.test(Tiny(), still(), ckpt_path=last.best_model_path, verbose=False)
+    test = json.loads(results.path.read_text())["test"]
+    assert (test["checkpoint"], test["epoch"]) == ("given", 2)
+    tester.test(Tiny(), still(), verbose=False)
+    assert json.loads(results.path.read_text())["test"]["epoch"] is None  # nor is it that of the test before
+
+
+def test_other_ranks_take_part_in_the_summary_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = []
+    module: Any = SimpleNamespace(summary=lambda stage: asked.append(stage) or {})
+    trainer: Any = SimpleNamespace(is_global_zero=False, ckpt_path=None)
+    writer(tmp_path / "results.json").on_test_end(trainer, module)
+    assert asked == ["test"]
+    assert not list(tmp_path.iterdir())
+    assert capsys.readouterr().out == ""
+
+
+def test_results_are_readable_by_others_and_never_half_written(tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        results = writer(tmp_path / "results.json")
+        trainer = make_trainer(tmp_path, results)
+        trainer.test(Tiny(), still(), verbose=False)
+        assert results.path.stat().st_mode & 0o777 == 0o644
+        written = results.path.read_bytes()
+        unwritable = Tiny()
+        unwritable.config = {"model": object()}
+        with pytest.raises(TypeError, match="object is not JSON serializable"):
+            trainer.test(unwritable, still(), verbose=False)
+        assert results.path.read_bytes() == written
+        assert [file.name for file in tmp_path.iterdir() if "results" in file.name] == ["results.json"]
+    finally:
+        os.umask(before)
+
+
+def score(**changes: Any) -> dict[str, Any]:
+    """The score of a test of 86 videos, with changes."""
+    return {
+        "metric": "accuracy",
+        "value": 64 / 86,
+        "interval": [0.6432, 0.8246],
+        "n": 86,
+        "macro_accuracy": 0.7,
+        "clip_level": {"value": 0.72, "n": 900},
+        "floor": 0.2674,
+        "missing": 0,
+        "missing_ids": [],
+        "ids_sha256": "0123456789abcdef" * 4,
+        "selection": "val",
+        "substituted_frames": 0,
+        "train_videos": {"n": 540, "missing": 17},
+        "checkpoint": "best",
+        "epoch": 12,
+        **changes,
+    }
+
+
+def report(figures: dict[str, dict[str, Any]] | None = None, **scores: dict[str, Any]) -> str:
+    run = {"experiment": "lvu_scene", "seed": 5, "published": {"note": NOTE, "figures": figures or {}}}
+    return results_report(run, scores)
+
+
+def test_table_is_aligned_and_leaves_out_what_does_not_apply() -> None:
+    plain = score(metric="mse", value=4.01, floor=4.084, interval=[3.1, 5.0], epoch=None)
+    del plain["macro_accuracy"]
+    header, accuracy, mse = results_table({"val": score(), "test_last": plain}).splitlines()
+    assert len(header) == len(accuracy) == len(mse)
+    cells = [" ".join(line.split()) for line in (accuracy, mse)]
+    assert cells == [
+        "val 12 accuracy 0.7442 0.6432 to 0.8246 0.2674 0.7000 0.7200 86 0 01234567",
+        "test_last - mse 4.0100 3.1000 to 5.0000 4.0840 - 0.7200 86 0 01234567",
+    ]
+
+
+def test_report_without_anything_to_remark_is_the_table_under_two_lines() -> None:
+    assert report(test=score()).splitlines() == [
+        "lvu_scene, seed 5; 540 training videos, 17 missing",
+        "best epoch chosen on the validation videos",
+        *results_table({"test": score()}).splitlines(),
+    ]
+
+
+def test_report_says_that_a_score_was_selected_on_the_test_videos() -> None:
+    best, last = score(selection="test"), score(selection="test", checkpoint="last", epoch=70, value=0.5)
+    lines = report({"Beta": {"value": 0.7558}}, test=best, test_last=last).splitlines()
+    assert lines[1].startswith("best epoch chosen on the TEST videos, as ViS4mer does on Breakfast and COIN")
+    assert "ours       test 0.7442 (n=86, selected on test); test_last 0.5000 (n=86)" in lines
+
+
+def test_report_names_what_is_missing_or_substituted_once_for_each_split() -> None:
+    gaps = score(missing=7, missing_ids=list("abcdefg"), substituted_frames=3)
+    lines = report(val=score(missing=1, missing_ids=["z"]), test=gaps, test_last=gaps).splitlines()
+    assert lines[-3:] == [
+        "missing in val: z",
+        "missing in test: a, b, c, d, e and 2 more, all in the file",
+        "substituted in test: 3 frames, which could not be decoded",
+    ]
+
+
+def test_published_figures_stand_below_ours_best_first() -> None:
+    lines = report(PUBLISHED, test=score()).splitlines()
+    ours, *theirs = lines[lines.index("") + 1 :]
+    assert ours == "ours       test 0.7442 (n=86)"
+    assert max(map(len, theirs)) <= 120
+    text = " ".join(line.strip() for line in theirs)
+    assert text == (
+        "published  Gamma 0.9 (clip-level, 7B LLM); Beta 0.7558 (n=86); Delta 0.7558 (n=81, test set merged); "
+        f"Alpha 0.595 {NOTE}"
+    )
+
+
+def test_of_errors_the_lowest_is_best() -> None:
+    figures = {"Alpha": {"value": 4.18}, "Beta": {"value": 2.9}, "Gamma": {"value": 4.01}}
+    lines = report(figures, test=score(metric="mse", value=4.2)).splitlines()
+    assert "published  Beta 2.9; Gamma 4.01; Alpha 4.18" in lines
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
+def test_commit_names_the_checkout_of_the_file(tmp_path: Path) -> None:
+    def git(*arguments: str) -> str:
+        identity = ["-c", "user.name=A", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false"]
+        command = ["git", "-C", str(tmp_path), *identity, *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    source = tmp_path / "results.py"
+    source.write_text("one")
+    assert source_commit(source) is None  # no checkout
+    git("init")
+    assert source_commit(source) is None  # a checkout of something else, as around a virtual environment
+    git("add", ".")
+    git("commit", "-m", "One")
+    head = git("rev-parse", "HEAD")
+    assert source_commit(source) == head
+    source.write_text("two")
+    assert source_commit(source) == f"{head}+dirty"
+
+
+def test_a_long_list_is_wrapped_between_figures() -> None:
+    figures = {f"Method with a long name {i}": {"value": 0.5, "n": 86, "remark": "clip-level"} for i in range(9)}
+    lines = report(figures, test=score()).splitlines()
+    shown = lines[lines.index("") + 2 : -1]
+    assert len(shown) > 1
+    assert all(line.endswith("(n=86, clip-level);") for line in shown[:-1])

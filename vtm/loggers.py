@@ -1,0 +1,85 @@
+"""Where a run is logged: `metrics.csv`, and W&B, which goes offline by itself where it has to."""
+
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import CSVLogger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
+
+
+def csv_logger(*, save_dir: str | Path) -> CSVLogger:
+    """Log to `metrics.csv`; the file of a run that is being resumed is kept as `metrics.1.csv` and so on.
+
+    Args:
+        save_dir: The folder of the run.
+    """
+    logger = CSVLogger(save_dir, name="", version="")
+    path = Path(save_dir, "metrics.csv")
+    if getattr(rank_zero_only, "rank", 0) == 0:
+        if path.exists():
+            path.rename(next(p for i in range(1, 10_000) if not (p := path.with_name(f"metrics.{i}.csv")).exists()))
+        with warnings.catch_warnings():  # that the folder is not empty, which a run's folder never is
+            warnings.simplefilter("ignore", UserWarning)
+            _ = logger.experiment
+    return logger
+
+
+def wandb_logger(
+    *, project: str, save_dir: str | Path, name: str | None = None, init_timeout: float = 10.0, **init: Any
+) -> WandbLogger:
+    """Start a W&B run; offline, with a sentence about it, if there is no API key or the server does not answer.
+
+    The choice is made only where the variable WANDB_MODE is not set. A run that is still open is closed first.
+
+    Args:
+        project: Name of the W&B project.
+        save_dir: Where W&B keeps its files, in a folder `wandb`: the folder of the run.
+        name: Of the run; W&B makes one up for None.
+        init_timeout: Seconds that the server has to answer. W&B itself adds ten.
+        init: More arguments of `wandb.init`, such as `id` to go on with an earlier run.
+    """
+    if getattr(rank_zero_only, "rank", 0):
+        return WandbLogger(project=project, save_dir=save_dir, name=name)
+
+    import wandb
+
+    finish_wandb()
+    Path(save_dir).mkdir(parents=True, exist_ok=True)
+    init = {"project": project, "dir": str(save_dir), "name": name, **init}
+    chosen = "WANDB_MODE" in os.environ
+    run, reason = None, "no API key was found"
+    if chosen or "WANDB_API_KEY" in os.environ or wandb.login(prompt=False, verify=False):
+        try:
+            run = wandb.init(**init, settings=wandb.Settings(init_timeout=init_timeout))
+        except wandb.errors.Error as error:
+            if chosen:
+                raise
+            first_line = str(error).partition("\n")[0]
+            reason = f"the server did not accept the run ({first_line})"
+    if run is None:
+        run = wandb.init(**init, mode="offline", settings=wandb.Settings(silent=True))
+        folder = Path(run.dir).parent
+        print(
+            f"W&B: {reason}, so this run is logged offline in {folder}; "
+            f"to upload it, run `wandb login` and then `wandb sync {folder}`.",
+            flush=True,
+        )
+    # the x axis that Lightning gives to the runs that it starts itself
+    run.define_metric("trainer/global_step")
+    run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
+    return WandbLogger(project=project, save_dir=save_dir, name=name, experiment=run)
+
+
+def finish_wandb(*, exit_code: int = 0) -> None:
+    """Close the W&B run, if there is one, so that the next job of a multirun does not go on with it.
+
+    Args:
+        exit_code: Anything but 0 marks the run as failed.
+    """
+    if "wandb" in sys.modules:
+        import wandb
+
+        wandb.finish(exit_code=exit_code)

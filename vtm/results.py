@@ -1,0 +1,213 @@
+"""What came out of a run: `results.json`, and the report after a test, with the published figures of the task."""
+
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import textwrap
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+
+NOTE = "The test sets differ from ours and from one another: each paper scored the videos that it still had."
+_SELECTIONS = {
+    "val": "best epoch chosen on the validation videos",
+    "test": (
+        "best epoch chosen on the TEST videos, as ViS4mer does on Breakfast and COIN: its score is optimistic, "
+        "the last epoch's is not"
+    ),
+}
+_SHOWN_IDS = 5
+
+
+class ResultsWriter(Callback):
+    """Write `results.json` after every validation and test that is a call of its own, and report after every test.
+
+    The LightningModule has `task.name`, the plain `config` of the run and `summary(stage)`, which gives, for the stage
+    `val` or `test`, what its metric's `summary` gives, and
+
+    - `floor`, and `ids_sha256` of the videos that were evaluated;
+    - `missing`, the number of videos that were not, and their `missing_ids`;
+    - `substituted_frames`, the number of frames that could not be decoded, for which others stood in;
+    - `selection`, the split on which the best epoch is chosen, `val` or `test`;
+    - `train_videos`, with the number `n` that there are to train on and the number `missing`.
+
+    It is called on every rank. The file has a summary under the name of its stage, and for the checkpoint `last` under
+    `<stage>_last`; with `checkpoint`, and with `epoch`, the number of epochs that the checkpoint was trained for.
+
+    Attributes:
+        checkpoint: What is being evaluated: set it before `trainer.validate` or `trainer.test`.
+
+    Args:
+        path: Of the file.
+        experiment: Name of the experiment.
+        seed: Of the run.
+        published: Figures of the same task by others: to each method its `value` and, where known, the number `n` of
+            its test videos and a `remark`.
+    """
+
+    def __init__(
+        self, path: str | Path, *, experiment: str, seed: int, published: Mapping[str, Mapping[str, Any]]
+    ) -> None:
+        self.path = Path(path)
+        self.checkpoint = "best"
+        self._run: dict[str, Any] = {
+            "experiment": experiment,
+            "task": None,
+            "seed": seed,
+            "commit": source_commit(Path(__file__)),
+            "versions": {
+                "python": platform.python_version(),
+                "torch": torch.__version__,  # says which CUDA, which the package's version does not
+                **{name: importlib.metadata.version(name) for name in ("lightning", "timm", "vtm")},
+            },
+            "config": None,
+            "published": {"note": NOTE, "figures": published},
+        }
+        self._scores: dict[str, dict[str, Any]] = {}
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == TrainerFn.VALIDATING:
+            self._add("val", trainer, pl_module)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._add("test", trainer, pl_module)
+        if trainer.is_global_zero:
+            print(results_report(self._run, self._scores), f"written to {self.path}", sep="\n", flush=True)
+
+    def _add(self, stage: str, trainer: Trainer, pl_module: LightningModule) -> None:
+        module = cast(Any, pl_module)
+        name = f"{stage}_last" if self.checkpoint == "last" else stage
+        self._scores[name] = {**module.summary(stage), "checkpoint": self.checkpoint, "epoch": _epoch(trainer)}
+        if trainer.is_global_zero:
+            run = {**self._run, "task": module.task.name, "config": module.config}
+            _write_json(self.path, {**run, **self._scores})
+
+
+def results_report(run: Mapping[str, Any], scores: Mapping[str, Mapping[str, Any]]) -> str:
+    """Say in lines what `results.json` says: the scores, what they were got from, and the published figures.
+
+    Args:
+        run: What the file has beside the scores.
+        scores: Each evaluation under its name in the file; at least a test.
+    """
+    tests = {name: score for name, score in scores.items() if name.startswith("test")}
+    *_, test = tests.values()
+    train = test["train_videos"]
+    lines = [
+        f"{run['experiment']}, seed {run['seed']}; {train['n']} training videos, {train['missing']} missing",
+        _SELECTIONS[test["selection"]],
+        results_table(scores),
+    ]
+    for stage, score in {name.removesuffix("_last"): score for name, score in scores.items()}.items():
+        if ids := score["missing_ids"]:
+            more = f" and {len(ids) - _SHOWN_IDS} more, all in the file" if len(ids) > _SHOWN_IDS else ""
+            lines.append(f"missing in {stage}: {', '.join(ids[:_SHOWN_IDS])}{more}")
+        if frames := score["substituted_frames"]:
+            lines.append(f"substituted in {stage}: {frames} frames, which could not be decoded")
+    if figures := run["published"]["figures"]:
+        lines += ["", *_comparison(tests, figures)]
+    return "\n".join(lines)
+
+
+def results_table(scores: Mapping[str, Mapping[str, Any]]) -> str:
+    """Align the scores of `results.json`, one evaluation in a row.
+
+    >>> score = {"metric": "accuracy", "value": 0.75, "floor": 0.5, "interval": [0.3, 0.95], "n": 4, "missing": 0,
+    ...          "macro_accuracy": 0.8, "clip_level": {"value": 0.7, "n": 9}, "epoch": 3, "ids_sha256": "5feceb66ffc8"}
+    >>> print(results_table({"test": score}))
+          epoch    metric   value     95 % interval   floor   macro  clip level  videos  missing  ids sha256
+    test      3  accuracy  0.7500  0.3000 to 0.9500  0.5000  0.8000      0.7000       4        0    5feceb66
+    """
+    rows = [["", "epoch", "metric", "value", "95 % interval", "floor", "macro", "clip level", "videos", "missing"]]
+    rows[0].append("ids sha256")
+    for name, score in scores.items():
+        low, high = score["interval"]
+        rows.append(
+            [
+                name,
+                _or_dash(score["epoch"], ""),
+                score["metric"],
+                f"{score['value']:.4f}",
+                f"{low:.4f} to {high:.4f}",
+                f"{score['floor']:.4f}",
+                _or_dash(score.get("macro_accuracy"), ".4f"),
+                f"{score['clip_level']['value']:.4f}",
+                str(score["n"]),
+                str(score["missing"]),
+                score["ids_sha256"][:8],
+            ]
+        )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+
+
+def source_commit(path: Path) -> str | None:
+    """Name the commit that a source file belongs to.
+
+    Returns:
+        The hash, with `+dirty` if the checkout has changes or files that are not in it; None if git does not know the
+        file, as in an installed package.
+    """
+    try:
+        _git(path.parent, "ls-files", "--error-unmatch", path.name)
+        commit = _git(path.parent, "rev-parse", "HEAD")
+        return f"{commit}+dirty" if _git(path.parent, "status", "--porcelain") else commit
+    except (FileNotFoundError, subprocess.CalledProcessError):
+        return None
+
+
+def _comparison(tests: Mapping[str, Mapping[str, Any]], figures: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Put our tests in the first line and the published figures, best first, below."""
+    ours = []
+    for name, test in tests.items():
+        flaw = ", selected on test" if test["selection"] == "test" and test["checkpoint"] != "last" else ""
+        ours.append(f"{name} {test['value']:.4f} (n={test['n']}{flaw})")
+    sign = 1 if test["metric"] == "mse" else -1
+    theirs = []
+    for method, figure in sorted(figures.items(), key=lambda item: (sign * item[1]["value"], item[0])):
+        details = [f"n={figure['n']}"] if "n" in figure else []
+        details += [figure["remark"]] if "remark" in figure else []
+        theirs.append(f"{method} {figure['value']:g}" + (f" ({', '.join(details)})" if details else ""))
+    unbroken = ["; ".join(item.replace(" ", "\N{NO-BREAK SPACE}") for item in items) for items in (ours, theirs)]
+    indent = " " * 11
+    lines = [
+        textwrap.fill(text, 120, initial_indent=f"{label:<11}", subsequent_indent=indent, break_on_hyphens=False)
+        for label, text in zip(("ours", "published"), unbroken, strict=True)
+    ]
+    return [*(line.replace("\N{NO-BREAK SPACE}", " ") for line in lines), f"{indent}{NOTE}"]
+
+
+def _or_dash(value: float | None, spec: str) -> str:
+    return "-" if value is None else format(value, spec)
+
+
+def _epoch(trainer: Trainer) -> int | None:
+    """Return for how many epochs the evaluated checkpoint was trained; None without a checkpoint."""
+    if trainer.ckpt_path is None:
+        return None
+    # the trainer's own count is that of the end of training; mapped, the file's tensors are not read
+    checkpoint = torch.load(trainer.ckpt_path, map_location="cpu", mmap=True, weights_only=True)
+    return int(checkpoint["epoch"]) + 1
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    text = json.dumps(content, indent=2, ensure_ascii=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # `open` applies the umask, which the functions of `tempfile` do not
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with open(unfinished, "w", encoding="utf-8") as file:
+        file.write(f"{text}\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(unfinished, path)
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(folder), *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
