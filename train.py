@@ -19,19 +19,20 @@ OmegaConf.register_new_resolver("run_folder", errors_in_one_sentence()(run_folde
 @errors_in_one_sentence()
 def main(cfg: DictConfig) -> None:
     """Instantiate, fit, and test the best and the last checkpoint; in one process per device."""
-    data = instantiate(cfg.data)
+    encoder = instantiate(cfg.encoder)
+    data = instantiate(cfg.data, encoder=encoder)
     task = instantiate(cfg.task, data.num_outputs)
     if (processes := processes_to_start(cfg.trainer)) > 1:
         start_processes(processes, Path(__file__), Path(cfg.run_dir))
         return
 
-    from vtm.callbacks import epoch_seed, finish_wandb
+    from vtm.callbacks import epoch_seed
     from vtm.lit_module import VTMModule
+    from vtm.loggers import finish_wandb
 
     noise = "Found .* in eval mode|.*LeafSpec|.*broadcast_buffers|The dirpath has changed"  # nothing to be done about
     warnings.filterwarnings("ignore", noise)
     epoch_seed(cfg.seed, epoch=0, rank=0)  # the same initial weights on every rank
-    encoder = instantiate(cfg.encoder)
     model = instantiate(cfg.model, encoder.channels, data.num_outputs)
     rules = {"optimizer": instantiate(cfg.optimizer), "scheduler": instantiate(cfg.scheduler)}
     module = VTMModule(encoder, model, task, **rules, config=OmegaConf.to_container(cfg, resolve=True))

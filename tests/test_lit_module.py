@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from vtm.callbacks import EpochSeed
-from vtm.data.dataset import Clip, Video, collate
+from vtm.data.dataset import Clip, collate
 from vtm.data.sampling import Single
+from vtm.data.source import Video
 from vtm.encoders import Encoder
 from vtm.lit_module import VTMModule, auto_precision, clip_generator, cosine_with_warmup
 from vtm.merging import NoMerger, TokenMerger, saliency_partition, saliency_weights
@@ -27,23 +28,23 @@ class PatchEncoder(Encoder):
     """One random convolution: 16 pixels to 2 x 2 tokens."""
 
     def __init__(self, seed: int = 0) -> None:
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            backbone = nn.Conv2d(3, 8, 8, 8)
         super().__init__(
-            backbone, key=f"patch-random{seed}", image_size=16, frames_per_step=1, grid=(2, 2), channels=8,
-            mean=(0.5,) * 3, std=(0.5,) * 3, chunk=8,
+            "patch", frames_per_step=1, chunk=8, mean=(0.5,) * 3, std=(0.5,) * 3, image_size=16, squash=False,
+            normalize=True, pretrained=False, checkpoint=None, seed=seed, precision="float32", storage="float32",
         )  # fmt: skip
 
-    def encode(self, frames: Tensor) -> Tensor:
-        return self.backbone(frames).permute(0, 2, 3, 1)
+    def build(self, *, load: bool) -> nn.Module:
+        return nn.Conv2d(3, 8, 8, 8)
+
+    def encode(self, backbone: nn.Module, frames: Tensor) -> Tensor:
+        return backbone(frames).permute(0, 2, 3, 1)
 
 
 class Clips(L.LightningDataModule):
     """Twelve bright or dark videos of four frames, with two clips each in evaluation."""
 
-    frames_per_step = 1
     protocol = Single(num_frames=4)
+    selection = "val"
 
     def __init__(self, targets: list[float] | None = None, *, repeats: int = 2) -> None:
         super().__init__()
@@ -55,6 +56,9 @@ class Clips(L.LightningDataModule):
 
     videos = read_split
 
+    def missing(self, split: str) -> list[str]:
+        return ["train/lost"] if split == "train" else []
+
     def train_targets(self) -> Tensor:
         return torch.tensor(self.targets)
 
@@ -65,7 +69,7 @@ class Clips(L.LightningDataModule):
                 generator = torch.Generator().manual_seed(100 * i + repeat)
                 pixels = torch.randint(0, 128, (4, 3, 16, 16), dtype=torch.uint8, generator=generator)
                 pixels += 100 if target == 1 else 0
-                clips.append(Clip(pixels, None, None, torch.tensor(target), i, f"{split}/{i}@{repeat}"))
+                clips.append(Clip(pixels, None, None, torch.tensor(target), i, f"{split}/{i}@{repeat}", i % 2))
         return DataLoader(clips, batch_size=4, collate_fn=collate)
 
     def train_dataloader(self) -> DataLoader[Clip]:
@@ -115,7 +119,7 @@ def checkpoint(tmp_path_factory) -> Path:
 def test_a_checkpoint_is_plain_says_what_it_is_and_holds_no_encoder(checkpoint):
     content = torch.load(checkpoint, weights_only=True)
     assert content["vtm"] == {
-        "format": 1, "encoder": "patch-random0", "config": {"seed": 0, "model": {"channels": [4, 4]}},
+        "format": 1, "encoder": PatchEncoder().key, "config": {"seed": 0, "model": {"channels": [4, 4]}},
     }  # fmt: skip
     assert content["state_dict"]
     assert not any(name.startswith("encoder.") for name in content["state_dict"])
@@ -133,7 +137,7 @@ def test_a_checkpoint_restores_the_tested_model(checkpoint, tmp_path):
 
 
 def test_a_checkpoint_of_another_encoder_is_refused(checkpoint, tmp_path):
-    with pytest.raises(ValueError, match="belongs to encoder patch-random0, but this run has patch-random1"):
+    with pytest.raises(ValueError, match=r"belongs to encoder patch-random0-.*, but this run has patch-random1-"):
         trainer(tmp_path).test(module(encoder=PatchEncoder(1)), Clips(), ckpt_path=checkpoint)
 
 
@@ -162,6 +166,9 @@ def test_videos_of_one_performance_widen_the_interval(tmp_path):
             return [replace(video, cluster=f"performance {i // 6}") for i, video in enumerate(videos)]
 
         videos = read_split
+
+    def missing(self, split: str) -> list[str]:
+        return ["train/lost"] if split == "train" else []
 
     alone, together = module(), module()
     trainer(tmp_path).test(alone, Clips(), verbose=False)
@@ -198,7 +205,10 @@ def test_the_summary_has_what_a_score_needs(tmp_path):
     trainer(tmp_path).test(lit, Clips(), verbose=False)
     summary = lit.summary("test")
     assert summary["n"] == 12
-    assert summary["missing"] == 0
+    assert (summary["missing"], summary["missing_ids"]) == (0, [])
+    assert summary["selection"] == "val"
+    assert summary["substituted_frames"] == 12  # one in every second video, in each of its two clips
+    assert summary["train_videos"] == {"n": 11, "missing": 1}
     assert summary["clip_level"]["n"] == 24
     assert summary["floor"] == pytest.approx(8 / 12)
     assert len(summary["ids_sha256"]) == 64
@@ -248,11 +258,11 @@ def test_the_clip_s_id_seeds_its_noise():
     assert not torch.equal(first, other)
 
 
-def test_data_of_other_steps_are_refused(tmp_path):
-    data = Clips()
-    data.frames_per_step = 32
-    with pytest.raises(ValueError, match=r"data.frames_per_step = 32, but encoder patch-random0 takes 1"):
-        trainer(tmp_path).fit(module(), data)
+def test_stored_features_give_what_their_frames_give(tmp_path):
+    lit = module().eval()
+    batch = next(iter(Clips().val_dataloader()))
+    features = lit.encoder(batch.inputs)
+    assert torch.equal(lit(batch._replace(inputs=features)).logits, lit(batch).logits)
 
 
 def test_targets_beyond_the_classes_are_refused(tmp_path):

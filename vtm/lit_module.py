@@ -61,13 +61,8 @@ class VTMModule(L.LightningModule):
         self.summaries: dict[str, dict[str, Any]] = {}
 
     def setup(self, stage: str) -> None:
-        """Check that data and encoder fit, and show the task the training targets."""
+        """Check that data and network fit, and show the task the training targets."""
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        if data.frames_per_step != self.encoder.frames_per_step:
-            raise ValueError(
-                f"data.frames_per_step = {data.frames_per_step}, but encoder {self.encoder.key} takes "
-                f"{self.encoder.frames_per_step} frames per step; change one of them"
-            )
         used = len(self.model.plan(data.protocol.num_frames, *self.encoder.grid))  # raises where the clips do not fit
         if stage == "fit":
             self.task.fit_targets(data.train_targets())
@@ -76,7 +71,8 @@ class VTMModule(L.LightningModule):
 
     def forward(self, batch: Batch) -> VTMOutput:
         """Run encoder and network; in evaluation any sampling depends on the clip's id alone."""
-        features = self.encoder(batch.inputs)
+        features = batch.inputs if batch.inputs.is_floating_point() else self.encoder(batch.inputs)
+        features = features.to(next(self.model.parameters()).dtype)
         generator = None if self.training else [clip_generator(clip) for clip in batch.id]
         output: VTMOutput = self.model(features, motion=batch.motion, mask=batch.mask, generator=generator)
         return output
@@ -106,8 +102,9 @@ class VTMModule(L.LightningModule):
         self._summarise("test", self.test_metric)
 
     def summary(self, stage: str) -> dict[str, Any]:
-        """Return the last result on "val" or "test", with its floor and the hash of the ids evaluated."""
-        return self.summaries[stage]
+        """Return the last result on "val" or "test", with all that a score needs to mean something."""
+        substituted = self.trainer.callback_metrics[f"{stage}/substituted_frames"]
+        return self.summaries[stage] | {"substituted_frames": int(substituted)}
 
     def configure_optimizers(self) -> Any:
         """Optimise the network; the schedule moves every step."""
@@ -117,13 +114,11 @@ class VTMModule(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leave the encoder out, and say what the checkpoint is."""
-        state = checkpoint["state_dict"]
-        checkpoint["state_dict"] = {name: value for name, value in state.items() if not name.startswith("encoder.")}
+        """Say what the checkpoint is; the encoder has no part in it."""
         checkpoint["vtm"] = {"format": CHECKPOINT_FORMAT, "encoder": self.encoder.key, "config": self.config}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Check that the checkpoint is ours and of this encoder and these settings; add the encoder that it lacks."""
+        """Check that the checkpoint is ours and of this encoder and these settings."""
         theirs = _config(checkpoint, "the checkpoint", self.encoder)
         resumes = self.trainer.state.fn == TrainerFn.FITTING
         groups = ("merging", "model", "task", *(("optimizer", "scheduler") if resumes else ()))
@@ -132,8 +127,6 @@ class VTMModule(L.LightningModule):
                 f"the checkpoint was trained with {key} = {had}, but this run has {has}; a run is "
                 f"{'resumed' if resumes else 'tested'} with the settings it had (finetune_from= starts a new one)"
             )
-        encoder = {f"encoder.{name}": value for name, value in self.encoder.state_dict().items()}
-        checkpoint["state_dict"] = {**checkpoint["state_dict"], **encoder}
 
     def load_pretrained(self, path: str | Path) -> None:
         """Start from the network of a checkpoint, with a head of our own (fine-tuning).
@@ -162,6 +155,8 @@ class VTMModule(L.LightningModule):
         metric.update(self.task.scores(output.logits), batch.target, batch.index)
         loss = self.task.loss(output.logits, None, batch.target)["loss"]
         self.log(f"{stage}/loss", loss, batch_size=len(batch.id), on_epoch=True, sync_dist=True)
+        substituted = batch.substituted.sum().float()
+        self.log(f"{stage}/substituted_frames", substituted, on_epoch=True, reduce_fx="sum", sync_dist=True)
 
     def _summarise(self, stage: str, metric: VideoMetric) -> None:
         if self.trainer.state.fn != TrainerFn.FITTING:
@@ -178,11 +173,16 @@ class VTMModule(L.LightningModule):
         clustered = any(video.cluster for video in videos)
         summary = metric.summary(clusters=[video.cluster or video.id for video in videos] if clustered else None)
         evaluated = [videos[index] for index in summary.pop("videos")]
-        targets = [video.target for video in evaluated]
+        targets, ids = [video.target for video in evaluated], [video.id for video in evaluated]
+        missing = sorted({video.id for video in data.read_split(stage)}.difference(ids))
+        lost = len(data.missing("train"))
         return summary | {
             "floor": self.task.floor(data.train_targets().tolist(), targets),
-            "missing": len(data.read_split(stage)) - len(evaluated),
-            "ids_sha256": ids_sha256(video.id for video in evaluated),
+            "missing": len(missing),
+            "missing_ids": missing,
+            "ids_sha256": ids_sha256(ids),
+            "selection": data.selection,
+            "train_videos": {"n": len(data.read_split("train")) - lost, "missing": lost},
         }
 
 

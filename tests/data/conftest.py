@@ -1,7 +1,9 @@
 """Videos whose pixels tell the number of each frame."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,6 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vtm.data.sampling import Single
+from vtm.data.source import VideoFiles
 from vtm.data.video import write_video
 
 HEIGHT, WIDTH, BITS = 48, 64, 8
@@ -47,3 +51,32 @@ class Stamps:
 @pytest.fixture(scope="session")
 def stamps() -> Stamps:
     return Stamps()
+
+
+class FakeEncoder:
+    """What data have to know of an encoder: 48 x 48 frames that become 3 x 3 tokens."""
+
+    def __init__(self, **attributes: Any) -> None:
+        self.key, self.image_size, self.frames_per_step, self.squash = "fake-48px", HEIGHT, 1, False
+        self.grid, self.channels, self.storage = (3, 3), 4, "bfloat16"
+        self.__dict__.update(attributes)
+
+
+@pytest.fixture(scope="session")
+def loading() -> Callable[..., dict[str, Any]]:
+    """Make the arguments that every data module takes, for videos of the fixture `stamps`."""
+
+    def make(root: Path, **changes: Any) -> dict[str, Any]:
+        defaults = {
+            "root": root,
+            "protocol": Single(num_frames=2),
+            "source": partial(VideoFiles, motion=False),
+            "encoder": FakeEncoder(),
+            "batch_size": 2,
+            "num_workers": 0,
+            "seed": 0,
+            "allow_missing": False,
+        }
+        return defaults | changes
+
+    return make

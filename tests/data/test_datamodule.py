@@ -13,8 +13,9 @@ from vtm.data.datamodule import (
     name_classes,
     read_rows,
 )
-from vtm.data.dataset import Video, collate
-from vtm.data.sampling import Single, Windows
+from vtm.data.dataset import collate
+from vtm.data.sampling import Windows
+from vtm.data.source import Video
 
 COUNTS = {"train": 7, "val": 3, "test": 3}
 
@@ -45,10 +46,9 @@ def root(stamps, tmp_path_factory):
     return root
 
 
-def make(root, *, protocol=None, batch_size=2, num_workers=0, seed=0):
-    protocol = protocol or Single(num_frames=2)
-    loading = {"root": root, "image_size": 48, "frames_per_step": 1, "batch_size": batch_size, "seed": seed}
-    return Numbered(protocol=protocol, num_workers=num_workers, **loading)
+@pytest.fixture
+def make(loading):
+    return lambda root, **changes: Numbered(**loading(root, **changes))
 
 
 def on_rank(module, rank, world_size):
@@ -61,7 +61,7 @@ def ids(loader):
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_loaders_yield_batches(stamps, root, num_workers):
+def test_loaders_yield_batches(stamps, make, root, num_workers):
     module = make(root, num_workers=num_workers)
     batches = list(module.val_dataloader())
     assert [len(batch.id) for batch in batches] == [2, 1]
@@ -72,7 +72,7 @@ def test_loaders_yield_batches(stamps, root, num_workers):
     assert ids(module.test_dataloader()) == ["test0@0.00", "test1@0.00", "test2@0.00"]
 
 
-def test_workers_can_be_spawned(root):
+def test_workers_can_be_spawned(make, root):
     loader = make(root, num_workers=1).val_dataloader()
     spawned = DataLoader(
         loader.dataset,
@@ -85,7 +85,7 @@ def test_workers_can_be_spawned(root):
     assert ids(spawned) == ["val0@0.00", "val1@0.00", "val2@0.00"]
 
 
-def test_order_of_training_depends_on_seed_and_epoch_alone(root):
+def test_order_of_training_depends_on_seed_and_epoch_alone(make, root):
     def order(seed, epoch):
         loader = make(root, seed=seed).train_dataloader()
         torch.rand(1)
@@ -94,10 +94,10 @@ def test_order_of_training_depends_on_seed_and_epoch_alone(root):
 
     assert order(0, 3) == order(0, 3)
     assert len({tuple(order(seed, epoch)) for seed in (0, 1) for epoch in (0, 1)}) == 4
-    assert sorted(order(0, 0)) == sorted(order(1, 5)) == [f"train{number}@0.00" for number in range(7)]
+    assert sorted(order(0, 0)) == sorted(order(1, 5)) == [f"train{number}@0.75" for number in range(7)]
 
 
-def test_ranks_train_on_different_videos_and_equal_numbers(root):
+def test_ranks_train_on_different_videos_and_equal_numbers(make, root):
     for epoch in range(4):
         parts = []
         for rank in range(2):
@@ -109,7 +109,7 @@ def test_ranks_train_on_different_videos_and_equal_numbers(root):
         assert len({*parts[0], *parts[1]}) == 6
 
 
-def test_ranks_evaluate_every_clip_exactly_once(root):
+def test_ranks_evaluate_every_clip_exactly_once(make, root):
     windows = Windows(num_frames=2, stride=1)
     whole = ids(make(root, protocol=windows).val_dataloader())
     assert len(whole) == 6
@@ -142,7 +142,7 @@ def test_eval_sampler_may_leave_a_rank_without_items():
     assert [len(part) for part in parts] == [1, 1, 0]
 
 
-def test_batch_size_must_divide_over_the_devices(root):
+def test_batch_size_must_divide_over_the_devices(make, root):
     with pytest.raises(ValueError, match=r"batch_size = 3 and 2 devices"):
         on_rank(make(root, batch_size=3), 0, 2).val_dataloader()
 
@@ -164,7 +164,7 @@ class Recorder(lightning.LightningModule):
         return torch.optim.SGD(self.parameters(), 0.1)
 
 
-def test_a_resumed_run_repeats_the_order(root, tmp_path):
+def test_a_resumed_run_repeats_the_order(make, root, tmp_path):
     def fit(max_epochs, ckpt_path=None):
         model = Recorder()
         trainer = lightning.Trainer(
@@ -188,7 +188,7 @@ def test_a_resumed_run_repeats_the_order(root, tmp_path):
     assert len({order for epoch in range(3) for order in [tuple(ids for e, ids in whole.seen if e == epoch)]}) == 3
 
 
-def test_missing_root_is_one_sentence_that_says_where_help_is(tmp_path):
+def test_missing_root_is_one_sentence_that_says_where_help_is(make, tmp_path):
     with pytest.raises(FileNotFoundError) as error:
         make(tmp_path / "nowhere").videos("train")
     message = str(error.value)
@@ -197,12 +197,12 @@ def test_missing_root_is_one_sentence_that_says_where_help_is(tmp_path):
     assert message.count(". ") == 0
 
 
-def test_missing_annotations_are_named(tmp_path):
+def test_missing_annotations_are_named(make, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"annotations/list.csv is missing; .*data/README.md"):
         make(tmp_path).train_targets()
 
 
-def test_missing_videos_are_counted_and_the_first_are_named(root, tmp_path):
+def test_missing_videos_are_counted_and_the_first_are_named(make, root, tmp_path):
     (tmp_path / "annotations").symlink_to(root / "annotations")
     (tmp_path / "videos").mkdir()
     (tmp_path / "videos" / "train1.mp4").symlink_to(root / "videos" / "train1.mp4")
@@ -211,7 +211,33 @@ def test_missing_videos_are_counted_and_the_first_are_named(root, tmp_path):
     assert make(tmp_path).train_targets().tolist() == [0, 1, 0, 1, 0, 1, 0]
 
 
-def test_num_outputs_counts_classes_or_one_value(root):
+def test_videos_may_be_missing_if_the_user_says_so(make, root, tmp_path):
+    (tmp_path / "annotations").symlink_to(root / "annotations")
+    (tmp_path / "videos").mkdir()
+    for name in ("train1", "train4", "test0"):
+        (tmp_path / "videos" / f"{name}.mp4").symlink_to(root / "videos" / f"{name}.mp4")
+    module = make(tmp_path, allow_missing=True)
+    assert [video.id for video in module.videos("train")] == ["train1", "train4"]
+    assert module.missing("train") == ["train0", "train2", "train3", "train5", "train6"]
+    assert ids(module.test_dataloader()) == ["test0@0.00"]
+    with pytest.raises(FileNotFoundError, match=r"3 of the 3 val videos are missing.*check_data") as error:
+        module.videos("val")
+    assert "allow_missing" not in str(error.value)
+    with pytest.raises(FileNotFoundError, match=r"check_data.*allow_missing=true"):
+        make(tmp_path).videos("train")
+
+
+def test_videos_found_unusable_are_left_out_only_with_permission(make, root, tmp_path):
+    for name in ("annotations", "videos"):
+        (tmp_path / name).symlink_to(root / name)
+    (tmp_path / "unusable.csv").write_text("split,id,state,path,reason\ntest,test1,unreadable,a,b\n", encoding="utf-8")
+    assert len(make(tmp_path).videos("test")) == 3
+    module = make(tmp_path, allow_missing=True)
+    assert [video.id for video in module.videos("test")] == ["test0", "test2"]
+    assert module.missing("test") == ["test1"]
+
+
+def test_num_outputs_counts_classes_or_one_value(make, root):
     module = make(root)
     assert module.num_outputs == 2
     assert module.train_targets().dtype == torch.int64

@@ -4,8 +4,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from vtm.data.dataset import Clip, Video, VideoDataset, collate
+from vtm.data.dataset import Clip, VideoDataset, collate
 from vtm.data.sampling import Single, Windows
+from vtm.data.source import Video, VideoFiles
 from vtm.data.video import VideoError
 
 
@@ -17,11 +18,18 @@ def videos(stamps, tmp_path_factory):
     return [Video("a/long.mp4", long, 3), Video("a/short.mp4", short, 1)]
 
 
-def make(videos, protocol, *, size=48, frames_per_step=1, train=False):
-    return VideoDataset(videos, protocol, image_size=size, frames_per_step=frames_per_step, train=train)
+@pytest.fixture
+def make(loading, tmp_path):
+    def make(videos, protocol, *, frames_per_step=1, train=False, motion=False):
+        arguments = loading(tmp_path)
+        arguments["encoder"].frames_per_step = frames_per_step
+        source = VideoFiles(root=tmp_path, encoder=arguments["encoder"], sampling=protocol.sampling, motion=motion)
+        return VideoDataset(videos, protocol, source, train=train)
+
+    return make
 
 
-def test_single_spreads_frames_over_the_video(stamps, videos):
+def test_single_spreads_frames_over_the_video(stamps, make, videos):
     dataset = make(videos, Single(num_frames=4))
     assert len(dataset) == 2
     clip = dataset[0]
@@ -32,7 +40,7 @@ def test_single_spreads_frames_over_the_video(stamps, videos):
     assert (clip.target.item(), clip.target.dtype, clip.index, clip.id) == (3, torch.int64, 0, "a/long.mp4@0.00")
 
 
-def test_a_region_of_interest_is_all_that_is_seen(stamps, videos):
+def test_a_region_of_interest_is_all_that_is_seen(stamps, make, videos):
     region = replace(videos[0], start=2.0, end=6.0)
     assert stamps.read(make([region], Single(num_frames=4))[0].inputs) == [25, 35, 45, 55]
     dataset = make([region], Windows(num_frames=2, stride=1))
@@ -40,7 +48,7 @@ def test_a_region_of_interest_is_all_that_is_seen(stamps, videos):
     assert stamps.read(dataset[2].inputs) == [40, 50]
 
 
-def test_evaluation_sees_every_window_of_every_video(stamps, videos):
+def test_evaluation_sees_every_window_of_every_video(stamps, make, videos):
     dataset = make(videos, Windows(num_frames=5, stride=3))
     clips = [dataset[item] for item in range(len(dataset))]
     assert [(clip.index, clip.id) for clip in clips] == [
@@ -52,7 +60,7 @@ def test_evaluation_sees_every_window_of_every_video(stamps, videos):
     assert stamps.read(clips[1].inputs) == [30, 40, 50, 60, 70]
 
 
-def test_steps_after_the_end_are_zero_and_masked(stamps, videos):
+def test_steps_after_the_end_are_zero_and_masked(stamps, make, videos):
     clip = make(videos, Windows(num_frames=5, stride=1), frames_per_step=2)[8]
     assert clip.id == "a/short.mp4@0.00"
     assert clip.mask.tolist() == [True, True, True, False, False]
@@ -61,7 +69,7 @@ def test_steps_after_the_end_are_zero_and_masked(stamps, videos):
     assert not clip.inputs[6:].any()
 
 
-def test_training_draws_one_window_per_video_from_the_global_generator(stamps, videos):
+def test_training_draws_one_window_per_video_from_the_global_generator(stamps, make, videos):
     dataset = make(videos, Windows(num_frames=4, stride=100), train=True)
     assert len(dataset) == 2
     torch.manual_seed(1)
@@ -74,31 +82,40 @@ def test_training_draws_one_window_per_video_from_the_global_generator(stamps, v
     assert stamps.read(clip.inputs) == [10 * (start + second) for second in range(4)]
 
 
-def test_regression_targets_are_float32(videos):
+def test_regression_targets_are_float32(make, videos):
     target = make([replace(videos[1], target=-0.25)], Single(num_frames=1))[0].target
     assert (target.item(), target.dtype) == (-0.25, torch.float32)
 
 
-def test_dataset_survives_pickling(videos):
+def test_dataset_survives_pickling(make, videos):
     dataset = make(videos, Single(num_frames=2))
     assert torch.equal(pickle.loads(pickle.dumps(dataset))[1].inputs, dataset[1].inputs)
 
 
-def test_unreadable_video_raises_with_its_path(tmp_path):
+def test_unreadable_video_raises_with_its_path(make, tmp_path):
     (tmp_path / "bad.mp4").write_text("not a video")
     with pytest.raises(VideoError, match=r"bad.mp4"):
         make([Video("bad", tmp_path / "bad.mp4", 0, end=3.0)], Single(num_frames=1))[0]
 
 
 @pytest.mark.parametrize(("start", "end"), [(4.0, 3.0), (3.0, 3.0), (-1.0, 3.0), (99.0, None)])
-def test_empty_region_raises_with_the_path(videos, start, end):
+def test_empty_region_raises_with_the_path(make, videos, start, end):
     with pytest.raises(ValueError, match=r"long.mp4.*start < end"):
         make([replace(videos[0], start=start, end=end)], Single(num_frames=1))
 
 
+def test_motion_of_the_steps_after_the_end_is_zero(make, videos):
+    clip = make(videos, Windows(num_frames=5, stride=1), motion=True)[8]
+    assert clip.motion.shape == (5, 3, 3)
+    assert clip.motion[:3].any()
+    assert not clip.motion[3:].any()
+
+
 def clip(index, mask=None, motion=None):
     target = torch.tensor(index)
-    return Clip(torch.full((3, 3, 2, 2), index, dtype=torch.uint8), mask, motion, target, index, f"v{index}@0.00")
+    return Clip(
+        torch.full((3, 3, 2, 2), index, dtype=torch.uint8), mask, motion, target, index, f"v{index}@0.00", index
+    )
 
 
 def test_collate_stacks():
@@ -108,6 +125,7 @@ def test_collate_stacks():
     assert batch.target.tolist() == batch.index.tolist() == [4, 2]
     assert batch.target.dtype == batch.index.dtype == torch.int64
     assert batch.id == ["v4@0.00", "v2@0.00"]
+    assert batch.substituted.tolist() == [4, 2]
     assert batch.mask is None
     assert batch.motion is None
 

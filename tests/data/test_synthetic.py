@@ -22,21 +22,23 @@ SMALL = Scene(
 )
 
 
-def make(root, *, scene=SMALL, num_train=8, data_seed=0, seed=0):
-    loading = {"root": root, "image_size": 48, "frames_per_step": 1, "batch_size": 2, "num_workers": 0, "seed": seed}
-    return DemoDataModule(
-        scene=scene,
-        num_train=num_train,
-        num_val=4,
-        num_test=5,
-        data_seed=data_seed,
-        protocol=Single(num_frames=6),
-        **loading,
-    )
+@pytest.fixture(scope="module")
+def make(loading):
+    def make(root, *, scene=SMALL, num_train=8, data_seed=0, seed=0):
+        return DemoDataModule(
+            scene=scene,
+            num_train=num_train,
+            num_val=4,
+            num_test=5,
+            data_seed=data_seed,
+            **loading(root, protocol=Single(num_frames=6), seed=seed),
+        )
+
+    return make
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory):
+def demo(make, tmp_path_factory):
     module = make(tmp_path_factory.mktemp("demo"))
     module.prepare_data()
     return module
@@ -58,7 +60,7 @@ def test_splits_are_balanced_and_readable(demo):
     assert batch.inputs.float().std() > 10
 
 
-def test_the_same_settings_give_the_same_bytes(demo, tmp_path):
+def test_the_same_settings_give_the_same_bytes(make, demo, tmp_path):
     again = make(tmp_path / "again", seed=7)
     again.prepare_data()
     assert contents(again.root) == contents(demo.root)
@@ -68,7 +70,7 @@ def test_the_same_settings_give_the_same_bytes(demo, tmp_path):
     assert (other.root / "videos" / name).read_bytes() != (demo.root / "videos" / name).read_bytes()
 
 
-def test_interrupted_writing_goes_on_with_the_missing_files(demo, tmp_path, monkeypatch):
+def test_interrupted_writing_goes_on_with_the_missing_files(make, demo, tmp_path, monkeypatch):
     module = make(tmp_path)
     render = Scene.render
     calls = []
@@ -91,13 +93,13 @@ def test_interrupted_writing_goes_on_with_the_missing_files(demo, tmp_path, monk
     assert contents(tmp_path) == contents(demo.root)
 
 
-def test_a_complete_set_is_not_written_again(demo):
+def test_a_complete_set_is_not_written_again(make, demo):
     before = {path: path.stat().st_mtime_ns for path in demo.root.rglob("*")}
     make(demo.root).prepare_data()
     assert {path: path.stat().st_mtime_ns for path in demo.root.rglob("*")} == before
 
 
-def test_a_set_with_other_settings_is_refused(demo, tmp_path):
+def test_a_set_with_other_settings_is_refused(make, demo, tmp_path):
     with pytest.raises(ValueError, match=r"demo.json.*'num_train': 8.*'num_train': 12.*another root"):
         make(demo.root, num_train=12).prepare_data()
     (tmp_path / "demo.json.begun").write_text("{}")
@@ -105,9 +107,9 @@ def test_a_set_with_other_settings_is_refused(demo, tmp_path):
         make(tmp_path).prepare_data()
 
 
-def test_progress_goes_to_the_log_line_by_line(tmp_path, capsys):
+def test_progress_goes_to_the_log_line_by_line(make, tmp_path, capsys):
     make(tmp_path).prepare_data()
-    assert capsys.readouterr().err.endswith("17 of 17\n")
+    assert capsys.readouterr().err.startswith("writing demonstration videos: 17 of 17, ")
 
 
 def bare(scene, **changes):
@@ -148,11 +150,11 @@ def test_three_to_five_shots_move(seed):
 HUES = {"red": 0, "orange": 30, "yellow": 58, "green": 120, "cyan": 180, "blue": 230, "purple": 275, "pink": 320}
 
 
-def test_both_colours_of_the_class_and_no_others_survive_the_encoder(tmp_path):
+def test_both_colours_of_the_class_and_no_others_survive_the_encoder(make, tmp_path):
     module = make(tmp_path, scene=replace(SMALL, num_distractors=0), num_train=4)
     module.prepare_data()
     for video in module.videos("train"):
-        frames = read_frames(video.path, [number / 4 for number in range(24)], size=48).float()
+        frames = read_frames(video.path, [number / 4 for number in range(24)], size=48).pixels.float()
         colourful = frames.amax(1) - frames.amin(1) > 150  # (T, S, S)
         assert 0.25 < colourful.any(2).any(1).float().mean() < 0.45
         pixels = frames.permute(0, 2, 3, 1)[colourful] / 255

@@ -189,6 +189,17 @@ def test_equal_motion_gives_distinct_targets_every_time(sample: bool) -> None:
     assert torch.equal(first, second)
 
 
+@pytest.mark.parametrize("factor", [2, 4, 6, 10])
+def test_targets_of_a_still_picture_are_spread_evenly(factor: int) -> None:
+    targets = motion_partition(scored_tokens(torch.full((1, 2000), 3.0)), Grid(1, 1, 2000), factor)[0]
+    assert targets.diff().max() <= 2 * factor
+    assert max(abs(int((targets // 100 == part).sum()) - 100 / factor) for part in range(20)) <= 3
+    moving = torch.zeros(1, 2000)
+    moving[0, 700:710] = 0.01
+    kept = motion_partition(scored_tokens(moving), Grid(1, 1, 2000), factor)[0].tolist()
+    assert set(range(700, 710)) <= set(kept)
+
+
 def test_tied_motion_never_displaces_greater_motion() -> None:
     motion = torch.tensor([[1.0, 0.0, 1.0, 5.0, 1.0, 0.0, 2.0, 1.0]])
     targets = motion_partition(scored_tokens(motion), Grid(1, 1, 8), 2)[0].tolist()

@@ -2,7 +2,8 @@
 
 import csv
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal, TypedDict
 
@@ -12,8 +13,9 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
-from vtm.data.dataset import Clip, Video, VideoDataset, collate
+from vtm.data.dataset import Clip, VideoDataset, collate
 from vtm.data.sampling import ClipProtocol
+from vtm.data.source import Encoding, Source, Video
 
 Split = Literal["train", "val", "test"]
 
@@ -26,11 +28,12 @@ class Loading(TypedDict):
 
     root: Path | str
     protocol: ClipProtocol
-    image_size: int
-    frames_per_step: int
+    source: Callable[..., Source]
+    encoder: Encoding
     batch_size: int
     num_workers: int
     seed: int
+    allow_missing: bool
 
 
 class VideoDataModule(LightningDataModule, ABC):
@@ -41,11 +44,13 @@ class VideoDataModule(LightningDataModule, ABC):
     Args:
         root: The folder of the data set.
         protocol: Says where clips start and at which times they look.
-        image_size: S, the side of the frames in pixels, as the encoder wants it.
-        frames_per_step: f, how many consecutive frames the encoder takes at each sampled time.
+        source: Makes what gives the inputs, frames or stored features, from `root`, `encoder` and `sampling`.
+        encoder: Turns the frames into features, or has done so.
         batch_size: Clips per step over all devices.
         num_workers: Loading processes per device; 0 loads in the training process.
         seed: Fixes, with the epoch, the order of the training videos.
+        allow_missing: Leave out videos that are missing, and those that `python -m vtm.check_data` found unusable;
+            every result then says how many and which. Otherwise a missing video stops a run before it starts.
     """
 
     def __init__(
@@ -53,21 +58,22 @@ class VideoDataModule(LightningDataModule, ABC):
         *,
         root: Path | str,
         protocol: ClipProtocol,
-        image_size: int,
-        frames_per_step: int,
+        source: Callable[..., Source],
+        encoder: Encoding,
         batch_size: int,
         num_workers: int,
         seed: int,
+        allow_missing: bool,
     ) -> None:
         super().__init__()
         self.root = Path(root)
         self.protocol = protocol
-        self.image_size = image_size
-        self.frames_per_step = frames_per_step
+        self.source = source(root=self.root, encoder=encoder, sampling=protocol.sampling)
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.seed = seed
-        self._splits: dict[Split, list[Video]] = {}
+        self.allow_missing = allow_missing
+        self._splits: dict[Split, tuple[list[Video], list[Video]]] = {}
 
     @abstractmethod
     def read_split(self, split: Split) -> list[Video]:
@@ -83,26 +89,45 @@ class VideoDataModule(LightningDataModule, ABC):
         """Count what a model has to put out: the classes, or one value."""
         return 1 if self.class_names is None else len(self.class_names)
 
+    @property
+    def selection(self) -> Split:
+        """Name the split on which checkpoints are chosen; "test" where the validation split is the test split."""
+        return "val"
+
     def setup(self, stage: str) -> None:
         """Look for all videos of a run before it starts."""
         for split in ("train", "val", "test") if stage == "fit" else ():
             self.videos(split)
 
     def videos(self, split: Split) -> list[Video]:
-        """List the videos of a split, all of which are there.
+        """List the videos of a split that are there: all of them, unless some may be missing.
 
         Raises:
             FileNotFoundError: The folder, an annotation file or some of the videos are missing.
         """
+        found, lost = self._look(split)
+        if lost and not (found and self.allow_missing):
+            raise FileNotFoundError(
+                f"{len(lost)} of the {len(found) + len(lost)} {split} videos are missing, such as "
+                f"{', '.join(self.source.locate(video) for video in lost[:3])}; {self.source.remedy}. "
+                "`python -m vtm.check_data` with the same overrides lists all"
+                + (", and data.allow_missing=true goes on without them and says so in every result" if found else "")
+            )
+        return found
+
+    def missing(self, split: Split) -> list[str]:
+        """List the ids of the videos of a split that are left out."""
+        return [video.id for video in self._look(split)[1]]
+
+    def _look(self, split: Split) -> tuple[list[Video], list[Video]]:
+        """Divide the videos of a split into those to be used and those that are missing."""
         if split not in self._splits:
             videos = self.read_split(split)
-            missing = [str(video.path) for video in videos if not video.path.is_file()]
-            if missing:
-                raise FileNotFoundError(
-                    f"{len(missing)} of the {len(videos)} {split} videos are missing, such as "
-                    f"{', '.join(missing[:3])}; put them there as {_HELP} describes"
-                )
-            self._splits[split] = videos
+            unusable = read_unusable(self.source.unusable) if self.allow_missing else set()
+            with ThreadPoolExecutor(16) as pool:  # a store may be far away
+                there = pool.map(lambda video: video.id not in unusable and self.source.exists(video), videos)
+                marked = list(zip(videos, there, strict=True))
+            self._splits[split] = [video for video, ok in marked if ok], [video for video, ok in marked if not ok]
         return self._splits[split]
 
     def train_targets(self) -> Tensor:
@@ -145,9 +170,7 @@ class VideoDataModule(LightningDataModule, ABC):
         return self._loader(dataset, EvalSampler(len(dataset), rank=rank, world_size=world_size))
 
     def _dataset(self, videos: list[Video], *, train: bool) -> VideoDataset:
-        return VideoDataset(
-            videos, self.protocol, image_size=self.image_size, frames_per_step=self.frames_per_step, train=train
-        )
+        return VideoDataset(videos, self.protocol, self.source, train=train)
 
     def _loader(self, dataset: VideoDataset, sampler: Sampler[int]) -> DataLoader[Clip]:
         _, world_size = self._place()
@@ -243,6 +266,14 @@ def read_rows(path: Path, columns: Iterable[str], *, delimiter: str) -> list[dic
         if len(row) != len(columns):
             raise ValueError(f"{path}, line {number}: expected the fields {columns}, got {row}; get the original file")
     return [dict(zip(columns, row, strict=True)) for row in rows[1:]]
+
+
+def read_unusable(path: Path) -> set[str]:
+    """Read the ids in the list of what is there but of no use, if there is one."""
+    if not path.is_file():
+        return set()
+    with path.open(encoding="utf-8", newline="") as file:
+        return {row["id"] for row in csv.DictReader(file)}
 
 
 def name_classes(pairs: Iterable[tuple[int, str]], *, source: Path) -> list[str]:

@@ -1,8 +1,6 @@
 """One clip of one video as a training example, and clips as a batch."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -10,51 +8,31 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from vtm.data.sampling import ClipProtocol
-from vtm.data.video import duration, read_frames
-
-
-@dataclass(frozen=True)
-class Video:
-    """Name one video of a split and what is to be learnt from it.
-
-    Args:
-        id: Unique in its data set: the relative path, or the id that the annotations use.
-        path: The file.
-        target: The class index, or the value to regress.
-        start: Where the region of interest starts, in seconds.
-        end: Where it ends; None stands for the end of the file.
-        cluster: What the video shares with others, such as a performance that several cameras film; None: nothing.
-            Videos of one cluster are not independent, which intervals take into account.
-    """
-
-    id: str
-    path: Path
-    target: int | float
-    start: float = 0.0
-    end: float | None = None
-    cluster: str | None = None
+from vtm.data.source import Source, Video
 
 
 class Clip(NamedTuple):
     """Hold one example: what `Batch` holds, without the first axis."""
 
-    inputs: Tensor  # (T * f, 3, S, S)
+    inputs: Tensor  # (T * f, 3, S, S) or (T, H, W, C)
     mask: Tensor | None  # (T,)
     motion: Tensor | None  # (T, H, W)
     target: Tensor  # ()
     index: int  # type: ignore[assignment]  # tuple has a method of this name
     id: str
+    substituted: int
 
 
 class Batch(NamedTuple):
     """Hold the clips of one step of training or evaluation."""
 
-    inputs: Tensor  # (B, T * f, 3, S, S) uint8 frames
-    mask: Tensor | None  # (B, T) bool, True = real; None when every frame is
-    motion: Tensor | None  # (B, T, H, W)
+    inputs: Tensor  # (B, T * f, 3, S, S) uint8 frames, or (B, T, H, W, C) features
+    mask: Tensor | None  # (B, T) bool, True = real; None when every step is
+    motion: Tensor | None  # (B, T, H, W) pixels per frame
     target: Tensor  # (B,) int64 class index or float32 value
     index: Tensor  # type: ignore[assignment]  # (B,) int64, the place of the clip's video in its split
     id: list[str]  # of the clips; unique in a split and the same in every run
+    substituted: Tensor  # (B,) int64, frames that could not be decoded, for which the nearest one stands in
 
 
 class VideoDataset(Dataset[Clip]):
@@ -63,28 +41,18 @@ class VideoDataset(Dataset[Clip]):
     Args:
         videos: The split; `Clip.index` is a place in this list.
         protocol: Says where clips start and at which times they look.
-        image_size: S, the side of the frames in pixels.
-        frames_per_step: f, how many consecutive frames the encoder takes at each sampled time.
+        source: Gives the frames or features at these times.
         train: Draw the clip of a video anew whenever it is asked for.
     """
 
-    def __init__(
-        self,
-        videos: Sequence[Video],
-        protocol: ClipProtocol,
-        *,
-        image_size: int,
-        frames_per_step: int,
-        train: bool,
-    ) -> None:
+    def __init__(self, videos: Sequence[Video], protocol: ClipProtocol, source: Source, *, train: bool) -> None:
         self.videos = list(videos)
         self.protocol = protocol
-        self.image_size = image_size
-        self.frames_per_step = frames_per_step
+        self.source = source
         self._clips: list[tuple[int, float | None]] = (
             [(index, None) for index in range(len(self.videos))]
             if train
-            else [(index, start) for index, video in enumerate(videos) for start in protocol.starts(_length(video))]
+            else [(i, start) for i, video in enumerate(videos) for start in protocol.starts(source.length(video))]
         )
 
     def __len__(self) -> int:
@@ -95,26 +63,23 @@ class VideoDataset(Dataset[Clip]):
         """Read one clip; steps after the end of the region are zero and masked.
 
         Raises:
-            VideoError: The file cannot be read.
+            VideoError: The video cannot be read.
+            FeatureError: The stored features cannot be read.
         """
         index, start = self._clips[item]
         video = self.videos[index]
-        length = _length(video)
-        if start is None:
-            start = self.protocol.draw(length)
-        times = [video.start + time for time in self.protocol.times(start, length)]
-        frames = read_frames(video.path, times, size=self.image_size, frames_per_step=self.frames_per_step)
+        length = self.source.length(video)
+        times = self.protocol.draw(length) if start is None else self.protocol.times(start, length)
+        content = self.source.read(video, [video.start + time for time in times])
         mask = torch.arange(self.protocol.num_frames) < len(times)
-        absent = len(mask) * self.frames_per_step - len(frames)
-        if absent:
-            frames = torch.cat([frames, frames.new_zeros(absent, *frames.shape[1:])])  # (T * f, 3, S, S)
         return Clip(
-            inputs=frames,
-            mask=mask if absent else None,
-            motion=None,
+            inputs=_pad(content.inputs, len(mask) * len(content.inputs) // len(times)),
+            mask=None if mask.all() else mask,
+            motion=None if content.motion is None else _pad(content.motion, len(mask)),
             target=torch.tensor(video.target, dtype=torch.int64 if isinstance(video.target, int) else torch.float32),
             index=index,
-            id=f"{video.id}@{video.start + start:.2f}",
+            id=f"{video.id}@{video.start + (times[0] if start is None else start):.2f}",
+            substituted=int(content.substituted.sum()),
         )
 
 
@@ -142,15 +107,11 @@ def collate(clips: Sequence[Clip]) -> Batch:
         target=torch.stack([clip.target for clip in clips]),
         index=torch.tensor([clip.index for clip in clips]),
         id=[clip.id for clip in clips],
+        substituted=torch.tensor([clip.substituted for clip in clips]),
     )
 
 
-def _length(video: Video) -> float:
-    """Measure the region of interest in seconds."""
-    end = duration(video.path) if video.end is None else video.end
-    if not 0 <= video.start < end:
-        raise ValueError(
-            f"{video.path}: expected a region 0 <= start < end, got start {video.start} s and end {end} s; "
-            "the annotation does not belong to this file"
-        )
-    return end - video.start
+def _pad(steps: Tensor, count: int) -> Tensor:
+    """Append zeros to the first axis up to a length."""
+    absent = count - len(steps)
+    return torch.cat([steps, steps.new_zeros(absent, *steps.shape[1:])]) if absent else steps

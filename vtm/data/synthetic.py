@@ -7,8 +7,6 @@ about the class. A model that finds the few tokens of the disc wins over one tha
 import colorsys
 import json
 import os
-import sys
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -17,11 +15,11 @@ from typing import NamedTuple, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm  # type: ignore[import-untyped]
 
 from vtm.data.datamodule import Loading, Split, VideoDataModule, read_rows
-from vtm.data.dataset import Video
+from vtm.data.source import Video
 from vtm.data.video import write_video
+from vtm.progress import Progress
 
 _HUES = {"red": 0, "orange": 30, "yellow": 58, "green": 120, "cyan": 180, "blue": 230, "purple": 275, "pink": 320}
 _PERIOD = 256  # side of the background textures, at least the sides of a frame
@@ -176,8 +174,13 @@ class DemoDataModule(VideoDataModule):
         _publish(begun, json.dumps(settings))
         videos = [(place, video) for place, split in enumerate(self.counts) for video in self._plan(split)]
         todo = [(place, number, video) for number, (place, video) in enumerate(videos) if not video.path.exists()]
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            _show_progress(pool.map(lambda job: self._write(*job), todo), total=len(todo))
+        done = len(videos) - len(todo)
+        with (
+            ThreadPoolExecutor(os.cpu_count()) as pool,
+            Progress("writing demonstration videos", len(videos), done=done) as progress,
+        ):
+            for _ in pool.map(lambda job: self._write(*job), todo):
+                progress.advance()
         for split in self.counts:
             rows = "".join(f"{video.id},{self.class_names[int(video.target)]}\n" for video in self._plan(split))
             _publish(self.root / "annotations" / f"{split}.csv", f"path,label\n{rows}")
@@ -288,14 +291,3 @@ def _paint(picture: NDArray[np.int16], sprite: _Sprite, corner: tuple[int, int])
     size = len(sprite.mask)
     top, left = corner
     np.copyto(picture[top : top + size, left : left + size], sprite.colour, where=sprite.mask)
-
-
-def _show_progress(done: Iterator[None], *, total: int) -> None:
-    """Count finished videos: with a bar on a terminal, in a log file with a line every ten seconds."""
-    if sys.stderr.isatty():
-        done = iter(tqdm(done, total=total, desc="writing demonstration videos"))
-    last = time.monotonic()
-    for number, _ in enumerate(done, start=1):
-        if not sys.stderr.isatty() and (time.monotonic() - last >= 10 or number == total):
-            last = time.monotonic()
-            print(f"writing demonstration videos: {number} of {total}", file=sys.stderr, flush=True)

@@ -98,7 +98,8 @@ def motion_partition(
 ) -> Tensor:
     """Prefer tokens that move: p = softmax(v), v the motion magnitude `tokens.motion` in pixels per frame.
 
-    With `sample`, M targets are drawn without replacement (Gumbel-top-k); without, the M largest v are taken.
+    With `sample`, M targets are drawn without replacement (Gumbel-top-k); without, the M largest v are taken. Of tokens
+    with equal motion, as in a picture that stands still, those taken are spread over all of them.
 
     >>> tokens = Tokens.from_grid(torch.zeros(1, 1, 2, 2, 3), motion=torch.tensor([[[[0.0, 3.0], [2.0, 1.0]]]]))
     >>> motion_partition(tokens, Grid(1, 2, 2), 2)
@@ -108,7 +109,12 @@ def motion_partition(
         raise ValueError(
             "motion_partition needs tokens.motion (B, N), got None: pass it; if the data give none, choose otherwise"
         )
-    return _by_score(tokens.motion, tokens, partition_factor, sample, generator)
+    if sample:
+        return _by_score(tokens.motion, tokens, partition_factor, sample, generator)
+    # multiples of the golden ratio, of which any top part is spread evenly; so small that they decide ties only
+    order = torch.arange(tokens.motion.shape[1], device=tokens.motion.device) * 40503 % 65536 / 65536
+    motion = tokens.motion.to(torch.promote_types(tokens.motion.dtype, torch.float32)) + 1e-4 * order
+    return _by_score(motion, tokens, partition_factor, sample, generator)
 
 
 def saliency_partition(

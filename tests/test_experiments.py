@@ -1,0 +1,86 @@
+"""Every experiment runs to its end on small videos that bear the ids of the real lists, and again on their features."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.utils import instantiate
+
+import train
+from vtm import check_data, extract
+from vtm.data.datamodule import VideoDataModule
+from vtm.data.video import write_video
+
+ROOT = Path(__file__).parents[1]
+EXPERIMENTS = sorted(
+    path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml") if path.stem not in ("demo", "folder")
+)
+SMALL = [
+    "encoder=vit_tiny_random", "encoder.image_size=32", "encoder.model_args.depth=1", "encoder.storage=bfloat16",
+    "model.channels=[8,8,8]", "model.num_heads=2", "data.num_workers=0", "data.batch_size=4", "data.allow_missing=true",
+    "trainer=cpu", "trainer.max_epochs=1", "scheduler.warmup_epochs=0", "logger=csv",
+]  # fmt: skip
+PRESENT = 3  # videos of each split
+
+pytestmark = pytest.mark.slow
+
+
+def call(main: Any, folder: Path, monkeypatch: pytest.MonkeyPatch, *overrides: str) -> None:
+    """Call a command as from a shell in a folder."""
+    folder.mkdir(exist_ok=True)
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "argv", ["command", *overrides])
+    GlobalHydra.instance().clear()
+    main()
+
+
+def results(folder: Path) -> dict[str, Any]:
+    (path,) = folder.rglob("results.json")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def write_some(data: VideoDataModule) -> None:
+    """Write a few videos of each split, as long as the lists say."""
+    for split in ("train", "val", "test"):
+        videos = data.read_split(split)
+        for number, video in enumerate(videos[:: len(videos) // PRESENT][:PRESENT]):
+            noise = np.random.default_rng(number).integers(0, 255, (4, 32, 48, 3), dtype=np.uint8)
+            seconds = round(video.end or 20) + 1
+            video.path.parent.mkdir(parents=True, exist_ok=True)
+            frames = (noise[second // 5 % 4] for second in range(seconds))
+            write_video(video.path, frames, fps=1, options={"preset": "ultrafast"})
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_experiment_from_videos_and_from_features(name, tmp_path, monkeypatch):
+    folder = ROOT / "data" / name.partition("_")[0]
+    if not (folder / "annotations").is_dir():
+        pytest.skip(f"no lists in {folder}")
+    root = tmp_path / "data"
+    root.mkdir()
+    (root / "annotations").symlink_to((folder / "annotations").resolve())
+    protocol = "data.protocol.stride=40" if name.startswith("lvu") else "data.protocol.train_positions=128"
+    overrides = [f"experiment={name}", f"data.root={root}", protocol, *SMALL]
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        config = compose("train", overrides=overrides)
+    write_some(instantiate(config.data, encoder=instantiate(config.encoder)))
+
+    call(train.main, tmp_path / "videos", monkeypatch, *overrides)
+    call(extract.main, tmp_path / "extract", monkeypatch, *overrides)
+    call(train.main, tmp_path / "features", monkeypatch, *overrides, "data/source=features")
+    ours, theirs = results(tmp_path / "videos"), results(tmp_path / "features")
+    assert ours["test"]["n"] == PRESENT
+    assert ours["test"]["missing"] == len(ours["test"]["missing_ids"]) > 0
+    for stage in ("val", "test", "val_last", "test_last"):
+        assert ours[stage] == theirs[stage]
+
+    with pytest.raises(SystemExit, match=r"are not sound, listed in .*problems.csv"):
+        call(check_data.main, tmp_path / "check", monkeypatch, *overrides)
+    with pytest.raises(SystemExit, match=r"videos are missing.*check_data"):
+        call(train.main, tmp_path / "strict", monkeypatch, *overrides, "data.allow_missing=false")

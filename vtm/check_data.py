@@ -1,0 +1,135 @@
+"""Look at every video of an experiment, or its stored features: python -m vtm.check_data experiment=lvu_scene.
+
+For each split it counts what is sound, missing, unreadable or shorter than annotated, and writes the lists. It ends
+with status 1 if anything is wrong. `data/source=features` checks every byte of the stored features.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import hydra
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from vtm.data.datamodule import Split, VideoDataModule
+from vtm.data.feature_file import FeatureError
+from vtm.data.source import Video
+from vtm.data.video import TooShortError, VideoError
+from vtm.overrides import errors_in_one_sentence, explained
+from vtm.progress import Progress
+
+CONF = Path(__file__).parents[1] / "conf"
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
+STATES = ("sound", "missing", "unreadable", "too short")
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="check_data")
+@errors_in_one_sentence()
+def main(cfg: DictConfig) -> None:
+    """Check all splits, print the counts, and write the lists."""
+    data = instantiate(cfg.data, encoder=instantiate(cfg.encoder))
+    findings = check(data)
+    print(counts_table(findings))
+    bad = [finding for finding in findings if finding.state != "sound"]
+    for path, listed in (
+        (Path(cfg.run_dir) / "problems.csv", bad),
+        (data.source.unusable, _renewed(data.source.unusable, findings)),
+    ):
+        if listed or path.exists():
+            _write(path, listed)
+    if bad:
+        sys.exit(
+            f"{len(bad)} are not sound, listed in {cfg.run_dir}/problems.csv; "
+            "data.allow_missing=true goes on without them"
+        )
+
+
+class Finding(NamedTuple):
+    """Say what was found of one video."""
+
+    split: str
+    id: str
+    state: str
+    path: str
+    reason: str
+
+
+def check(data: VideoDataModule) -> list[Finding]:
+    """Check all videos of a data set; a video of two splits is listed twice.
+
+    Args:
+        data: Names the videos and where their inputs come from.
+    """
+    todo = [(split, video) for split in SPLITS for video in data.read_split(split)]
+    with ThreadPoolExecutor(os.cpu_count()) as pool, Progress("checking", len(todo)) as progress:
+        findings = []
+        for finding in pool.map(lambda entry: _check(data, *entry), todo):
+            findings.append(finding)
+            progress.advance()
+    return findings
+
+
+def counts_table(findings: Iterable[Finding]) -> str:
+    """Count the findings, a split in a row.
+
+    >>> print(counts_table([Finding("test", "a", "sound", "a.mp4", ""), Finding("test", "b", "missing", "b.mp4", "")]))
+           sound  missing  unreadable  too short
+    train      0        0           0          0
+    val        0        0           0          0
+    test       1        1           0          0
+    """
+    counts = Counter((finding.split, finding.state) for finding in findings)
+    rows = [["", *STATES], *([split, *(str(counts[split, state]) for state in STATES)] for split in SPLITS)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))])
+        for row in rows
+    )
+
+
+def _check(data: VideoDataModule, split: Split, video: Video) -> Finding:
+    source = data.source
+    state, reason = "sound", ""
+    try:
+        if source.exists(video):
+            times = data.protocol.stored(source.length(video), train=split == "train")
+            source.check(video, [video.start + time for time in times])
+        else:
+            state = "missing"
+    except TooShortError as error:
+        state, reason = "too short", str(error)
+    except (VideoError, FeatureError, ValueError) as error:
+        state, reason = "unreadable", str(error)
+    return Finding(split, video.id, state, source.locate(video), reason)
+
+
+def _renewed(path: Path, findings: list[Finding]) -> list[Finding]:
+    """Replace in the list of unusable videos what it says of those that were checked now."""
+    checked = {finding.id for finding in findings}
+    old: list[Finding] = []
+    if path.is_file():
+        with path.open(encoding="utf-8", newline="") as file:
+            old = [Finding(**row) for row in csv.DictReader(file) if row["id"] not in checked]
+    return old + [finding for finding in findings if finding.state in ("unreadable", "too short")]
+
+
+def _write(path: Path, findings: list[Finding]) -> None:
+    """Write a list in one step."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    with partial.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([Finding._fields, *findings])
+    os.replace(partial, path)
+
+
+if __name__ == "__main__":
+    with explained(CONF, "check_data"):
+        main()

@@ -1,0 +1,127 @@
+"""Read ranges of bytes of a file: mapped into memory from a disk, or by fsspec from a distance, with a local cache."""
+
+import itertools
+import os
+import socket
+import threading
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
+from hashlib import sha256
+from pathlib import Path
+
+import fsspec
+import numpy as np
+from numpy.typing import NDArray
+
+_BLOCK = 1 << 22  # bytes that are fetched and kept together
+_EMPTY: NDArray[np.uint8] = np.empty(0, np.uint8)
+_FETCHES = itertools.count(1)
+
+
+def size_and_version(path: str) -> tuple[int, str]:
+    """Tell how many bytes a file has, and a text that changes when its content does.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+    """
+    if "://" in path:
+        return _distant(path)
+    facts = os.stat(path)
+    return facts.st_size, f"{facts.st_mtime_ns}"
+
+
+def read_ranges(
+    path: str, version: str, ranges: Iterable[tuple[int, int]], *, cache: Path, cache_bytes: int | None
+) -> list[NDArray[np.uint8]]:
+    """Read bytes [start, end) of a file, for each of some ranges.
+
+    Args:
+        path: A file, or an address with a scheme that fsspec knows.
+        version: As `size_and_version` tells; what is cached of another version is not used.
+        ranges: Inside of the file.
+        cache: The folder for what comes from a distance.
+        cache_bytes: How much to keep there; None: all.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        OSError: The other side does not answer, or ignores ranges.
+    """
+    if "://" in path:
+        return [_assemble(path, version, start, end, cache, cache_bytes) for start, end in ranges]
+    # copy-on-write, because torch wants memory that could be written to
+    return [np.memmap(path, np.uint8, "c", start, (end - start,)) if end > start else _EMPTY for start, end in ranges]
+
+
+@lru_cache(maxsize=65536)
+def _distant(address: str) -> tuple[int, str]:
+    system, path = fsspec.core.url_to_fs(address)
+    facts = system.info(path)
+    marks = [str(facts[name]) for name in ("ETag", "etag", "md5", "LastModified", "mtime", "updated") if name in facts]
+    return int(facts["size"]), "|".join(marks)
+
+
+def _assemble(path: str, version: str, start: int, end: int, cache: Path, limit: int | None) -> NDArray[np.uint8]:
+    """Put a range together from the blocks that are cached and those that have to be fetched."""
+    size, _ = _distant(path)
+    digest = sha256(f"{path}|{size}|{version}".encode()).hexdigest()
+    folder = cache / digest[:2] / digest[2:34]
+    blocks: dict[int, NDArray[np.uint8]] = {}
+    for block in range(start // _BLOCK, -(-end // _BLOCK)):
+        try:
+            blocks[block] = np.fromfile(folder / str(block), np.uint8)
+            os.utime(folder / str(block))  # when it was last read
+        except FileNotFoundError:
+            blocks[block] = _EMPTY
+    absent = [block for block, content in blocks.items() if not len(content)]
+    for first, last in _runs(absent):
+        content = _fetch(path, first * _BLOCK, min((last + 1) * _BLOCK, size))
+        for block in range(first, last + 1):
+            blocks[block] = content[(block - first) * _BLOCK : (block - first + 1) * _BLOCK]
+            _keep(folder / str(block), blocks[block])
+    if absent and limit is not None and next(_FETCHES) % 64 == 0:
+        _evict(cache, limit)
+    offset = start // _BLOCK * _BLOCK
+    return np.concatenate([*blocks.values()])[start - offset : end - offset].copy()
+
+
+def _fetch(path: str, start: int, end: int) -> NDArray[np.uint8]:
+    system, address = fsspec.core.url_to_fs(path)  # not kept: what it holds does not survive a fork
+    content = system.cat_file(address, start=start, end=end)
+    if len(content) != end - start:
+        raise OSError(f"{path}: expected the bytes {start} to {end}, got {len(content)}; the server ignores ranges")
+    return np.frombuffer(content, np.uint8)
+
+
+def _keep(file: Path, content: NDArray[np.uint8]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(f".{socket.gethostname()}.{os.getpid()}.{threading.get_native_id()}")
+    partial.write_bytes(content.tobytes())
+    os.replace(partial, file)
+
+
+def _evict(cache: Path, limit: int) -> None:
+    """Remove the blocks that were not read for longest, until a tenth of the limit is free."""
+    facts = []
+    for file in cache.glob("*/*/*"):
+        try:
+            stat = file.stat()
+        except FileNotFoundError:  # another process removed it
+            continue
+        facts.append((stat.st_mtime, stat.st_size, file))
+    total = sum(size for _, size, _ in facts)
+    if total <= limit:
+        return
+    for _, size, file in sorted(facts):
+        file.unlink(missing_ok=True)
+        total -= size
+        if total <= 0.9 * limit:
+            return
+
+
+def _runs(numbers: list[int]) -> Iterator[tuple[int, int]]:
+    """Join neighbours: the first and last number of each run."""
+    start = 0
+    for place in range(1, len(numbers) + 1):
+        if place == len(numbers) or numbers[place] != numbers[place - 1] + 1:
+            yield numbers[start], numbers[place - 1]
+            start = place

@@ -1,0 +1,64 @@
+"""Show how far a long job is: a bar on a terminal, a line every so often anywhere else and in the log of the run."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from datetime import timedelta
+from types import TracebackType
+from typing import Self
+
+from tqdm import tqdm  # type: ignore[import-untyped]
+
+_log = logging.getLogger(__name__)
+
+
+class Progress:
+    """Count finished items; rate and remaining time are over those that took work.
+
+    Args:
+        label: What is being done.
+        total: Items, finished ones of an earlier run included.
+        done: Those of an earlier run.
+        every_seconds: How long to be silent between two lines.
+    """
+
+    def __init__(self, label: str, total: int, *, done: int = 0, every_seconds: float = 10.0) -> None:
+        self.label = label
+        self.total = total
+        self.done = self._first = done
+        self.every_seconds = every_seconds
+        self._start = self._last = time.monotonic()
+        self._bar = tqdm(total=total, initial=done, desc=label) if sys.stderr.isatty() else None
+
+    def __enter__(self) -> Self:
+        """Show progress in a block."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Leave the last state on the screen."""
+        if self._bar is not None:
+            self._bar.close()
+
+    def advance(self, note: str = "") -> None:
+        """Count one more item.
+
+        Args:
+            note: What else to say of the state.
+        """
+        self.done += 1
+        if self._bar is not None:
+            self._bar.set_postfix_str(note, refresh=False)
+            self._bar.update()
+        now = time.monotonic()
+        if now - self._last >= self.every_seconds or self.done == self.total:
+            self._last = now
+            rate = (self.done - self._first) / max(now - self._start, 1e-9)
+            left = timedelta(seconds=round((self.total - self.done) / rate))
+            line = f"{self.label}: {self.done} of {self.total}, {rate:.3g} per s, {left} left" + (note and f", {note}")
+            _log.info(line)
+            if self._bar is None:
+                print(line, file=sys.stderr, flush=True)
