@@ -1,4 +1,4 @@
-"""Read ranges of bytes of a file: mapped into memory from a disk, or by fsspec from a distance, with a local cache."""
+"""Read ranges of bytes of a file: of a disk, or by fsspec from a distance, with a local cache."""
 
 import itertools
 import os
@@ -48,8 +48,7 @@ def read_ranges(
     """
     if "://" in path:
         return [_assemble(path, version, start, end, cache, cache_bytes) for start, end in ranges]
-    # copy-on-write, because torch wants memory that could be written to
-    return [np.memmap(path, np.uint8, "c", start, (end - start,)) if end > start else _EMPTY for start, end in ranges]
+    return [np.fromfile(path, np.uint8, end - start, offset=start) for start, end in ranges]
 
 
 @lru_cache(maxsize=65536)
