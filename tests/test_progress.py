@@ -1,0 +1,32 @@
+import logging
+
+import pytest
+
+from vtm import progress
+from vtm.progress import Progress
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_a_line_every_so_often_with_rate_and_remaining_time(clock, capsys, caplog):
+    with caplog.at_level(logging.INFO), Progress("storing", 20, every_seconds=10) as job:
+        for _ in range(20):
+            clock[0] += 4
+            job.advance("1 failed")
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "storing: 3 of 20, 0.25 per s, 0:01:08 left, 1 failed"
+    assert lines[-1] == "storing: 20 of 20, 0.25 per s, 0:00:00 left, 1 failed"
+    assert len(lines) == 7
+    assert [record.getMessage() for record in caplog.records] == lines
+
+
+def test_what_an_earlier_run_did_counts_but_not_for_the_rate(clock, capsys):
+    with Progress("storing", 1000, done=900, every_seconds=0) as job:
+        clock[0] += 2
+        job.advance()
+    assert capsys.readouterr().err == "storing: 901 of 1000, 0.5 per s, 0:03:18 left\n"
