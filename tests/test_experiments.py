@@ -1,7 +1,6 @@
 """Every experiment runs to its end on small videos that bear the ids of the real lists, and again on their features."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +29,6 @@ PRESENT = 3  # videos of each split
 pytestmark = pytest.mark.slow
 
 
-def call(main: Any, folder: Path, monkeypatch: pytest.MonkeyPatch, *overrides: str) -> None:
-    """Call a command as from a shell in a folder."""
-    folder.mkdir(exist_ok=True)
-    monkeypatch.chdir(folder)
-    monkeypatch.setattr(sys, "argv", ["command", *overrides])
-    GlobalHydra.instance().clear()
-    main()
-
-
 def results(folder: Path) -> dict[str, Any]:
     (path,) = folder.rglob("results.json")
     return json.loads(path.read_text(encoding="utf-8"))
@@ -57,7 +47,7 @@ def write_some(data: VideoDataModule) -> None:
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_experiment_from_videos_and_from_features(name, tmp_path, monkeypatch):
+def test_experiment_from_videos_and_from_features(name, call, tmp_path):
     folder = ROOT / "data" / name.partition("_")[0]
     if not (folder / "annotations").is_dir():
         pytest.skip(f"no lists in {folder}")
@@ -71,9 +61,9 @@ def test_experiment_from_videos_and_from_features(name, tmp_path, monkeypatch):
         config = compose("train", overrides=overrides)
     write_some(instantiate(config.data, encoder=instantiate(config.encoder)))
 
-    call(train.main, tmp_path / "videos", monkeypatch, *overrides)
-    call(extract.main, tmp_path / "extract", monkeypatch, *overrides)
-    call(train.main, tmp_path / "features", monkeypatch, *overrides, "data/source=features")
+    call(train.main, tmp_path / "videos", *overrides)
+    call(extract.main, tmp_path / "extract", *overrides)
+    call(train.main, tmp_path / "features", *overrides, "data/source=features")
     ours, theirs = results(tmp_path / "videos"), results(tmp_path / "features")
     assert ours["test"]["n"] == PRESENT
     assert ours["test"]["missing"] == len(ours["test"]["missing_ids"]) > 0
@@ -81,6 +71,6 @@ def test_experiment_from_videos_and_from_features(name, tmp_path, monkeypatch):
         assert ours[stage] == theirs[stage]
 
     with pytest.raises(SystemExit, match=r"are not sound, listed in .*problems.csv"):
-        call(check_data.main, tmp_path / "check", monkeypatch, *overrides)
+        call(check_data.main, tmp_path / "check", *overrides)
     with pytest.raises(SystemExit, match=r"videos are missing.*check_data"):
-        call(train.main, tmp_path / "strict", monkeypatch, *overrides, "data.allow_missing=false")
+        call(train.main, tmp_path / "strict", *overrides, "data.allow_missing=false")

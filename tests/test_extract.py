@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 import torch
 
+import train
+from vtm import check_data
 from vtm.data.features import FeatureStore
 from vtm.data.sampling import Single, Windows
 from vtm.data.source import VideoFiles
@@ -23,7 +25,6 @@ from vtm.data.synthetic import DemoDataModule, Scene
 from vtm.encoders import ImageEncoder
 from vtm.extract import extract
 
-ROOT = Path(__file__).parents[1]
 SCENE = Scene(
     num_classes=2, seconds=5, fps=4, height=48, width=64, object_size=16, min_visible=0.3, max_visible=0.4,
     num_distractors=1,
@@ -195,7 +196,7 @@ def run(cwd: Path, command: list[str], *overrides: str, succeeds: bool = True, *
     return output
 
 
-EXTRACT, TRAIN, CHECK = ["-m", "vtm.extract"], [str(ROOT / "train.py")], ["-m", "vtm.check_data"]
+EXTRACT = ["-m", "vtm.extract"]
 
 
 def stored(root: Path) -> list[Path]:
@@ -224,37 +225,33 @@ def test_processes_share_the_work(extracted):
 
 
 @pytest.mark.slow
-def test_runs_on_features_score_as_runs_on_videos(extracted, tmp_path):
+def test_runs_on_features_score_as_runs_on_videos(call, extracted, tmp_path):
     root = f"data.root={extracted[0] / 'demo'}"
-    for name, source in (("videos", "videos"), ("features", "features")):
-        (tmp_path / name).mkdir()
-        run(tmp_path / name, TRAIN, root, f"data/source={source}", "merging=motion")
+    for source in ("videos", "features"):
+        call(train.main, tmp_path / source, *TINY, root, f"data/source={source}", "merging=motion")
     ours, theirs = results(tmp_path / "videos"), results(tmp_path / "features")
     for stage in ("val", "test", "test_last"):
         assert ours[stage] == theirs[stage]
 
 
 @pytest.mark.slow
-def test_features_are_enough(extracted, tmp_path):
+def test_features_are_enough(call, extracted, tmp_path, capsys):
     cwd, _ = extracted
     root = tmp_path / "demo"
     root.mkdir()
     for name in ("demo.json", "annotations", "features"):
         (root / name).symlink_to(cwd / "demo" / name)
-    run(tmp_path, TRAIN, f"data.root={root}", "data/source=features", "merging=uniform")
+    call(train.main, tmp_path, *TINY, f"data.root={root}", "data/source=features", "merging=uniform")
     assert results(tmp_path)["test"]["n"] == 6
-    output = run(tmp_path, CHECK, f"data.root={root}", "data/source=features")
-    assert "test       6        0           0          0" in output
+    call(check_data.main, tmp_path, *TINY, f"data.root={root}", "data/source=features")
+    assert "test       6        0           0          0" in capsys.readouterr().out
 
 
 @pytest.mark.slow
-def test_missing_features_stop_a_run_with_what_to_do(extracted, tmp_path):
-    output = run(
-        tmp_path, TRAIN, f"data.root={extracted[0] / 'demo'}", "data/source=features", "encoder.seed=5", succeeds=False
-    )
-    assert "8 of the 8 train videos are missing" in output
-    assert "extract them with `python -m vtm.extract` and the same overrides" in output
-    assert "Traceback" not in output
+def test_missing_features_stop_a_run_with_what_to_do(call, extracted, tmp_path):
+    overrides = [f"data.root={extracted[0] / 'demo'}", "data/source=features", "encoder.seed=5"]
+    with pytest.raises(SystemExit, match=r"8 of the 8 train videos are missing.*extract them with `python -m vtm.extr"):
+        call(train.main, tmp_path, *TINY, *overrides)
 
 
 @pytest.mark.slow
@@ -317,27 +314,27 @@ def test_a_full_disk_is_one_sentence(extracted, tmp_path):
 
 
 @pytest.mark.slow
-def test_check_data_counts_and_lists(extracted, tmp_path):
+def test_check_data_counts_and_lists(call, extracted, tmp_path, capsys):
     cwd, _ = extracted
     root = tmp_path / "demo"
     shutil.copytree(cwd / "demo" / "videos", root / "videos")
     for name in ("demo.json", "annotations"):
         (root / name).symlink_to(cwd / "demo" / name)
-    train, val = [sorted((root / "videos" / name).rglob("*.mp4")) for name in ("train", "val")]
-    train[0].unlink()
-    val[1].write_text("not a video")
-    output = run(tmp_path, CHECK, f"data.root={root}", "data.scene.seconds=6", succeeds=False)
+    trains, vals = [sorted((root / "videos" / name).rglob("*.mp4")) for name in ("train", "val")]
+    trains[0].unlink()
+    vals[1].write_text("not a video")
+    with pytest.raises(SystemExit, match=r"2 are not sound, listed in .*problems.csv"):
+        call(check_data.main, tmp_path, *TINY, f"data.root={root}")
+    output = capsys.readouterr().out
     assert "train      7        1           0          0" in output
     assert "val        3        0           1          0" in output
     assert "test       6        0           0          0" in output
     (problems,) = tmp_path.rglob("problems.csv")
-    assert str(train[0]) in problems.read_text(encoding="utf-8")
-    assert "Traceback" not in output
-    output = run(tmp_path, TRAIN, f"data.root={root}", succeeds=False)
-    assert "1 of the 8 train videos are missing" in output
-    run(tmp_path, TRAIN, f"data.root={root}", "data.allow_missing=true")
+    assert str(trains[0]) in problems.read_text(encoding="utf-8")
+    with pytest.raises(SystemExit, match="1 of the 8 train videos are missing"):
+        call(train.main, tmp_path, *TINY, f"data.root={root}")
+    call(train.main, tmp_path, *TINY, f"data.root={root}", "data.allow_missing=true")
     found = results(tmp_path)
-    assert found["train_videos" if "train_videos" in found else "test"] is not None
     assert (found["val"]["n"], found["val"]["missing"]) == (3, 1)
-    assert found["val"]["missing_ids"] == [str(val[1].relative_to(root / "videos"))]
+    assert found["val"]["missing_ids"] == [str(vals[1].relative_to(root / "videos"))]
     assert found["test"]["train_videos"] == {"n": 7, "missing": 1}

@@ -8,7 +8,14 @@ import pytest
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-COMMANDS = sorted(set(re.findall(r"(?:experiment|ablation|trainer|merging|callbacks|logger)=[a-z_]+", README)))
+COMMANDS = sorted(
+    set(
+        re.findall(
+            r"(?:experiment|ablation|trainer|merging|callbacks|logger|encoder|data/source|data/protocol)=[a-z0-9_]+",
+            README,
+        )
+    )
+)
 
 
 @pytest.mark.parametrize("block", BLOCKS)

@@ -97,7 +97,7 @@ def extract(data: VideoDataModule, store: FeatureStore, encoder: Encoder, *, dev
         pin_memory=device.type == "cuda",
     )
     writer: FeatureWriter | None = None
-    with Progress("storing features", len(work.videos), done=len(work.stored)) as progress:
+    with Progress("storing features", len(work.videos), done=work.passed) as progress:
         try:
             for job, content in loader:
                 if job.video.id in work.failed:
@@ -117,7 +117,7 @@ def extract(data: VideoDataModule, store: FeatureStore, encoder: Encoder, *, dev
                         writer.abandon()
                 writer = None
                 work.release(job.video)
-                progress.advance(f"{len(work.failed)} failed" if work.failed else "")
+                progress.advance(f"{len(work.failed)} failed" if work.failed else "", to=work.passed)
         except OSError as error:
             raise OSError(
                 f"{store.locate(job.video)}: {error.strerror or error}; what is stored is complete, and the same "
@@ -221,8 +221,12 @@ def _estimate(work: Work, encoder: Encoder, device: torch.device, steps: int) ->
     needed = total * cells * (encoder.channels * getattr(torch, encoder.storage).itemsize + 8)
     folder = next(path for path in (Path(work.store.folder), *Path(work.store.folder).parents) if path.exists())
     free = shutil.disk_usage(folder).free
-    processes = int(os.environ.get("WORLD_SIZE", 1))
-    seconds = total * max(decoding / max(1, work.data.num_workers), encoding) / processes
+    processes, cores = int(os.environ.get("WORLD_SIZE", 1)), os.cpu_count() or 1
+    decoders = min(processes * max(1, work.data.num_workers), cores)
+    if device.type == "cpu":  # the same cores do both
+        seconds = total * (decoding + encoding) / min(decoders + processes, cores)
+    else:
+        seconds = total * max(decoding / decoders, encoding / processes)
     if int(os.environ.get("RANK", 0)) == 0:
         print(
             f"{len(todo)} of {len(work.videos)} videos are to be stored: about {total:,.0f} steps, "

@@ -43,18 +43,19 @@ class Progress:
         if self._bar is not None:
             self._bar.close()
 
-    def advance(self, note: str = "") -> None:
+    def advance(self, note: str = "", *, to: int | None = None) -> None:
         """Count one more item.
 
         Args:
             note: What else to say of the state.
+            to: How many items are finished now, if it is not one more.
         """
-        self.done += 1
+        before, self.done = self.done, self.done + 1 if to is None else to
         if self._bar is not None:
             self._bar.set_postfix_str(note, refresh=False)
-            self._bar.update()
+            self._bar.update(self.done - before)
         now = time.monotonic()
-        if now - self._last >= self.every_seconds or self.done == self.total:
+        if self.done > before and (now - self._last >= self.every_seconds or self.done == self.total):
             self._last = now
             rate = (self.done - self._first) / max(now - self._start, 1e-9)
             left = timedelta(seconds=round((self.total - self.done) / rate))

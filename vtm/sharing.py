@@ -30,6 +30,7 @@ class Work:
     Attributes:
         videos: By id, with whether training uses it.
         stored: The ids of those whose features are complete.
+        passed: How many are behind: stored, failed, or taken by another process.
         failed: Why the others cannot be stored, by their ids.
     """
 
@@ -40,6 +41,8 @@ class Work:
         self.videos = {video.id: (video, split == "train") for split in splits for video in data.videos(split)}
         self.failed: dict[str, str] = {}
         self.stored = {name for name, (video, train) in self.videos.items() if self._is_stored(video, train)}
+        self.passed = len(self.stored)
+        self._todo = [entry for name, entry in self.videos.items() if name not in self.stored]
         self._locks: dict[str, IO[bytes]] = {}
 
     def plan(self, video: Video, train: bool) -> tuple[float, list[float]]:
@@ -49,17 +52,18 @@ class Work:
 
     def take(self) -> Iterator[tuple[Video, float, list[float]]]:
         """Take the videos that are not stored and that no other process holds, one after the other."""
-        for name, (video, train) in self.videos.items():
-            if name in self.stored or not self._lock(video):
+        for video, train in self._todo:
+            self.passed += 1
+            if not self._lock(video):
                 continue
             if self._is_stored(video, train):  # by another process, since this one looked
-                self.stored.add(name)
+                self.stored.add(video.id)
                 self.release(video)
                 continue
             try:
                 plan = self.plan(video, train)
             except (VideoError, ValueError) as error:
-                self.failed[name] = str(error)
+                self.failed[video.id] = str(error)
                 self.release(video)
             else:
                 yield video, *plan
