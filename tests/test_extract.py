@@ -222,6 +222,7 @@ def test_processes_share_the_work(extracted):
     assert not list((cwd / "demo" / "features").rglob(".*"))
     assert "18 of 18 videos are to be stored: about 72 steps" in output
     assert "for 2 process(es)" in output
+    assert "18 of 18 videos are stored" in output
 
 
 @pytest.mark.slow

@@ -126,6 +126,7 @@ def extract(data: VideoDataModule, store: FeatureStore, encoder: Encoder, *, dev
         finally:
             if writer is not None:
                 writer.abandon()
+    work.look_again()
     others = len(work.videos) - len(work.stored) - len(work.failed)
     print(
         f"{len(work.stored)} of {len(work.videos)} videos are stored in {store.folder}"

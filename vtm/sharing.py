@@ -68,6 +68,10 @@ class Work:
             else:
                 yield video, *plan
 
+    def look_again(self) -> None:
+        """Find out what other processes have stored meanwhile."""
+        self.stored.update(video.id for video, train in self._todo if self._is_stored(video, train))
+
     def release(self, video: Video) -> None:
         """Let other processes have a video."""
         file = self._locks.pop(video.id)
