@@ -4,12 +4,13 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from vtm.launch import processes_to_start, run_folder, start_processes
+from vtm.launch import place, processes_to_start, run_folder, start_processes
 
 
 @pytest.fixture(autouse=True)
 def _no_launcher(monkeypatch):
-    for name in ("LOCAL_RANK", "SLURM_NTASKS", "SLURM_JOB_NAME"):
+    names = ("LOCAL_RANK", "RANK", "WORLD_SIZE", "SLURM_LOCALID", "SLURM_PROCID", "SLURM_NTASKS", "SLURM_JOB_NAME")
+    for name in names:
         monkeypatch.delenv(name, raising=False)
 
 
@@ -39,6 +40,16 @@ def test_under_torchrun_or_slurm_nothing_is_started(monkeypatch):
     monkeypatch.setenv("SLURM_NTASKS", "2")
     monkeypatch.setenv("SLURM_JOB_NAME", "train")
     assert processes_to_start(trainer()) == 1
+
+
+def test_a_process_knows_its_place(monkeypatch):
+    assert place() == (0, 0, 1)
+    for name, value in (("SLURM_LOCALID", "3"), ("SLURM_PROCID", "11"), ("SLURM_NTASKS", "16")):
+        monkeypatch.setenv(name, value)
+    assert place() == (3, 11, 16)
+    for name, value in (("LOCAL_RANK", "1"), ("RANK", "5"), ("WORLD_SIZE", "8")):  # torchrun inside of a SLURM job
+        monkeypatch.setenv(name, value)
+    assert place() == (1, 5, 8)
 
 
 def test_several_nodes_need_a_launcher():

@@ -31,7 +31,7 @@ from vtm.data.features import FeatureStore
 from vtm.data.source import Content, Video, VideoFiles
 from vtm.data.video import VideoError
 from vtm.encoders import Encoder
-from vtm.launch import processes_to_start, start_processes
+from vtm.launch import place, processes_to_start, start_processes
 from vtm.overrides import errors_in_one_sentence, explained
 from vtm.packing import Packed, Storage, pack, unpack
 from vtm.progress import Progress
@@ -57,14 +57,17 @@ def main(cfg: DictConfig) -> None:
     else:
         device = torch.device("cpu")
         if cfg.trainer.accelerator != "cpu" and torch.cuda.is_available():
-            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+            device = torch.device("cuda", place().local_rank)
         failed = extract(data, store, encoder, device=device)
         if failed:
             with (run_dir / f"failed.{socket.gethostname()}.{os.getpid()}.csv").open("w", newline="") as file:
                 csv.writer(file).writerows([("id", "reason"), *failed.items()])
     lists = list(run_dir.glob("failed.*.csv"))
-    if lists and "LOCAL_RANK" not in os.environ:  # a process that ends in failure would take the others along
-        raise VideoError(f"some videos could not be stored; the lists {run_dir}/failed.*.csv say which and why")
+    if lists:
+        message = f"some videos could not be stored; the lists {run_dir}/failed.*.csv say which and why"
+        if place().world_size == 1:  # else a process that ends in failure would take the others along
+            raise VideoError(message)
+        print(message)
 
 
 def extract(data: VideoDataModule, store: FeatureStore, encoder: Encoder, *, device: torch.device) -> dict[str, str]:
@@ -222,13 +225,13 @@ def _estimate(work: Work, encoder: Encoder, device: torch.device, steps: int) ->
     needed = total * cells * (encoder.channels * getattr(torch, encoder.storage).itemsize + 8)
     folder = next(path for path in (Path(work.store.folder), *Path(work.store.folder).parents) if path.exists())
     free = shutil.disk_usage(folder).free
-    processes, cores = int(os.environ.get("WORLD_SIZE", 1)), os.cpu_count() or 1
+    processes, cores = place().world_size, os.cpu_count() or 1
     decoders = min(processes * max(1, work.data.num_workers), cores)
     if device.type == "cpu":  # the same cores do both
         seconds = total * (decoding + encoding) / min(decoders + processes, cores)
     else:
         seconds = total * max(decoding / decoders, encoding / processes)
-    if int(os.environ.get("RANK", 0)) == 0:
+    if place().rank == 0:
         print(
             f"{len(todo)} of {len(work.videos)} videos are to be stored: about {total:,.0f} steps, "
             f"{needed / 1e9:.3g} GB of {free / 1e9:.3g} GB free, {timedelta(seconds=round(seconds))} "

@@ -13,7 +13,7 @@ import sys
 import zipfile
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 
 def run_folder(name: str, train: bool, ckpt_path: str | None) -> str:
@@ -64,6 +64,21 @@ def processes_to_start(trainer: Any) -> int:
 
         return max(1, torch.cuda.device_count())
     return int(devices) if isinstance(devices, int | str) else len(devices)
+
+
+class Place(NamedTuple):
+    """Say which of the processes of a job this one is."""
+
+    local_rank: int
+    rank: int
+    world_size: int
+
+
+def place() -> Place:
+    """Ask torchrun or SLURM, whichever started this process."""
+    names = (("LOCAL_RANK", "SLURM_LOCALID"), ("RANK", "SLURM_PROCID"), ("WORLD_SIZE", "SLURM_NTASKS"))
+    local_rank, rank, world_size = (next((int(os.environ[n]) for n in pair if n in os.environ), None) for pair in names)
+    return Place(local_rank or 0, rank or 0, world_size or 1)
 
 
 def start_processes(count: int, script: Path, run_dir: Path) -> None:
