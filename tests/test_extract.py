@@ -134,7 +134,7 @@ def test_an_unreadable_video_is_reported_and_the_rest_is_stored(root, tmp_path):
     assert len(failed) == 2
     assert all(name.startswith("val/") and str(root / "videos" / name) in reason for name, reason in failed.items())
     assert len(dataset.files()) == 7
-    dataset.store.check(dataset.data.videos("test")[0], Single(num_frames=6).stored(5.0, train=False))
+    dataset.store.check(dataset.data.videos("test")[0], Single(num_frames=6), train=False)
 
 
 def test_missing_videos_stop_it_unless_they_may_be_missing(root, videos):
@@ -308,7 +308,7 @@ def test_a_full_disk_is_one_sentence(extracted, tmp_path):
         (root / name).symlink_to(cwd / "demo" / name)
     limited = ["encoder.image_size=96", "data.num_workers=0"]  # loading processes need shared memory beyond the limit
     output = run(tmp_path, EXTRACT, f"data.root={root}", *limited, succeeds=False, preexec_fn=_little_disk)
-    assert "the same command goes on when there is room" in output
+    assert "the same command goes on when this is put right" in output
     assert "Traceback" not in output
     assert not stored(root)
     assert not list((root / "features").rglob("*.part"))

@@ -30,3 +30,10 @@ def test_what_an_earlier_run_did_counts_but_not_for_the_rate(clock, capsys):
         clock[0] += 2
         job.advance()
     assert capsys.readouterr().err == "storing: 901 of 1000, 0.5 per s, 0:03:18 left\n"
+
+
+def test_a_job_that_takes_long_is_heard_of_before_it_is_done(clock, capsys):
+    with Progress("storing", 4) as job:
+        clock[0] += 11
+        job.advance("64 steps", to=0)
+    assert capsys.readouterr().err == "storing: 0 of 4, 0 per s, 64 steps\n"

@@ -7,11 +7,13 @@ with status 1 if anything is wrong. `data/source=features` checks every byte of 
 from __future__ import annotations
 
 import csv
+import fcntl
 import os
 import sys
 from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,7 +22,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from vtm.data.datamodule import Split, VideoDataModule
-from vtm.data.feature_file import FeatureError
+from vtm.data.feature_file import FeatureError, OtherTimesError
 from vtm.data.source import Video
 from vtm.data.video import TooShortError, VideoError
 from vtm.overrides import errors_in_one_sentence, explained
@@ -39,12 +41,14 @@ def main(cfg: DictConfig) -> None:
     findings = check(data)
     print(counts_table(findings))
     bad = [finding for finding in findings if finding.state != "sound"]
-    for path, listed in (
-        (Path(cfg.run_dir) / "problems.csv", bad),
-        (data.source.unusable, _renewed(data.source.unusable, findings)),
-    ):
-        if listed or path.exists():
-            _write(path, listed)
+    if bad:
+        _write(Path(cfg.run_dir) / "problems.csv", bad)
+    try:
+        _renew(data.source.unusable, findings)
+    except OSError as error:
+        print(
+            f"{data.source.unusable}: cannot be written ({error.strerror}); data.allow_missing=true will not know of it"
+        )
     if bad:
         sys.exit(
             f"{len(bad)} are not sound, listed in {cfg.run_dir}/problems.csv; "
@@ -59,16 +63,17 @@ class Finding(NamedTuple):
     id: str
     state: str
     path: str
+    version: str  # of the file: the finding says nothing of another one
     reason: str
 
 
 def check(data: VideoDataModule) -> list[Finding]:
-    """Check all videos of a data set; a video of two splits is listed twice.
+    """Check all videos of a data set, of frames the first and the last; a video of two splits is listed twice.
 
     Args:
         data: Names the videos and where their inputs come from.
     """
-    todo = [(split, video) for split in SPLITS for video in data.read_split(split)]
+    todo = [(split, video) for split in SPLITS for video in data.listed(split)]
     with ThreadPoolExecutor(os.cpu_count()) as pool, Progress("checking", len(todo)) as progress:
         findings = []
         for finding in pool.map(lambda entry: _check(data, *entry), todo):
@@ -80,7 +85,7 @@ def check(data: VideoDataModule) -> list[Finding]:
 def counts_table(findings: Iterable[Finding]) -> str:
     """Count the findings, a split in a row.
 
-    >>> print(counts_table([Finding("test", "a", "sound", "a.mp4", ""), Finding("test", "b", "missing", "b.mp4", "")]))
+    >>> print(counts_table([Finding("test", "a", "sound", "", "", ""), Finding("test", "b", "missing", "", "", "")]))
            sound  missing  unreadable  too short
     train      0        0           0          0
     val        0        0           0          0
@@ -97,28 +102,36 @@ def counts_table(findings: Iterable[Finding]) -> str:
 
 def _check(data: VideoDataModule, split: Split, video: Video) -> Finding:
     source = data.source
-    state, reason = "sound", ""
+    state, version, reason = "missing", None, ""
     try:
-        if source.exists(video):
-            times = data.protocol.stored(source.length(video), train=split == "train")
-            source.check(video, [video.start + time for time in times])
-        else:
-            state = "missing"
+        version = source.version(video)
+        if version is not None:
+            source.check(video, data.protocol, train=split == "train")
+            state = "sound"
+    except OtherTimesError as error:  # what is wanted is not there
+        reason = str(error)
     except TooShortError as error:
         state, reason = "too short", str(error)
-    except (VideoError, FeatureError, ValueError) as error:
+    except (VideoError, FeatureError, ValueError, OSError) as error:
         state, reason = "unreadable", str(error)
-    return Finding(split, video.id, state, source.locate(video), reason)
+    return Finding(split, video.id, state, source.locate(video), version or "", reason)
 
 
-def _renewed(path: Path, findings: list[Finding]) -> list[Finding]:
+def _renew(path: Path, findings: list[Finding]) -> None:
     """Replace in the list of unusable videos what it says of those that were checked now."""
     checked = {finding.id for finding in findings}
-    old: list[Finding] = []
-    if path.is_file():
-        with path.open(encoding="utf-8", newline="") as file:
-            old = [Finding(**row) for row in csv.DictReader(file) if row["id"] not in checked]
-    return old + [finding for finding in findings if finding.state in ("unreadable", "too short")]
+    bad = [finding for finding in findings if finding.state in ("unreadable", "too short")]
+    if not bad and not path.is_file():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_name(f".{path.name}.lock").open("w") as lock:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        old: list[Finding] = []
+        if path.is_file():
+            with path.open(encoding="utf-8", newline="") as file:
+                old = [Finding(**row) for row in csv.DictReader(file) if row["id"] not in checked]
+        _write(path, old + bad)
 
 
 def _write(path: Path, findings: list[Finding]) -> None:

@@ -174,7 +174,7 @@ class VTMModule(L.LightningModule):
         summary = metric.summary(clusters=[video.cluster or video.id for video in videos] if clustered else None)
         evaluated = [videos[index] for index in summary.pop("videos")]
         targets, ids = [video.target for video in evaluated], [video.id for video in evaluated]
-        missing = sorted({video.id for video in data.read_split(stage)}.difference(ids))
+        missing = sorted({video.id for video in data.listed(stage)}.difference(ids))
         lost = len(data.missing("train"))
         return summary | {
             "floor": self.task.floor(data.train_targets().tolist(), targets),
@@ -182,7 +182,7 @@ class VTMModule(L.LightningModule):
             "missing_ids": missing,
             "ids_sha256": ids_sha256(ids),
             "selection": data.selection,
-            "train_videos": {"n": len(data.read_split("train")) - lost, "missing": lost},
+            "train_videos": {"n": len(data.listed("train")) - lost, "missing": lost},
         }
 
 

@@ -21,6 +21,8 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, InstantiationException
 from omegaconf import OmegaConf
 
+_PLAIN = (FileNotFoundError, NotADirectoryError, PermissionError)  # which name the file and what is wrong with it
+
 
 @contextmanager
 def explained(config_dir: Path, config_name: str) -> Iterator[None]:
@@ -49,7 +51,7 @@ def errors_in_one_sentence() -> Iterator[None]:
         last = traceback.extract_tb(cause.__traceback__)[-1]
         meant = (last.line or "").startswith("raise ")  # and not a mistake of our own, whose place one wants to see
         ours = meant and Path(last.filename).is_relative_to(Path(__file__).parent)
-        if os.environ.get("HYDRA_FULL_ERROR") == "1" or not (ours or isinstance(cause, FileNotFoundError)):
+        if os.environ.get("HYDRA_FULL_ERROR") == "1" or not (ours or isinstance(cause, _PLAIN)):
             raise
         sys.exit(str(cause))
 

@@ -55,11 +55,11 @@ class Progress:
             self._bar.set_postfix_str(note, refresh=False)
             self._bar.update(self.done - before)
         now = time.monotonic()
-        if self.done > before and (now - self._last >= self.every_seconds or self.done == self.total):
+        if now - self._last >= self.every_seconds or before < self.done == self.total:
             self._last = now
             rate = (self.done - self._first) / max(now - self._start, 1e-9)
-            left = timedelta(seconds=round((self.total - self.done) / rate))
-            line = f"{self.label}: {self.done} of {self.total}, {rate:.3g} per s, {left} left" + (note and f", {note}")
+            left = f", {timedelta(seconds=round((self.total - self.done) / rate))} left" if rate else ""
+            line = f"{self.label}: {self.done} of {self.total}, {rate:.3g} per s{left}" + (note and f", {note}")
             _log.info(line)
             if self._bar is None:
                 print(line, file=sys.stderr, flush=True)

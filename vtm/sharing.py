@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import random
 import socket
 import time
 from collections.abc import Iterator
@@ -14,9 +15,9 @@ from pathlib import Path
 from typing import IO
 
 from vtm.data.datamodule import Split, VideoDataModule
-from vtm.data.feature_file import FeatureError
+from vtm.data.feature_file import host_name
 from vtm.data.features import FeatureStore
-from vtm.data.source import Video
+from vtm.data.source import Video, stored_times
 from vtm.data.video import VideoError
 
 
@@ -30,7 +31,6 @@ class Work:
     Attributes:
         videos: By id, with whether training uses it.
         stored: The ids of those whose features are complete.
-        passed: How many are behind: stored, failed, or taken by another process.
         failed: Why the others cannot be stored, by their ids.
     """
 
@@ -41,32 +41,49 @@ class Work:
         self.videos = {video.id: (video, split == "train") for split in splits for video in data.videos(split)}
         self.failed: dict[str, str] = {}
         self.stored = {name for name, (video, train) in self.videos.items() if self._is_stored(video, train)}
-        self.passed = len(self.stored)
-        self._todo = [entry for name, entry in self.videos.items() if name not in self.stored]
+        self._todo = [entry for name, entry in reversed(self.videos.items()) if name not in self.stored]
+        self._ahead = len(self._todo)
+        self._lockless = self._shuffled = False
         self._locks: dict[str, IO[bytes]] = {}
 
     def plan(self, video: Video, train: bool) -> tuple[float, list[float]]:
         """Measure a video, and list the times of the file that are to be stored."""
-        length = self.data.source.length(video)
-        return length, [video.start + time for time in self.data.protocol.stored(length, train=train)]
+        source = self.data.source
+        return source.length(video), stored_times(source, video, self.data.protocol, train=train)
+
+    @property
+    def passed(self) -> int:
+        """Count the videos that are behind: stored, failed, or last seen in the hands of another process."""
+        return len(self.videos) - self._ahead - len(self._locks)
 
     def take(self) -> Iterator[tuple[Video, float, list[float]]]:
-        """Take the videos that are not stored and that no other process holds, one after the other."""
-        for video, train in self._todo:
-            self.passed += 1
-            if not self._lock(video):
-                continue
-            if self._is_stored(video, train):  # by another process, since this one looked
-                self.stored.add(video.id)
-                self.release(video)
-                continue
-            try:
-                plan = self.plan(video, train)
-            except (VideoError, ValueError) as error:
-                self.failed[video.id] = str(error)
-                self.release(video)
-            else:
-                yield video, *plan
+        """Take the videos that are not stored and that no other process holds, until there are none."""
+        todo, progress = list(self._todo), True
+        while todo and progress:  # again, for those whose holder has died meanwhile
+            held, progress = [], False
+            self._ahead = len(todo)
+            while todo:
+                video, train = todo.pop()
+                self._ahead -= 1
+                if not self._lock(video):
+                    held.append((video, train))
+                    continue
+                if self._lockless and not self._shuffled:
+                    self._shuffled = True
+                    random.Random(f"{socket.gethostname()} {os.getpid()}").shuffle(todo)
+                if self._is_stored(video, train):  # by another process, since this one looked
+                    self.stored.add(video.id)
+                    self.release(video)
+                    continue
+                try:
+                    plan = self.plan(video, train)
+                except (VideoError, ValueError) as error:
+                    self.failed[video.id] = str(error)
+                    self.release(video)
+                else:
+                    progress = True
+                    yield video, *plan
+            todo = held
 
     def look_again(self) -> None:
         """Find out what other processes have stored meanwhile."""
@@ -88,27 +105,26 @@ class Work:
         except BlockingIOError:
             file.close()
             return False
-        except OSError:  # a file system without locks: two processes may do the same work, which harms nothing
-            pass
+        except OSError as error:
+            if not self._lockless:
+                print(
+                    f"{path.parent} is on a file system without locks ({error.strerror}): processes that share the "
+                    "work take the videos in different orders, and may do some of them twice"
+                )
+            self._lockless = True
         self._locks[video.id] = file
         return True
 
     def _is_stored(self, video: Video, train: bool) -> bool:
-        """Look at the header alone; the length of an unmeasured video is the one that was measured then."""
-        try:
-            length = self.store.length(video) if video.end is None else self.data.source.length(video)
-        except (FeatureError, ValueError):
-            return False
-        times = [video.start + time for time in self.data.protocol.stored(length, train=train)]
-        return self.store.is_complete(video, times)
+        return self.store.is_complete(video, self.data.protocol, train=train)
 
 
 def remove_leftovers(folder: Path) -> None:
     """Delete what killed processes have left: those of this machine, and of any machine after a day."""
     for path in folder.glob("*/.*.part"):
-        host, _, process = path.name.removesuffix(".part").rpartition(".")
+        *_, host, process = path.name.removesuffix(".part").split(".")
         try:
-            here = host.endswith(f".{socket.gethostname()}")
+            here = host == host_name()
             if (here and not _is_alive(int(process))) or time.time() - path.stat().st_mtime > 86400:
                 path.unlink()
         except FileNotFoundError:  # another process was faster

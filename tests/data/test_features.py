@@ -11,9 +11,9 @@ import torch
 
 from vtm.data import ranges
 from vtm.data.dataset import VideoDataset
-from vtm.data.feature_file import FeatureError
+from vtm.data.feature_file import FeatureError, OtherTimesError
 from vtm.data.features import FeatureStore
-from vtm.data.sampling import Windows
+from vtm.data.sampling import Single, Windows
 from vtm.data.source import Video
 from vtm.packing import Packed, pack, unpack
 
@@ -76,8 +76,8 @@ def test_a_dataset_reads_features_like_frames(make, video):
 
 def test_the_key_tells_encoder_and_sampling_apart(make, video):
     fill(make(), video)
-    assert make().exists(video)
-    assert not make(sampling="spread4").exists(video)
+    assert make().version(video)
+    assert not make(sampling="spread4").version(video)
     assert make().length(video) == LENGTH
     with pytest.raises(FeatureError, match=r"is missing; extract them with `python -m vtm.extract`"):
         make(sampling="spread4").read(video, [0.0])
@@ -112,24 +112,38 @@ def test_a_file_under_the_name_of_another_is_refused(make, video):
 
 def test_complete_means_these_times_of_this_file(make, video):
     store = make()
-    assert not store.is_complete(video, [0.0])
+    second = Windows(num_frames=4, stride=1)
+    assert not store.is_complete(video, second, train=True)
     fill(store, video)
-    assert store.is_complete(video, [0.0, 9.0])
-    assert not store.is_complete(video, [0.0, 10.0])
+    assert store.is_complete(video, second, train=True)
+    assert not store.is_complete(video, Single(num_frames=3), train=True)
+    assert not store.is_complete(replace(video, end=12.0), second, train=True)
+    assert store.is_complete(replace(video, end=9.5), second, train=True)
     video.path.write_bytes(bytes(78))  # fetched again, or encoded anew
-    assert not store.is_complete(video, [0.0, 9.0])
+    assert not store.is_complete(video, second, train=True)
+
+
+def test_an_annotation_that_has_changed_is_an_error_and_not_another_clip(make, video):
+    store, protocol = make(), Windows(num_frames=4, stride=1)
+    fill(store, video)
+    longer = replace(video, end=30.0)
+    assert store.length(longer) == 30.0
+    for action in (store.expect, store.check):
+        with pytest.raises(OtherTimesError, match="annotations or the protocol have changed"):
+            action(longer, protocol, train=False)
 
 
 def test_check_finds_damage_anywhere(make, video):
     store = make()
+    video = replace(video, end=100.0)
     fill(store, video, count=100)
-    store.check(video, [float(second) for second in range(100)])
+    store.check(video, Windows(num_frames=4, stride=1), train=False)
     path = Path(store.locate(video))
     content = bytearray(path.read_bytes())
     content[-1500] ^= 1
     path.write_bytes(content)
     with pytest.raises(FeatureError, match="damaged"):
-        store.check(video, [float(second) for second in range(100)])
+        store.check(video, Windows(num_frames=4, stride=1), train=False)
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):
@@ -182,8 +196,8 @@ def test_features_behind_an_address_are_read_by_ranges_and_kept(make, video, ser
     features, _ = fill(make(), video, count=60)
     size = Path(make().locate(video)).stat().st_size
     store = make(address=server.address_text, motion=True)
-    assert store.exists(video)
-    assert not store.exists(replace(video, id="other"))
+    assert store.version(video)
+    assert not store.version(replace(video, id="other"))
     assert torch.equal(store.read(video, [20.0, 21.0, 22.0]).inputs.float(), features[20:23])
     asked = [wanted for name, wanted in server.log if wanted is not None]
     moved = sum(int(high) - int(low) + 1 for low, high in (a.removeprefix("bytes=").split("-") for a in asked))

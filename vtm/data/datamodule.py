@@ -4,8 +4,11 @@ import csv
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import compress
+from operator import not_
 from pathlib import Path
-from typing import Literal, TypedDict
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 import torch
@@ -15,12 +18,12 @@ from torch.utils.data import DataLoader, Sampler
 
 from vtm.data.dataset import Clip, VideoDataset, collate
 from vtm.data.sampling import ClipProtocol
-from vtm.data.source import Encoding, Source, Video
+from vtm.data.source import Source, Video
 
 Split = Literal["train", "val", "test"]
 
 _SUFFIXES = (".mp4", ".mkv", ".webm", ".avi")
-_HELP = 'the section "Data" of data/README.md'
+_HELP = "data/README.md"
 
 
 class Loading(TypedDict):
@@ -29,7 +32,7 @@ class Loading(TypedDict):
     root: Path | str
     protocol: ClipProtocol
     source: Callable[..., Source]
-    encoder: Encoding
+    encoder: Any
     batch_size: int
     num_workers: int
     seed: int
@@ -59,20 +62,21 @@ class VideoDataModule(LightningDataModule, ABC):
         root: Path | str,
         protocol: ClipProtocol,
         source: Callable[..., Source],
-        encoder: Encoding,
+        encoder: Any,
         batch_size: int,
         num_workers: int,
         seed: int,
         allow_missing: bool,
     ) -> None:
         super().__init__()
-        self.root = Path(root)
+        self.root = Path(root).expanduser()
         self.protocol = protocol
         self.source = source(root=self.root, encoder=encoder, sampling=protocol.sampling)
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.seed = seed
         self.allow_missing = allow_missing
+        self._listed: dict[Split, list[Video]] = {}
         self._splits: dict[Split, tuple[list[Video], list[Video]]] = {}
 
     @abstractmethod
@@ -95,9 +99,17 @@ class VideoDataModule(LightningDataModule, ABC):
         return "val"
 
     def setup(self, stage: str) -> None:
-        """Look for all videos of a run before it starts."""
+        """Look for all videos of a run before it starts, and for what can be told of them at once."""
         for split in ("train", "val", "test") if stage == "fit" else ():
-            self.videos(split)
+            expect = partial(self.source.expect, protocol=self.protocol, train=split == "train")
+            with ThreadPoolExecutor(16) as pool:
+                list(pool.map(expect, self.videos(split)))
+
+    def listed(self, split: Split) -> list[Video]:
+        """List the videos that the annotations name, as `read_split` did the first time."""
+        if split not in self._listed:
+            self._listed[split] = self.read_split(split)
+        return self._listed[split]
 
     def videos(self, split: Split) -> list[Video]:
         """List the videos of a split that are there: all of them, unless some may be missing.
@@ -122,18 +134,21 @@ class VideoDataModule(LightningDataModule, ABC):
     def _look(self, split: Split) -> tuple[list[Video], list[Video]]:
         """Divide the videos of a split into those to be used and those that are missing."""
         if split not in self._splits:
-            videos = self.read_split(split)
-            unusable = read_unusable(self.source.unusable) if self.allow_missing else set()
+            videos = self.listed(split)
+            unusable = read_unusable(self.source.unusable) if self.allow_missing else {}
             with ThreadPoolExecutor(16) as pool:  # a store may be far away
-                there = pool.map(lambda video: video.id not in unusable and self.source.exists(video), videos)
-                marked = list(zip(videos, there, strict=True))
-            self._splits[split] = [video for video, ok in marked if ok], [video for video, ok in marked if not ok]
+                versions = list(pool.map(self.source.version, videos))
+            usable = [
+                version is not None and version != unusable.get(video.id)
+                for video, version in zip(videos, versions, strict=True)
+            ]
+            self._splits[split] = list(compress(videos, usable)), list(compress(videos, map(not_, usable)))
         return self._splits[split]
 
     def train_targets(self) -> Tensor:
         """Collect the targets of training, (V,) int64 or float32; no video file is needed for them."""
         dtype = torch.float32 if self.class_names is None else torch.int64
-        return torch.tensor([video.target for video in self.read_split("train")], dtype=dtype)
+        return torch.tensor([video.target for video in self.listed("train")], dtype=dtype)
 
     def annotation(self, *names: str) -> Path:
         """Find an annotation file; several names are alternatives in order of preference.
@@ -268,12 +283,12 @@ def read_rows(path: Path, columns: Iterable[str], *, delimiter: str) -> list[dic
     return [dict(zip(columns, row, strict=True)) for row in rows[1:]]
 
 
-def read_unusable(path: Path) -> set[str]:
-    """Read the ids in the list of what is there but of no use, if there is one."""
+def read_unusable(path: Path) -> dict[str, str]:
+    """Read the list of what is there but of no use, if there is one: by id, the version of the file that is meant."""
     if not path.is_file():
-        return set()
+        return {}
     with path.open(encoding="utf-8", newline="") as file:
-        return {row["id"] for row in csv.DictReader(file)}
+        return {row["id"]: row["version"] for row in csv.DictReader(file)}
 
 
 def name_classes(pairs: Iterable[tuple[int, str]], *, source: Path) -> list[str]:

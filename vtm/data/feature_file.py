@@ -41,6 +41,10 @@ class FeatureError(Exception):
     """Say that stored features cannot be used, which file they are in, and what to do."""
 
 
+class OtherTimesError(FeatureError):
+    """Say that features are stored, but not those of the wanted times."""
+
+
 class FeatureWriter:
     """Write the steps of one video as they come, so that memory does not grow with its length.
 
@@ -68,7 +72,7 @@ class FeatureWriter:
         stamps = np.asarray(times, np.float64).tobytes()
         self.path = path
         head, self._tensors = _make_header(layout, stamps, {name: str(value) for name, value in facts.items()})
-        self._partial = path.with_name(f".{path.stem}.{socket.gethostname()}.{os.getpid()}.part")
+        self._partial = path.with_name(f".{path.stem}.{host_name()}.{os.getpid()}.part")
         self._done, self._total = 0, steps
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = self._partial.open("wb")
@@ -140,6 +144,11 @@ class FeatureWriter:
             pass
         finally:
             self._partial.unlink(missing_ok=True)
+
+
+def host_name() -> str:
+    """Name this machine in a word without dots, as the names of unfinished files do."""
+    return socket.gethostname().replace(".", "_")
 
 
 class _Tensor(NamedTuple):

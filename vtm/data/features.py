@@ -9,10 +9,12 @@ from __future__ import annotations
 import re
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
-from vtm.data.feature_file import FeatureError, FeatureHeader, FeatureWriter, read_header, read_steps
+from vtm.data.feature_file import FeatureError, FeatureHeader, FeatureWriter, OtherTimesError, read_header, read_steps
 from vtm.data.ranges import size_and_version
-from vtm.data.source import Content, Encoding, Video
+from vtm.data.sampling import ClipProtocol
+from vtm.data.source import Content, Encoding, Video, region_length, stored_times
 from vtm.packing import Packed, unpack
 
 
@@ -36,7 +38,7 @@ class FeatureStore:
         self,
         *,
         root: Path,
-        encoder: Encoding,
+        encoder: Any,
         sampling: str,
         motion: bool,
         address: str | None,
@@ -44,9 +46,10 @@ class FeatureStore:
         cache_gb: float,
     ) -> None:
         self.key = f"{encoder.key}-{sampling}"
-        self.folder = f"{str(address or root / 'features').rstrip('/')}/{self.key}"
+        place = address or str(root / "features")
+        self.folder = f"{place if '://' in place else Path(place).expanduser()}".rstrip("/") + f"/{self.key}"
         self.unusable = root / "features" / self.key / "unusable.csv"
-        self.encoder = encoder
+        self.encoder = Encoding.of(encoder)
         self.motion = motion
         self.cache = Path(cache).expanduser()
         self.cache_bytes = int(cache_gb * 1e9)
@@ -58,21 +61,21 @@ class FeatureStore:
             f"{self.folder}/{digest[:2]}/{digest[:12]}_{re.sub(r'[^A-Za-z0-9._-]', '_', video.id)[-100:]}.safetensors"
         )
 
-    def exists(self, video: Video) -> bool:
-        """Look for the file of a video."""
+    def version(self, video: Video) -> str | None:
+        """Name the state of a video's file; None if there is none."""
         try:
-            size_and_version(self.locate(video))
-        except FileNotFoundError:
-            return False
-        return True
+            return "-".join(map(str, size_and_version(self.locate(video))))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
 
     def length(self, video: Video) -> float:
-        """Tell how long the region of interest was when the features were stored.
+        """Take the annotated region, or the length that was measured when the features were stored.
 
         Raises:
+            ValueError: The region is empty.
             FeatureError: The file cannot be used.
         """
-        return self._header(video).length
+        return self._header(video).length if video.end is None else region_length(video, video.end)
 
     def read(self, video: Video, times: list[float]) -> Content:
         """Read the features of some stored times, (T, H, W, C) in the format of the store, int8 as float32.
@@ -80,13 +83,7 @@ class FeatureStore:
         Raises:
             FeatureError: The file is missing or damaged, or holds other times.
         """
-        header = self._header(video)
-        rows = header.find(times)
-        if rows is None:
-            raise FeatureError(
-                f"{header.path}: has no features for some of the times {times[0]:.2f} to {times[-1]:.2f} s; the "
-                "annotations or the protocol have changed, so extract them again"
-            )
+        header, rows = self._find(video, times)
         steps = read_steps(header, rows, cache=self.cache, cache_bytes=self.cache_bytes)
         scale = steps.get("scale")
         return Content(
@@ -96,22 +93,31 @@ class FeatureStore:
             substituted=steps["substituted"],
         )
 
-    def check(self, video: Video, times: list[float]) -> None:
+    def expect(self, video: Video, protocol: ClipProtocol, *, train: bool) -> None:
+        """Look at the header alone.
+
+        Raises:
+            OtherTimesError: The file lacks some of the times.
+        """
+        self._find(video, stored_times(self, video, protocol, train=train))
+
+    def check(self, video: Video, protocol: ClipProtocol, *, train: bool) -> None:
         """Read all steps of a video.
 
         Raises:
             FeatureError: The file is damaged, or lacks some of the times.
         """
+        times = stored_times(self, video, protocol, train=train)
         for start in range(0, len(times), 64):
             self.read(video, times[start : start + 64])
 
-    def is_complete(self, video: Video, times: list[float]) -> bool:
-        """Tell by its header whether a video is stored: from this file, for these times, in one piece."""
+    def is_complete(self, video: Video, protocol: ClipProtocol, *, train: bool) -> bool:
+        """Tell by its header whether a video is stored: in one piece, for these clips, and from the file as it is."""
         try:
-            header = self._header(video)
-        except FeatureError:
+            self.expect(video, protocol, train=train)
+        except (FeatureError, ValueError):
             return False
-        return header.find(times) is not None and header.video_bytes == video.path.stat().st_size
+        return self._header(video).video_bytes == video.path.stat().st_size
 
     def writer(self, video: Video, times: list[float], length: float) -> FeatureWriter:
         """Begin to store a video; the file appears under its name when all steps are there.
@@ -124,6 +130,17 @@ class FeatureStore:
         facts = {"id": video.id, "key": self.key, "length": length, "video_bytes": video.path.stat().st_size}
         shape = (*self.encoder.grid, self.encoder.channels)
         return FeatureWriter(Path(self.locate(video)), times, shape, self.encoder.storage, facts)
+
+    def _find(self, video: Video, times: list[float]) -> tuple[FeatureHeader, list[int]]:
+        """Find the rows of some times."""
+        header = self._header(video)
+        rows = header.find(times)
+        if rows is None:
+            raise OtherTimesError(
+                f"{header.path}: has no features for some of the times {times[0]:.2f} to {times[-1]:.2f} s; the "
+                "annotations or the protocol have changed, so extract them again"
+            )
+        return header, rows
 
     def _header(self, video: Video) -> FeatureHeader:
         path = self.locate(video)

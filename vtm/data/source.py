@@ -2,10 +2,12 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from stat import S_ISREG
+from typing import Any, NamedTuple, Protocol, Self
 
 from torch import Tensor
 
+from vtm.data.sampling import ClipProtocol
 from vtm.data.video import duration, read_frames
 from vtm.packing import Storage
 
@@ -32,6 +34,20 @@ class Video:
     cluster: str | None = None
 
 
+def region_length(video: Video, end: float) -> float:
+    """Tell how long the region of interest is, in seconds, if the video ends there.
+
+    Raises:
+        ValueError: The region is empty.
+    """
+    if not 0 <= video.start < end:
+        raise ValueError(
+            f"{video.path}: expected a region 0 <= start < end, got start {video.start} s and end {end} s; "
+            "the annotation does not belong to this file"
+        )
+    return end - video.start
+
+
 class Content(NamedTuple):
     """Hold what a source has at some times of a video."""
 
@@ -41,8 +57,8 @@ class Content(NamedTuple):
     substituted: Tensor  # (T,) frames that could not be decoded, for which the nearest one stands in
 
 
-class Encoding(Protocol):
-    """Tell what data have to know of an encoder; every `vtm.encoders.Encoder` does."""
+class Encoding(NamedTuple):
+    """Hold what data have to know of an encoder, without its weights, which loading processes need not carry."""
 
     key: str
     image_size: int
@@ -51,6 +67,11 @@ class Encoding(Protocol):
     grid: tuple[int, int]
     channels: int
     storage: Storage
+
+    @classmethod
+    def of(cls, encoder: Any) -> Self:
+        """Ask an encoder, as those of `vtm.encoders` are."""
+        return cls(*(getattr(encoder, name) for name in cls._fields))
 
 
 class Source(Protocol):
@@ -62,8 +83,8 @@ class Source(Protocol):
     def locate(self, video: Video) -> str:
         """Name the file of a video, whether it is there or not."""
 
-    def exists(self, video: Video) -> bool:
-        """Look for the file of a video."""
+    def version(self, video: Video) -> str | None:
+        """Name the state of a video's file by a text that changes with it; None if there is no file."""
 
     def length(self, video: Video) -> float:
         """Tell how long the region of interest is, in seconds."""
@@ -71,8 +92,11 @@ class Source(Protocol):
     def read(self, video: Video, times: list[float]) -> Content:
         """Read the inputs at some times of the file, in seconds from its first frame."""
 
-    def check(self, video: Video, times: list[float]) -> None:
-        """Raise what stands in the way of reading the inputs at these times."""
+    def expect(self, video: Video, protocol: ClipProtocol, *, train: bool) -> None:
+        """Raise what can be told at once to stand in the way of the clips of a video that is there."""
+
+    def check(self, video: Video, protocol: ClipProtocol, *, train: bool) -> None:
+        """Raise whatever stands in the way of them, however long it takes to find out."""
 
 
 class VideoFiles:
@@ -87,18 +111,22 @@ class VideoFiles:
 
     remedy = "put them there as data/README.md describes"
 
-    def __init__(self, *, root: Path, encoder: Encoding, sampling: str, motion: bool) -> None:
+    def __init__(self, *, root: Path, encoder: Any, sampling: str, motion: bool) -> None:
         self.unusable = root / "unusable.csv"
-        self.encoder = encoder
+        self.encoder = Encoding.of(encoder)
         self.motion = motion
 
     def locate(self, video: Video) -> str:
         """Name the file."""
         return str(video.path)
 
-    def exists(self, video: Video) -> bool:
-        """Look for the file."""
-        return video.path.is_file()
+    def version(self, video: Video) -> str | None:
+        """Name size and time of the file; None if there is none."""
+        try:
+            facts = video.path.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return f"{facts.st_size}-{facts.st_mtime_ns}" if S_ISREG(facts.st_mode) else None
 
     def length(self, video: Video) -> float:
         """Take the annotated end, or measure the file.
@@ -107,13 +135,7 @@ class VideoFiles:
             ValueError: The region is empty.
             VideoError: The file cannot be read.
         """
-        end = duration(video.path) if video.end is None else video.end
-        if not 0 <= video.start < end:
-            raise ValueError(
-                f"{video.path}: expected a region 0 <= start < end, got start {video.start} s and end {end} s; "
-                "the annotation does not belong to this file"
-            )
-        return end - video.start
+        return region_length(video, duration(video.path) if video.end is None else video.end)
 
     def read(self, video: Video, times: list[float]) -> Content:
         """Decode the frames.
@@ -131,10 +153,20 @@ class VideoFiles:
         )
         return Content(*frames)
 
-    def check(self, video: Video, times: list[float]) -> None:
+    def expect(self, video: Video, protocol: ClipProtocol, *, train: bool) -> None:
+        """Expect nothing of a file before it is read."""
+
+    def check(self, video: Video, protocol: ClipProtocol, *, train: bool) -> None:
         """Decode the first and the last frame, after the pass over all packets that tells the length.
 
         Raises:
+            ValueError: The region is empty.
             VideoError: The file cannot be read, or is too short.
         """
+        times = stored_times(self, video, protocol, train=train)
         self.read(video, [times[0], times[-1]])
+
+
+def stored_times(source: Source, video: Video, protocol: ClipProtocol, *, train: bool) -> list[float]:
+    """List all times of the file that clips of a video may look at, in seconds from its first frame."""
+    return [video.start + time for time in protocol.stored(source.length(video), train=train)]
