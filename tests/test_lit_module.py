@@ -69,7 +69,11 @@ class Clips(L.LightningDataModule):
                 generator = torch.Generator().manual_seed(100 * i + repeat)
                 pixels = torch.randint(0, 128, (4, 3, 16, 16), dtype=torch.uint8, generator=generator)
                 pixels += 100 if target == 1 else 0
-                clips.append(Clip(pixels, None, None, torch.tensor(target), i, f"{split}/{i}@{repeat}", i % 2))
+                clips.append(
+                    Clip(
+                        pixels, None, None, torch.tensor(target), i, f"{split}/{i}@{repeat}", i % 2 == repeat == 1, None
+                    )
+                )
         return DataLoader(clips, batch_size=4, collate_fn=collate)
 
     def train_dataloader(self) -> DataLoader[Clip]:
@@ -204,11 +208,18 @@ def test_the_summary_has_what_a_score_needs(tmp_path):
     assert summary["n"] == 12
     assert (summary["missing"], summary["missing_ids"]) == (0, [])
     assert summary["selection"] == "val"
-    assert summary["substituted_frames"] == 12  # one in every second video, in each of its two clips
+    assert summary["damaged_videos"] == 6  # one clip of every second video
     assert summary["train_videos"] == {"n": 11, "missing": 1}
     assert summary["clip_level"]["n"] == 24
     assert summary["floor"] == pytest.approx(8 / 12)
     assert len(summary["ids_sha256"]) == 64
+
+
+def test_ranks_that_see_other_videos_are_stopped(tmp_path, monkeypatch):
+    run, lit = trainer(tmp_path), module()
+    monkeypatch.setattr(type(run.strategy), "broadcast", lambda self, value, src=0: "what rank 0 sees")
+    with pytest.raises(RuntimeError, match=r"other processes see other train videos .*12 of them here"):
+        run.fit(lit, Clips())
 
 
 def test_a_partial_test_counts_what_it_saw(tmp_path):

@@ -105,7 +105,7 @@ def test_mse_averages_the_predictions_of_a_video() -> None:
     assert metric.compute() == summary["value"] == 2.5  # ((2 - 4)² + (0 - 1)²) / 2
     assert summary["clip_level"] == {"value": pytest.approx((9 + 1 + 1) / 3), "n": 3}
     assert summary["interval"] == [1.0, 4.0]
-    assert set(summary) == {"level", "metric", "value", "interval", "n", "videos", "clip_level"}
+    assert set(summary) == {"level", "metric", "value", "interval", "n", "videos", "damaged_videos", "clip_level"}
 
 
 def test_half_precision_scores_are_averaged_in_full() -> None:
@@ -158,6 +158,20 @@ def test_bad_sets_of_clips_say_what_is_wrong() -> None:
     metric.update(torch.eye(3), torch.tensor([0, 2, 1]), torch.tensor([0, 1, 7]))
     with pytest.raises(ValueError, match="expected a cluster for each video up to 7, got 3"):
         metric.summary(clusters=["a", "b", "c"])
+
+
+def test_damaged_videos_are_counted_once() -> None:
+    metric = VideoMSE()
+    metric.update(torch.zeros(4), torch.zeros(4), torch.tensor([0, 1, 1, 2]), torch.tensor([False, True, True, False]))
+    metric.update(torch.zeros(2), torch.zeros(2), torch.tensor([2, 3]), torch.tensor([True, False]))
+    metric.update(torch.zeros(1), torch.zeros(1), torch.tensor([4]))
+    assert metric.summary()["damaged_videos"] == 2
+
+
+def test_equal_values_of_clusters_are_not_beyond_doubt() -> None:
+    metric = VideoAccuracy(2)
+    metric.update(torch.tensor([[0.1, 0.9]] * 6), torch.ones(6, dtype=torch.int64), torch.arange(6))
+    assert metric.summary(clusters="aabbcc")["interval"] == list(wilson_interval(3, 3))
 
 
 def test_clusters_are_found_by_the_index_of_the_video_and_widen_the_interval() -> None:

@@ -72,7 +72,7 @@ class Tiny(LightningModule):
             "missing_ids": ["an id"],
             "ids_sha256": "0" * 64,
             "selection": "val",
-            "substituted_frames": 0,
+            "damaged_videos": 0,
             "train_videos": {"n": 8, "missing": 2},
         }
 
@@ -133,7 +133,7 @@ def test_results_hold_every_evaluation(tmp_path: Path, capsys: pytest.CaptureFix
         "missing_ids": ["an id"],
         "ids_sha256": "0" * 64,
         "selection": "val",
-        "substituted_frames": 0,
+        "damaged_videos": 0,
         "train_videos": {"n": 8, "missing": 2},
         "checkpoint": "last",
         "epoch": 3,
@@ -202,7 +202,7 @@ def score(**changes: Any) -> dict[str, Any]:
         "missing_ids": [],
         "ids_sha256": "0123456789abcdef" * 4,
         "selection": "val",
-        "substituted_frames": 0,
+        "damaged_videos": 0,
         "train_videos": {"n": 540, "missing": 17},
         "checkpoint": "best",
         "epoch": 12,
@@ -242,13 +242,14 @@ def test_report_says_that_a_score_was_selected_on_the_test_videos() -> None:
     assert "ours       test 0.7442 (n=86, selected on test); test_last 0.5000 (n=86)" in lines
 
 
-def test_report_names_what_is_missing_or_substituted_once_for_each_split() -> None:
-    gaps = score(missing=7, missing_ids=list("abcdefg"), substituted_frames=3)
+def test_report_names_what_is_missing_or_damaged_once_for_each_split() -> None:
+    gaps = score(missing=7, missing_ids=list("abcdefg"), damaged_videos=3, motion_from_codec=0.25)
     lines = report(val=score(missing=1, missing_ids=["z"]), test=gaps, test_last=gaps).splitlines()
-    assert lines[-3:] == [
+    assert lines[-4:] == [
         "missing in val: z",
         "missing in test: a, b, c, d, e and 2 more, all in the file",
-        "substituted in test: 3 frames, which could not be decoded",
+        "damaged in test: 3 videos, with frames that could not be decoded",
+        "motion in test: the codec's in 25.0% of the steps, else differences of frames",
     ]
 
 

@@ -148,7 +148,7 @@ def test_early_stopping_by_override(tmp_path, root):
     [
         (["experiment=demo", "merging.partition_facto=4"], "did you mean 'merging.partition_factor'?"),
         (["experiment=demoo"], "did you mean 'experiment=demo'?"),
-        (["experiment=lvu_scene"], 'The folder data/lvu is missing; data/README.md'),
+        (["experiment=lvu_scene"], "The folder data/lvu is missing; data/README.md"),
         (["experiment=lvu_like"], "The folder data/lvu is missing"),
         (["experiment=lvu_scene", "trainer=ddp_cpu"], "The folder data/lvu is missing"),
         (["experiment=coin"], "The folder data/coin is missing"),

@@ -63,6 +63,13 @@ class VTMModule(L.LightningModule):
     def setup(self, stage: str) -> None:
         """Check that data and network fit, and show the task the training targets."""
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        for split in {"fit": ("train", "val"), "validate": ("val",)}.get(stage, ("test",)):
+            ids = ids_sha256(video.id for video in data.videos(split))
+            if self.trainer.strategy.broadcast(ids) != ids:  # clips name their videos by places in this list
+                raise RuntimeError(
+                    f"other processes see other {split} videos than this one, {len(data.videos(split))} of them here; "
+                    "wait until no files come or go"
+                )
         used = len(self.model.plan(data.protocol.num_frames, *self.encoder.grid))  # raises where the clips do not fit
         if stage == "fit":
             self.task.fit_targets(data.train_targets())
@@ -103,8 +110,8 @@ class VTMModule(L.LightningModule):
 
     def summary(self, stage: str) -> dict[str, Any]:
         """Return the last result on "val" or "test", with all that a score needs to mean something."""
-        substituted = self.trainer.callback_metrics[f"{stage}/substituted_frames"]
-        return self.summaries[stage] | {"substituted_frames": int(substituted)}
+        share = self.trainer.callback_metrics.get(f"{stage}/motion_from_codec")
+        return self.summaries[stage] | ({} if share is None else {"motion_from_codec": float(share)})
 
     def configure_optimizers(self) -> Any:
         """Optimise the network; the schedule moves every step."""
@@ -152,11 +159,12 @@ class VTMModule(L.LightningModule):
 
     def _score(self, stage: str, metric: VideoMetric, batch: Batch) -> None:
         output = self(batch)
-        metric.update(self.task.scores(output.logits), batch.target, batch.index)
+        metric.update(self.task.scores(output.logits), batch.target, batch.index, batch.damaged)
         loss = self.task.loss(output.logits, None, batch.target)["loss"]
         self.log(f"{stage}/loss", loss, batch_size=len(batch.id), on_epoch=True, sync_dist=True)
-        substituted = batch.substituted.sum().float()
-        self.log(f"{stage}/substituted_frames", substituted, on_epoch=True, reduce_fx="sum", sync_dist=True)
+        if batch.from_codec is not None:
+            share = batch.from_codec.mean()
+            self.log(f"{stage}/motion_from_codec", share, batch_size=len(batch.id), on_epoch=True, sync_dist=True)
 
     def _summarise(self, stage: str, metric: VideoMetric) -> None:
         if self.trainer.state.fn != TrainerFn.FITTING:

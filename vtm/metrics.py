@@ -26,19 +26,21 @@ class VideoMetric(Metric, ABC):
     scores: list[Tensor]
     target: list[Tensor]
     video: list[Tensor]
+    damaged: list[Tensor]
 
     def __init__(self) -> None:
         super().__init__()
-        for state in ("scores", "target", "video"):
+        for state in ("scores", "target", "video", "damaged"):
             self.add_state(state, default=[], dist_reduce_fx="cat")
 
-    def update(self, scores: Tensor, target: Tensor, video: Tensor) -> None:
+    def update(self, scores: Tensor, target: Tensor, video: Tensor, damaged: Tensor | None = None) -> None:
         """Add the clips of one batch.
 
         Args:
             scores: Of each clip, (B, K) probabilities or (B,) predictions.
             target: (B,) class index or value, the same for all clips of a video.
             video: (B,) index of the clip's video in its split; clips of the same index vote together.
+            damaged: (B,) bool, whether something in the clip could not be read and is made up for; None: nowhere.
 
         Raises:
             ValueError: A shape is not as above.
@@ -56,6 +58,7 @@ class VideoMetric(Metric, ABC):
         self.scores.append(scores.detach().to(no_scores.dtype))
         self.target.append(target.detach().to(no_target.dtype))
         self.video.append(video.detach())
+        self.damaged.append(torch.zeros_like(video, dtype=torch.bool) if damaged is None else damaged.detach())
 
     def sync(self, *args: Any, **kwargs: Any) -> None:
         """Gather the clips of all ranks."""
@@ -65,6 +68,7 @@ class VideoMetric(Metric, ABC):
             self.scores.append(no_scores.to(self.device))
             self.target.append(no_target.to(self.device))
             self.video.append(torch.empty(0, dtype=torch.int64, device=self.device))
+            self.damaged.append(torch.empty(0, dtype=torch.bool, device=self.device))
         super().sync(*args, **kwargs)
 
     def compute(self) -> Tensor:
@@ -84,14 +88,15 @@ class VideoMetric(Metric, ABC):
                 cameras of one performance, are not independent, and the interval takes that into account.
 
         Returns:
-            `level`, `metric`, `value`, the 95 % `interval`, the number `n` of videos and their indices `videos`, what
-            the metric adds, and `clip_level` with the `value` and the number `n` of clips.
+            `level`, `metric`, `value`, the 95 % `interval`, the number `n` of videos, their indices `videos`, how many of
+            them are `damaged_videos`, what the metric adds, and `clip_level` with the `value` and the number `n` of clips.
 
         Raises:
             ValueError: As `compute`; or a video has no cluster.
         """
         with self.sync_context():
             scores, target, video = self._clips()
+            damaged = dim_zero_cat(self.damaged).cpu()
         votes, targets, videos = vote(scores, target, video)
         if clusters is not None and int(videos[-1]) >= len(clusters):
             raise ValueError(f"expected a cluster for each video up to {int(videos[-1])}, got {len(clusters)} clusters")
@@ -104,6 +109,7 @@ class VideoMetric(Metric, ABC):
             "interval": list(self._interval(values, chosen)),
             "n": len(values),
             "videos": videos.tolist(),
+            "damaged_videos": len(set(video[damaged].tolist())),
             **self._details(values, targets),
             "clip_level": {"value": self._values(scores.double(), target).mean().item(), "n": len(scores)},
         }

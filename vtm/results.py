@@ -33,7 +33,7 @@ class ResultsWriter(Callback):
 
     - `floor`, and `ids_sha256` of the videos that were evaluated;
     - `missing`, the number of videos that were not, and their `missing_ids`;
-    - `substituted_frames`, the number of frames that could not be decoded, for which others stood in;
+    - `motion_from_codec`, where motion was read: the share of steps with the codec's, and not differences of frames;
     - `selection`, the split on which the best epoch is chosen, `val` or `test`;
     - `train_videos`, with the number `n` that there are to train on and the number `missing`.
 
@@ -108,8 +108,10 @@ def results_report(run: Mapping[str, Any], scores: Mapping[str, Mapping[str, Any
         if ids := score["missing_ids"]:
             more = f" and {len(ids) - _SHOWN_IDS} more, all in the file" if len(ids) > _SHOWN_IDS else ""
             lines.append(f"missing in {stage}: {', '.join(ids[:_SHOWN_IDS])}{more}")
-        if frames := score["substituted_frames"]:
-            lines.append(f"substituted in {stage}: {frames} frames, which could not be decoded")
+        if videos := score["damaged_videos"]:
+            lines.append(f"damaged in {stage}: {videos} videos, with frames that could not be decoded")
+        if (share := score.get("motion_from_codec", 1.0)) < 1:
+            lines.append(f"motion in {stage}: the codec's in {share:.1%} of the steps, else differences of frames")
     if figures := run["published"]["figures"]:
         lines += ["", *_comparison(tests, figures)]
     return "\n".join(lines)

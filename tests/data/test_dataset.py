@@ -109,12 +109,21 @@ def test_motion_of_the_steps_after_the_end_is_zero(make, videos):
     assert clip.motion.shape == (5, 3, 3)
     assert clip.motion[:3].any()
     assert not clip.motion[3:].any()
+    assert clip.from_codec == 1.0
+    assert clip.damaged is False
 
 
 def clip(index, mask=None, motion=None):
     target = torch.tensor(index)
     return Clip(
-        torch.full((3, 3, 2, 2), index, dtype=torch.uint8), mask, motion, target, index, f"v{index}@0.00", index
+        torch.full((3, 3, 2, 2), index, dtype=torch.uint8),
+        mask,
+        motion,
+        target,
+        index,
+        f"v{index}@0.00",
+        index > 3,
+        0.5,
     )
 
 
@@ -125,7 +134,8 @@ def test_collate_stacks():
     assert batch.target.tolist() == batch.index.tolist() == [4, 2]
     assert batch.target.dtype == batch.index.dtype == torch.int64
     assert batch.id == ["v4@0.00", "v2@0.00"]
-    assert batch.substituted.tolist() == [4, 2]
+    assert batch.damaged.tolist() == [True, False]
+    assert batch.from_codec is None
     assert batch.mask is None
     assert batch.motion is None
 
@@ -140,6 +150,8 @@ def test_collate_keeps_the_mask_only_where_it_says_something():
 
 def test_collate_wants_motion_in_all_clips_or_none():
     motion = torch.ones(3, 2, 2)
-    assert collate([clip(0, motion=motion)]).motion.shape == (1, 3, 2, 2)
+    batch = collate([clip(0, motion=motion)])
+    assert batch.motion.shape == (1, 3, 2, 2)
+    assert batch.from_codec.tolist() == [0.5]
     with pytest.raises(ValueError, match=r"v1@0.00"):
         collate([clip(0, motion=motion), clip(1)])

@@ -151,10 +151,19 @@ class Handler(http.server.SimpleHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
 
+    def do_HEAD(self):
+        if self.server.status != 200:
+            self.send_error(self.server.status)
+        else:
+            super().do_HEAD()
+
     def do_GET(self):
         path = Path(self.translate_path(self.path))
         if not path.is_file():
             self.send_error(404)
+            return
+        if self.server.status != 200:
+            self.send_error(self.server.status)
             return
         content = path.read_bytes()
         self.server.log.append((path.name, self.headers.get("Range")))
@@ -179,7 +188,7 @@ class Handler(http.server.SimpleHTTPRequestHandler):
 def server(tmp_path):
     handler = partial(Handler, directory=str(tmp_path / "features"))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        server.log, server.ranges = [], True
+        server.log, server.ranges, server.status = [], True, 200
         threading.Thread(target=server.serve_forever, daemon=True).start()
         server.address_text = f"http://127.0.0.1:{server.server_port}"
         yield server
@@ -220,6 +229,36 @@ def test_a_server_that_ignores_ranges_is_an_error(make, video, server, monkeypat
 def test_missing_features_behind_an_address(make, video, server):
     with pytest.raises(FeatureError, match="is missing"):
         make(address=server.address_text).read(video, [0.0])
+
+
+@pytest.mark.parametrize("status", [403, 503])
+def test_a_server_in_trouble_does_not_make_features_missing(make, video, server, status):
+    fill(make(), video)
+    server.status = status
+    with pytest.raises(OSError, match=f"cannot be reached.*{status}") as error:
+        make(address=server.address_text).version(video)
+    assert not isinstance(error.value, FileNotFoundError)
+
+
+def test_no_server_does_not_make_features_missing(make, video):
+    with pytest.raises(OSError, match="cannot be reached"):
+        make(address="http://127.0.0.1:9").version(video)
+
+
+def test_damage_in_the_cache_is_mended(make, video, server, tmp_path):
+    features, _ = fill(make(), video)
+    store = make(address=server.address_text)
+    store.read(video, [0.0])
+    for block in (tmp_path / "cache").rglob("*"):
+        if block.is_file():
+            content = bytearray(block.read_bytes())
+            content[header_end(content) :] = bytes(len(content) - header_end(content))
+            block.write_bytes(content)
+    assert torch.equal(store.read(video, [3.0, 4.0]).inputs.float(), features[3:5])
+
+
+def header_end(content):
+    return 8 + int.from_bytes(content[:8], "little")
 
 
 def test_the_cache_forgets_what_was_not_read_for_longest(make, video, server, tmp_path, monkeypatch):

@@ -20,7 +20,8 @@ class Clip(NamedTuple):
     target: Tensor  # ()
     index: int  # type: ignore[assignment]  # tuple has a method of this name
     id: str
-    substituted: int
+    damaged: bool
+    from_codec: float | None
 
 
 class Batch(NamedTuple):
@@ -32,7 +33,8 @@ class Batch(NamedTuple):
     target: Tensor  # (B,) int64 class index or float32 value
     index: Tensor  # type: ignore[assignment]  # (B,) int64, the place of the clip's video in its split
     id: list[str]  # of the clips; unique in a split and the same in every run
-    substituted: Tensor  # (B,) int64, frames that could not be decoded, for which the nearest one stands in
+    damaged: Tensor  # (B,) bool: some of the frames could not be decoded, and others stand in for them
+    from_codec: Tensor | None  # (B,) the share of the steps whose motion is the codec's; None without motion
 
 
 class VideoDataset(Dataset[Clip]):
@@ -79,7 +81,8 @@ class VideoDataset(Dataset[Clip]):
             target=torch.tensor(video.target, dtype=torch.int64 if isinstance(video.target, int) else torch.float32),
             index=index,
             id=f"{video.id}@{video.start + (times[0] if start is None else start):.2f}",
-            substituted=int(content.substituted.sum()),
+            damaged=bool(content.substituted.any()),
+            from_codec=None if content.from_codec is None else content.from_codec.float().mean().item(),
         )
 
 
@@ -107,7 +110,8 @@ def collate(clips: Sequence[Clip]) -> Batch:
         target=torch.stack([clip.target for clip in clips]),
         index=torch.tensor([clip.index for clip in clips]),
         id=[clip.id for clip in clips],
-        substituted=torch.tensor([clip.substituted for clip in clips]),
+        damaged=torch.tensor([clip.damaged for clip in clips]),
+        from_codec=torch.tensor([clip.from_codec for clip in clips]) if motions else None,
     )
 
 

@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vtm.data.ranges import read_ranges
+from vtm.data.ranges import forget, read_ranges
 from vtm.packing import Packed, Storage
 
 _FORMAT = "1"  # to be raised when these files can no longer be read as before
@@ -224,21 +224,25 @@ def read_steps(
     Raises:
         FeatureError: Some of the steps are damaged.
     """
-    low, high = min(rows), max(rows) + 1
+    low, high, again = min(rows), max(rows) + 1, False
     names = [name for name in (*_STEPS, "crc32") if name in header.tensors]
     ranges = [header.tensors[name].rows(low, high) for name in names]
-    parts = read_ranges(header.path, header.version, ranges, cache=cache, cache_bytes=cache_bytes)
-    steps = {
-        name: torch.from_numpy(part).view(header.tensors[name].dtype).reshape(-1, *header.tensors[name].shape[1:])
-        for name, part in zip(names, parts, strict=True)
-    }
-    right = steps.pop("crc32").tolist()
-    damaged = [row for row in sorted(set(rows)) if _checksum(steps, row - low) != right[row - low]]
-    if damaged:
-        raise FeatureError(
-            f"{header.path}: the features at {header.times[damaged[0]]:.2f} s are damaged; delete the file and extract "
-            "it again"
-        )
+    while True:
+        parts = read_ranges(header.path, header.version, ranges, cache=cache, cache_bytes=cache_bytes)
+        steps = {
+            name: torch.from_numpy(part).view(header.tensors[name].dtype).reshape(-1, *header.tensors[name].shape[1:])
+            for name, part in zip(names, parts, strict=True)
+        }
+        right = steps.pop("crc32").tolist()
+        damaged = [row for row in sorted(set(rows)) if _checksum(steps, row - low) != right[row - low]]
+        if not damaged:
+            break
+        if again or not forget(header.path, header.version, cache=cache):  # what is cached may be damaged, or too old
+            raise FeatureError(
+                f"{header.path}: the features at {header.times[damaged[0]]:.2f} s are damaged; delete the file and "
+                "extract it again"
+            )
+        again = True
     if rows == list(range(low, high)):
         return steps
     chosen = torch.tensor(rows) - low

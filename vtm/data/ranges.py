@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import shutil
 import socket
 import threading
 from collections.abc import Iterable, Iterator
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 _BLOCK = 1 << 22  # bytes that are fetched and kept together
 _EMPTY: NDArray[np.uint8] = np.empty(0, np.uint8)
-_FETCHES = itertools.count(1)
+_FETCHES = itertools.count()
 
 
 def size_and_version(path: str) -> tuple[int, str]:
@@ -53,17 +54,38 @@ def read_ranges(
 
 @lru_cache(maxsize=65536)
 def _distant(address: str) -> tuple[int, str]:
-    system, path = fsspec.core.url_to_fs(address)
-    facts = system.info(path)
+    try:
+        system, path = fsspec.core.url_to_fs(address)
+        try:
+            facts = system.info(path)
+        except FileNotFoundError:  # which fsspec also says of a server that is down or refuses
+            system.cat_file(path, start=0, end=1)
+            raise OSError("the server does not tell the size of files") from None
+    except FileNotFoundError:
+        raise
+    except Exception as error:
+        raise OSError(f"{address}: cannot be reached ({type(error).__name__}: {error})") from error
     marks = [str(facts[name]) for name in ("ETag", "etag", "md5", "LastModified", "mtime", "updated") if name in facts]
     return int(facts["size"]), "|".join(marks)
+
+
+def forget(path: str, version: str, *, cache: Path) -> bool:
+    """Remove what is cached of a file, to have it fetched again; False of a file on a disk."""
+    if "://" not in path:
+        return False
+    shutil.rmtree(_folder(path, version, cache), ignore_errors=True)
+    return True
+
+
+def _folder(path: str, version: str, cache: Path) -> Path:
+    digest = sha256(f"{path}|{_distant(path)[0]}|{version}".encode()).hexdigest()
+    return cache / digest[:2] / digest[2:34]
 
 
 def _assemble(path: str, version: str, start: int, end: int, cache: Path, limit: int | None) -> NDArray[np.uint8]:
     """Put a range together from the blocks that are cached and those that have to be fetched."""
     size, _ = _distant(path)
-    digest = sha256(f"{path}|{size}|{version}".encode()).hexdigest()
-    folder = cache / digest[:2] / digest[2:34]
+    folder = _folder(path, version, cache)
     blocks: dict[int, NDArray[np.uint8]] = {}
     for block in range(start // _BLOCK, -(-end // _BLOCK)):
         try:
