@@ -88,8 +88,8 @@ class VideoMetric(Metric, ABC):
                 cameras of one performance, are not independent, and the interval takes that into account.
 
         Returns:
-            `level`, `metric`, `value`, the 95 % `interval`, the number `n` of videos, their indices `videos`, how many of
-            them are `damaged_videos`, what the metric adds, and `clip_level` with the `value` and the number `n` of clips.
+            `level`, `metric`, `value`, the 95 % `interval`, the number `n` of videos, their indices `videos`, how many
+            are `damaged_videos`, what the metric adds, and `clip_level` with the `value` and the number `n` of clips.
 
         Raises:
             ValueError: As `compute`; or a video has no cluster.
