@@ -440,3 +440,94 @@ def test_write_checks_its_frames(tmp_path, frames, says):
     with pytest.raises(ValueError, match=says):
         write_video(tmp_path / "video.mp4", frames, fps=10)
     assert not list(tmp_path.iterdir())
+
+
+def moving(path, count=60, *, codec, fps=10, **options):
+    """Write a texture that moves, so that damage shows."""
+    base = np.kron(np.random.default_rng(0).integers(0, 255, (18, 20, 3), np.uint8), np.ones((6, 6, 1), np.uint8))
+    pictures = (np.roll(base, (2 * number, 3 * number), (0, 1))[:64, :96].copy() for number in range(count))
+    write_video(path, pictures, fps=fps, codec=codec, options=options)
+    return path
+
+
+@pytest.mark.parametrize("make", [bytes, np.random.default_rng(0).bytes], ids=["zeroed", "noise"])
+@pytest.mark.parametrize(
+    ("name", "codec", "options"),
+    [
+        ("a.mp4", "libx264", {"g": "60", "bf": "0", "sc_threshold": "0"}),
+        ("a.mp4", "libx265", {"x265-params": "log-level=none:keyint=60:min-keyint=60:bframes=0:scenecut=0"}),
+        ("a.mp4", "mpeg4", {"g": "60", "bf": "0", "sc_threshold": "1000000000"}),
+    ],
+    ids=["h264", "hevc", "mpeg4"],
+)
+def test_damage_counts_up_to_the_next_key_frame(tmp_path, name, codec, options, make):
+    whole = moving(tmp_path / name, 120, codec=codec, **options)
+    times = [number / 10 for number in range(120)]
+    sound = read_frames(whole, times, size=32).pixels
+    spoil(whole, tmp_path / "damaged.mp4", [10], make)
+    frames = read_frames(tmp_path / "damaged.mp4", times, size=32)
+    assert frames.substituted.tolist() == [0] * 10 + [1] * 50 + [0] * 60
+    nearest = [*range(10), *[9] * 25, *[60] * 25, *range(60, 120)]
+    assert torch.equal(frames.pixels, sound[nearest])
+
+
+FRAGILE = [
+    ("a.mp4", "libx264", {"g": "20", "bf": "2"}),
+    ("a.mkv", "libx264", {"g": "20", "x264-params": "open-gop=1:bframes=3"}),
+    ("a.ts", "libx264", {"g": "60", "bf": "2"}),
+    ("a.avi", "mpeg4", {"g": "20", "bf": "2"}),
+    ("a.mpg", "mpeg2video", {"g": "12", "bf": "2"}),
+    ("refreshed.mp4", "libx264", {"g": "20", "bf": "0", "x264-params": "intra-refresh=1:scenecut=0"}),
+    ("without_times.avi", "libx264", {"g": "20", "bf": "2"}),
+    ("a.webm", "libvpx-vp9", {"g": "20", "cpu-used": "8"}),
+]
+
+
+def flip(path, seed, count=8):
+    """Flip bits anywhere but near the beginning and the end."""
+    content, generator = bytearray(path.read_bytes()), np.random.default_rng(seed)
+    for position in generator.integers(len(content) // 10, len(content) * 9 // 10, count):
+        content[position] ^= 1 << int(generator.integers(8))
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize(("name", "codec", "options"), FRAGILE)
+def test_frames_of_a_damaged_file_do_not_depend_on_the_others(tmp_path, name, codec, options, seed):
+    path = moving(tmp_path / name, codec=codec, fps=25, **options)
+    flip(path, seed)
+    times = [number / 25 for number in range(0, 56, 5)]
+    together = read_frames(path, times, size=32, motion_grid=(2, 2))
+    for step in (1, 4):
+        parts = [
+            read_frames(path, times[start : start + step], size=32, motion_grid=(2, 2))
+            for start in range(0, len(times), step)
+        ]
+        for part, expected in zip(zip(*parts, strict=True), together, strict=True):
+            assert torch.equal(torch.cat(part), expected)
+
+
+def test_most_frames_spoilt_by_flipped_bits_are_counted(tmp_path):
+    times = [number / 25 for number in range(120)]
+    wrong = counted = 0
+    for seed in range(4):
+        path = moving(tmp_path / "a.mp4", 120, codec="libx264", fps=25, g="60")
+        sound = read_frames(path, times, size=32).pixels.float()
+        flip(path, seed, 3)
+        frames = read_frames(path, times, size=32)
+        differs = (frames.pixels.float() - sound).abs().mean((1, 2, 3)) > 10
+        wrong += int(differs.sum())
+        counted += int((differs & (frames.substituted > 0)).sum())
+    assert wrong > 100
+    assert counted > 0.8 * wrong
+
+
+def test_damaged_frames_are_shown_and_counted_if_there_are_no_others(tmp_path):
+    whole = moving(tmp_path / "whole.mp4", 30, codec="libx264", g="30", bf="0", sc_threshold="0")
+    position, size = packets(whole)[0]
+    content = bytearray(whole.read_bytes())
+    content[position + 3 * size // 4 : position + size] = bytes(size - 3 * size // 4)
+    whole.write_bytes(content)
+    frames = read_frames(whole, [number / 10 for number in range(30)], size=32)
+    assert frames.substituted.tolist() == [1] * 30
+    assert frames.pixels.float().std() > 30

@@ -7,7 +7,8 @@ duration of damaged and live-recorded files, and a frame rate says nothing about
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from fractions import Fraction
 from functools import lru_cache
@@ -57,7 +58,7 @@ class VideoFrames(NamedTuple):
     pixels: Tensor  # (T * f, 3, S, S) uint8
     motion: Tensor | None  # (T, H, W) float32, pixels per frame at the size S
     from_codec: Tensor | None  # (T,) bool: motion from the codec's vectors; False: from the difference of two frames
-    substituted: Tensor  # (T,) frames that could not be decoded, for which the nearest decodable one stands in
+    substituted: Tensor  # (T,) frames that damage has reached, for which the nearest clean one stands in
 
 
 def read_frames(
@@ -72,7 +73,8 @@ def read_frames(
     """Read the frames on screen at the given times as upright squares, and how fast their parts move.
 
     The frame at time t is the last one with a time stamp not after t, counted from the first frame; up to 1.5 s after
-    the end it is the last frame. Frames are scaled by area averaging.
+    the end it is the last frame. Frames are scaled by area averaging. Damage that the decoder notices reaches all
+    frames up to the next clean key frame, and what is read at a time does not depend on the other times.
 
     Motion comes from the codec's vectors (see `VectorMotion`). Codecs that have none (all but H.264, MPEG-4, MPEG-2),
     and steps without P-frames around them, take the difference between the frame and the next one of the file (see
@@ -112,26 +114,42 @@ def read_frames(
 
     pixels = np.empty((len(times) * frames_per_step, 3, size, size), np.uint8)  # torch would start threads for copies
     kept: dict[int, NDArray[np.uint8]] = {}
-    substituted = torch.zeros(len(times), dtype=torch.int64)
-    for row, square, exact in _read_squares(
-        path, table, places.keys() | partners, size=size, squash=squash, vectors=vectors
+    exact: dict[int, bool] = {}
+    surveys: dict[int, Survey] = {}
+    for row, square, found in _read_squares(
+        path, table, places.keys() | partners, surveys, size=size, squash=squash, vectors=vectors
     ):
+        exact[row] = found
         if row in places:
             pixels[places[row]] = square
-            for place in () if exact else places[row]:
-                substituted[place // frames_per_step] += 1
-        if row in partners and exact:
+        if row in partners:
             kept[row] = square
+    substituted = torch.zeros(len(times), dtype=torch.int64)
+    for place in (place for row in places if not exact[row] for place in places[row]):
+        substituted[place // frames_per_step] += 1
     if motion_grid is None:
         return VideoFrames(torch.from_numpy(pixels), None, None, substituted)
 
     motion = vectors.speed() if vectors else np.full((len(times), *motion_grid), np.nan, np.float32)
+    if vectors and surveys and motion_grid:
+        spans = [(np.searchsorted(table.keys, table.pts[rows], "right") - 1).clip(min=0) for rows in (first, last)]
+        groups = np.stack(spans, 1)  # (T, 2): the groups of pictures at which each step begins and ends
+        for begin, end in np.unique(groups, axis=0).tolist():
+            span = range(begin, end + 1)
+            if not surveys.keys().isdisjoint(span):
+                steps = (groups == (begin, end)).all(1)
+                again = VectorMotion(first[steps], last[steps], motion_grid, size=size, squash=squash)
+                _show_clean(path, table, span, surveys, again)
+                motion[steps] = again.speed()
     absent = np.isnan(motion).any((1, 2))
     if vectors:
-        squares = _read_squares(path, table, set(pairs[absent].flat), size=size, squash=squash)
-        kept = {row: square for row, square, exact in squares if exact}
+        exact = {}
+        for row, square, found in _read_squares(
+            path, table, set(pairs[absent].flat), surveys, size=size, squash=squash
+        ):
+            kept[row], exact[row] = square, found
     for step in np.flatnonzero(absent):
-        pair = [kept[row] for row in pairs[step] if row in kept]
+        pair = [kept[row] for row in pairs[step] if exact[row]]
         motion[step] = difference_motion(pair[0], pair[1], motion_grid) if len(pair) == 2 else 0
     return VideoFrames(torch.from_numpy(pixels), torch.from_numpy(motion), torch.from_numpy(~absent), substituted)
 
@@ -205,7 +223,7 @@ def _open(path: Path | str, vectors: bool = False) -> Iterator[tuple[InputContai
             if vectors:
                 stream.codec_context.options = {"flags2": "+export_mvs"}
             yield container, stream
-    except (av.error.FFmpegError, OSError) as error:
+    except (av.error.FFmpegError, OSError, IndexError) as error:  # PyAV looks for streams that the header lacks
         raise VideoError(f"{path}: cannot be read as a video ({error}); fetch or encode it again") from error
 
 
@@ -253,7 +271,8 @@ def _read_packet_table(path: str, size: int, changed_ns: int) -> PacketTable:
 def _display_order(path: str, count: int) -> list[int]:
     """Decode a file whose packets carry no times: their numbers, in the order in which the frames are displayed."""
     with _open(path) as (container, stream):
-        shown = [frame.pts for frame in _frames(container, stream, stamps=range(count)) if frame.pts is not None]
+        frames = _frames(container, stream, stamps=range(count))
+        shown = [pts for pts, frame, _ in frames if frame is not None and pts is not None]
     for number in sorted({*range(count)}.difference(shown)):  # cannot be decoded: keeps its place, as others theirs
         shown.insert(next((place for place, other in enumerate(shown) if other > number), len(shown)), number)
     return shown
@@ -276,137 +295,275 @@ def _packets(
             yield packet
 
 
+class Decoded(NamedTuple):
+    """Hold what came of a packet."""
+
+    pts: int | None
+    frame: VideoFrame | None  # None: it could not be decoded
+    place: int  # of the packet in the order of decoding
+
+    @property
+    def bad(self) -> bool:
+        """Tell whether the packet could not be decoded, or only in part."""
+        return self.frame is None or self.frame.is_corrupt
+
+
+class Survey(NamedTuple):
+    """Say which frames come out when a group of pictures is decoded completely."""
+
+    start: int  # the number of the key frame from which to decode
+    clean: set[int]  # time stamps of the frames that no damage has reached
+    damaged: set[int]  # those of the others
+
+
 def _frames(
     container: InputContainer,
     stream: VideoStream,
     *,
     stamps: Sequence[int] | None = None,
     key: int | None = None,
+    until: int | None = None,
     wanted: Collection[int] | None = None,
-) -> Iterator[VideoFrame]:
+) -> Iterator[Decoded]:
     """Decode in order of display, going on after damaged packets.
 
     Args:
         stamps: As for `_packets`.
         key: Begin at the key frame with this time stamp; yield nothing if the container stands behind it. None begins
             with the next packet.
+        until: End before the first packet with a later time stamp; None ends with the file.
         wanted: The time stamps of the frames that matter; others are left out where that is cheap. None: all.
     """
     context = stream.codec_context
     skips = context.name in _SKIPS_EXACTLY
-    for packet in _packets(container, stream, stamps):
+    places: dict[int | None, int] = {}
+    for place, packet in enumerate(_packets(container, stream, stamps)):
         if key is not None:
             if packet.pts is not None and packet.pts > key:
                 return
             if packet.pts != key:
                 continue
             key = None
+        if until is not None and packet.pts is not None and packet.pts > until:
+            break
         if wanted is not None and skips:
             context.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"
-        with suppress(av.error.FFmpegError):
-            yield from packet.decode()
+        places[packet.pts] = place
+        try:
+            for frame in packet.decode():
+                yield Decoded(frame.pts, frame, places.get(frame.pts, place))
+        except av.error.FFmpegError:
+            yield Decoded(packet.pts, None, place)
+    for frame in _drain(stream):
+        yield Decoded(frame.pts, frame, places.get(frame.pts, max(places.values(), default=0)))
+
+
+def _drain(stream: VideoStream) -> Iterator[VideoFrame]:
+    """Yield the frames that the decoder holds back until their turn."""
+    with suppress(av.error.FFmpegError):
+        yield from stream.codec_context.decode(None)
 
 
 def _decode(
-    path: Path | str, table: PacketTable, wanted: list[int], vectors: VectorMotion | None
+    path: Path | str,
+    table: PacketTable,
+    wanted: list[int],
+    surveys: dict[int, Survey],
+    vectors: VectorMotion | None,
 ) -> Iterator[tuple[int, VideoFrame, bool]]:
-    """Yield frames for the wanted time stamps (ascending), and whether each is that frame or a stand-in.
+    """Yield frames for the wanted time stamps, and whether each is that frame or a stand-in.
 
-    There is one seek for each group of pictures. What cannot be decoded then is damaged, or its seek went too far; it
-    is tried again without a seek from two groups before, which is enough where streams have no I-frames but refresh bit
-    by bit, and if nothing comes of that, from the beginning.
-    """
-    left: list[int] = []
-    with _open(path, vectors is not None) as (container, stream):
-        for number, group in table.groups(wanted):
-            key, last, entered = int(table.keys[number]), max(group), number == 0
-            with suppress(av.error.FFmpegError):
-                if number:
-                    aim = number - (container.format.name in _SEEKS_LATE)
-                    container.seek(int(table.keys[aim]), stream=stream)
-                begin = key if number else None
-                frames = _frames(container, stream, stamps=table.stamps, key=begin, wanted=group)
-                for pts, frame in _watch(frames, table, vectors):
-                    entered = entered or (pts == key and frame.pict_type != PictureType.P)
-                    if pts >= key and not entered:
-                        break  # no place to enter after all: damaged, or a stream that refreshes bit by bit
-                    if pts in group:
-                        group.remove(pts)
-                        yield pts, frame, True
-                    if pts >= last and not (vectors and vectors.awaits(table.row(last))):
-                        break
-            left += group
-    for number, group in table.groups(sorted(left)):
-        for start in (max(number - 2, 0), 0):
-            if group:
-                yield from _decode_nearest(path, table, group, start, vectors)
-        if group:
-            raise VideoError(f"{path}: no frame can be decoded; fetch or encode it again")
-
-
-def _decode_nearest(
-    path: Path | str, table: PacketTable, group: set[int], start: int, vectors: VectorMotion | None
-) -> Iterator[tuple[int, VideoFrame, bool]]:
-    """Yield for the time stamps of a group the nearest frames that can be decoded, and take them out of the group.
+    There is one seek for each group of pictures. A group that shows damage is surveyed, and the frames that come from
+    it then replace those that came before: for damaged ones, the nearest clean one of the file.
 
     Args:
-        start: The number of the key frame from which to decode.
+        wanted: Time stamps, ascending.
+        surveys: Those made so far of this file; new ones are added.
+        vectors: What is to see the frames; not to be trusted at groups that are in `surveys` afterwards.
     """
-    key = int(table.keys[start]) if start else None
-    with _open(path, vectors is not None) as (container, stream):
-        previous: tuple[int, VideoFrame] | None = None
-        for pts, frame in _watch(_frames(container, stream, stamps=table.stamps, key=key), table, vectors):
-            for want in sorted(stamp for stamp in group if stamp <= pts):
-                if previous is None and start and want < pts:
-                    return  # there may be a nearer one before
-                group.remove(want)
-                if previous and want - previous[0] < pts - want:
-                    yield want, previous[1], False
-                else:
-                    yield want, frame, want == pts
-            if not group:
-                return
-            previous = pts, frame
-        if previous:
-            for want in sorted(group):
-                group.remove(want)
-                yield want, previous[1], False
+    groups, left = deque(table.groups(wanted)), list[int]()
+    while groups:
+        with _open(path, vectors is not None) as (container, stream):
+            sound = True
+            while groups and sound:  # damage may stay in a decoder, which is not used again
+                number, group = groups.popleft()
+                sound = yield from _decode_group(container, stream, table, number, group, vectors)
+                left += () if sound else group
+    sources: dict[int, dict[int, list[int]]] = {}
+    for want in left:
+        number, nearest = _nearest(path, table, want, surveys)
+        sources.setdefault(number, {}).setdefault(nearest, []).append(want)
+    for number, chosen in sources.items():
+        for pts, frame, _ in _decode_from(path, table, surveys[number].start, number):
+            if frame is not None and pts in chosen:
+                for want in chosen.pop(pts):
+                    yield want, frame, want == pts and pts in surveys[number].clean
 
 
-def _watch(
-    frames: Iterator[VideoFrame], table: PacketTable, vectors: VectorMotion | None
-) -> Iterator[tuple[int, VideoFrame]]:
-    """Yield frames with their time stamps, and show those that are no B-frames to `vectors`."""
+def _decode_group(
+    container: InputContainer,
+    stream: VideoStream,
+    table: PacketTable,
+    number: int,
+    group: set[int],
+    vectors: VectorMotion | None,
+) -> Generator[tuple[int, VideoFrame, bool], None, bool]:
+    """Yield the frames of a group as long as it shows no damage; return whether all have come and none was seen."""
+    key, last, left, entered = int(table.keys[number]), max(group), set(group), number == 0
+    try:
+        if number:
+            aim = number - (container.format.name in _SEEKS_LATE)
+            container.seek(int(table.keys[aim]), stream=stream)
+    except av.error.FFmpegError:
+        return False
     if vectors:
         vectors.restart()
-    for frame in frames:
-        if frame.pts is None:
+    for one in _frames(container, stream, stamps=table.stamps, key=key if number else None, wanted=group):
+        pts, frame, _ = one
+        if one.bad and (pts is None or pts >= key):
+            return False
+        if pts is None or frame is None:
             continue
-        if vectors and frame.pict_type != PictureType.B:
-            row = table.row(frame.pts)
-            if frame.pict_type == PictureType.I:
-                vectors.see_intra(row)
-            else:
-                # frame.side_data would keep the frame alive until the next garbage collection
-                stored = SideDataContainer(frame).get("MOTION_VECTORS")  # type: ignore[call-arg]  # stub has no __init__
-                blocks = None if stored is None else stored.to_ndarray()
-                vectors.see_predicted(row, blocks, frame.height, frame.width, round(frame.rotation / 90))
-        yield frame.pts, frame
+        entered = entered or (pts == key and frame.pict_type != PictureType.P)
+        if pts >= key and not entered:
+            return False  # no place to enter after all: damaged, or a stream that refreshes bit by bit
+        _show(pts, frame, table, vectors)
+        if pts in left:
+            left.remove(pts)
+            yield pts, frame, True
+        if pts >= last and not (vectors and vectors.awaits(table.row(last))):
+            break
+    spoilt = [frame for frame in _drain(stream) if frame.is_corrupt and (frame.pts is None or frame.pts >= key)]
+    return not left and not spoilt
+
+
+def _decode_from(
+    path: Path | str,
+    table: PacketTable,
+    start: int,
+    number: int,
+    *,
+    wanted: Collection[int] | None = None,
+    vectors: bool = False,
+) -> Iterator[Decoded]:
+    """Decode afresh from the key frame with the number `start` to the end of the group `number`."""
+    until = int(table.keys[number + 1]) if number + 1 < len(table.keys) else None
+    with _open(path, vectors) as (container, stream):
+        if start:
+            aim = start - (container.format.name in _SEEKS_LATE)
+            try:
+                container.seek(int(table.keys[aim]), stream=stream)
+            except av.error.FFmpegError:
+                return
+        key = int(table.keys[start]) if start else None
+        yield from _frames(container, stream, stamps=table.stamps, key=key, until=until, wanted=wanted)
+
+
+def _survey(path: Path | str, table: PacketTable, number: int) -> Survey:
+    """Find out which frames of a group are clean, whatever else is read of the file.
+
+    A damaged packet damages itself and, unless no other picture needs it, all packets behind it up to the next clean
+    I-frame at which decoding can start. A group that cannot be entered at its key frame is decoded from two groups
+    before, which is enough where streams have no I-frames but refresh bit by bit, or if no seek leads there, from the
+    beginning.
+    """
+    keys = table.keys.tolist()
+    for start in (number, max(number - 2, 0), 0):
+        since = keys[min(start + 1, number)] if start else keys[0]  # what comes before may lack its references
+        spoilt: list[int] = []
+        fresh: list[tuple[int, int]] = []  # time stamps and places of clean key frames
+        met = entered = False
+        for one in _decode_from(path, table, start, number, wanted=()):
+            pts, frame, place = one
+            met = met or (pts is not None and pts >= keys[number])
+            entered = entered or (frame is not None and pts == keys[start] and frame.pict_type != PictureType.P)
+            if one.bad:
+                spoilt += [place] if pts is None or pts >= since else []
+            elif frame and pts is not None and pts in keys and frame.pict_type == PictureType.I:
+                fresh.append((pts, place))
+            if start == number and number and met and not entered:
+                break
+        if start == 0 or (entered if start == number else met):
+            break
+    survey = Survey(start, set(), set())
+    for one in _decode_from(path, table, start, number):
+        pts, frame, place = one
+        if frame is not None and pts is not None:
+            entry = max((begin for stamp, begin in fresh if stamp <= pts), default=0)
+            hurt = one.bad or any(entry <= other <= place for other in spoilt)
+            (survey.damaged if hurt else survey.clean).add(pts)
+    return survey
+
+
+def _nearest(path: Path | str, table: PacketTable, want: int, surveys: dict[int, Survey]) -> tuple[int, int]:
+    """Find the clean frame nearest to a time stamp, or if the file has none, the nearest damaged one.
+
+    Returns:
+        The number of its group, and its time stamp.
+    """
+    keys = table.keys.tolist()
+    ends = [*(int(table.pts[table.row(key) - 1]) for key in keys[1:]), int(table.pts[-1])]
+    begins = [min(keys[0], int(table.pts[0])), *keys[1:]]
+    away = [max(begin - want, want - end, 0) for begin, end in zip(begins, ends, strict=True)]
+    for clean in (True, False):
+        best: tuple[int, int, int] | None = None  # how far, minus the time stamp, the number of the group
+        for number in sorted(range(len(keys)), key=away.__getitem__):
+            if best and away[number] > best[0]:
+                break
+            if number not in surveys:
+                surveys[number] = _survey(path, table, number)
+            found = surveys[number].clean if clean else surveys[number].damaged
+            inside = [(abs(pts - want), -pts, number) for pts in found if begins[number] <= pts <= ends[number]]
+            best = min([*inside, *([best] if best else [])], default=None)
+        if best:
+            return best[2], -best[1]
+    raise VideoError(f"{path}: no frame can be decoded; fetch or encode it again")
+
+
+def _show(pts: int, frame: VideoFrame, table: PacketTable, vectors: VectorMotion | None) -> None:
+    """Show a frame to `vectors` if it is no B-frame."""
+    if vectors is None or frame.pict_type == PictureType.B:
+        return
+    row = table.row(pts)
+    if frame.pict_type == PictureType.I:
+        vectors.see_intra(row)
+    else:
+        # frame.side_data would keep the frame alive until the next garbage collection
+        stored = SideDataContainer(frame).get("MOTION_VECTORS")  # type: ignore[call-arg]  # stub has no __init__
+        blocks = None if stored is None else stored.to_ndarray()
+        vectors.see_predicted(row, blocks, frame.height, frame.width, round(frame.rotation / 90))
+
+
+def _show_clean(
+    path: Path | str, table: PacketTable, numbers: Iterable[int], surveys: dict[int, Survey], vectors: VectorMotion
+) -> None:
+    """Show the clean frames of some groups to `vectors`."""
+    for number in numbers:
+        if number not in surveys:
+            surveys[number] = _survey(path, table, number)
+        vectors.restart()
+        for pts, frame, _ in _decode_from(path, table, surveys[number].start, number, vectors=True):
+            if frame is not None and pts in surveys[number].clean:
+                _show(pts, frame, table, vectors)
 
 
 def _read_squares(
     path: Path | str,
     table: PacketTable,
     rows: Collection[int],
+    surveys: dict[int, Survey],
     *,
     size: int,
     squash: bool,
     vectors: VectorMotion | None = None,
 ) -> Iterator[tuple[int, NDArray[np.uint8], bool]]:
-    """Yield frames by number as upright squares (3, S, S), and whether each is that frame or a stand-in."""
+    """Yield frames by number as upright squares (3, S, S), and whether each is that frame or a stand-in.
+
+    If a frame comes twice, the second counts.
+    """
     reformatter = VideoReformatter()
     stamps = {int(table.pts[row]): row for row in sorted(rows)}
-    for pts, frame, exact in _decode(path, table, list(stamps), vectors):
+    for pts, frame, exact in _decode(path, table, list(stamps), surveys, vectors):
         turns = round(frame.rotation / 90)  # the container's rotation, counter-clockwise
         view = View.of(frame.height, frame.width, size=size, squash=squash, turns=turns)
         scaled = reformatter.reformat(
