@@ -213,7 +213,10 @@ def _open(path: Path | str, vectors: bool = False) -> Iterator[tuple[InputContai
     """Open a file and its first video stream for decoding; every failure of FFmpeg inside becomes a VideoError."""
     try:
         with av.open(str(path)) as container:
-            stream = container.streams.best("video")  # which is never a cover picture
+            try:
+                stream = container.streams.best("video")  # which is never a cover picture
+            except IndexError:  # PyAV did not take over all streams of a damaged header
+                stream = None
             if not isinstance(stream, VideoStream):
                 raise VideoError(f"{path}: has no video stream")
             if getattr(stream, "codec_context", None) is None:
@@ -223,7 +226,7 @@ def _open(path: Path | str, vectors: bool = False) -> Iterator[tuple[InputContai
             if vectors:
                 stream.codec_context.options = {"flags2": "+export_mvs"}
             yield container, stream
-    except (av.error.FFmpegError, OSError, IndexError) as error:  # PyAV looks for streams that the header lacks
+    except (av.error.FFmpegError, OSError) as error:
         raise VideoError(f"{path}: cannot be read as a video ({error}); fetch or encode it again") from error
 
 
