@@ -48,6 +48,7 @@ class Clips(L.LightningDataModule):
 
     def __init__(self, targets: list[float] | None = None, *, repeats: int = 2) -> None:
         super().__init__()
+        self.class_names = ["dark", "bright"]
         self.targets = targets or [0, 1, 1] * 4
         self.repeats = repeats
 
@@ -123,7 +124,8 @@ def checkpoint(tmp_path_factory) -> Path:
 def test_a_checkpoint_is_plain_says_what_it_is_and_holds_no_encoder(checkpoint):
     content = torch.load(checkpoint, weights_only=True)
     assert content["vtm"] == {
-        "format": 1, "encoder": PatchEncoder().key, "config": {"seed": 0, "model": {"channels": [4, 4]}},
+        "format": 2, "encoder": PatchEncoder().key, "classes": ["dark", "bright"],
+        "config": {"seed": 0, "model": {"channels": [4, 4]}},
     }  # fmt: skip
     assert content["state_dict"]
     assert not any(name.startswith("encoder.") for name in content["state_dict"])
@@ -138,6 +140,13 @@ def test_a_checkpoint_restores_the_tested_model(checkpoint, tmp_path):
     trainer(tmp_path).test(again, Clips(), ckpt_path=checkpoint, verbose=False)
     assert first.summary("test") == again.summary("test")
     assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), again.state_dict().values(), strict=True))
+
+
+def test_a_checkpoint_of_other_classes_is_refused(checkpoint, tmp_path):
+    data = Clips()
+    data.class_names = ["bright", "dark"]
+    with pytest.raises(ValueError, match=r"other classes: it has dark where the data have bright"):
+        trainer(tmp_path).test(module(), data, ckpt_path=checkpoint)
 
 
 def test_a_checkpoint_of_another_encoder_is_refused(checkpoint, tmp_path):
@@ -182,7 +191,7 @@ def test_a_foreign_checkpoint_is_refused(checkpoint, tmp_path):
     content = torch.load(checkpoint, weights_only=True)
     del content["vtm"]
     torch.save(content, tmp_path / "foreign.ckpt")
-    with pytest.raises(ValueError, match="no vtm checkpoint of format 1, found format None"):
+    with pytest.raises(ValueError, match="no vtm checkpoint of format 2, found format None"):
         trainer(tmp_path).test(module(), Clips(), ckpt_path=tmp_path / "foreign.ckpt")
 
 

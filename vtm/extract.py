@@ -11,6 +11,7 @@ import csv
 import os
 import shutil
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -126,6 +127,10 @@ def extract(data: VideoDataModule, store: FeatureStore, encoder: Encoder, *, dev
                 f"{error.filename or store.folder}: {error.strerror or error}; what is stored is complete, and the "
                 "same command goes on when this is put right"
             ) from error
+        except KeyboardInterrupt:
+            sys.exit(
+                f"interrupted with {len(work.stored)} of {len(work.videos)} videos stored; the same command goes on"
+            )
         finally:
             if writer is not None:
                 writer.abandon()

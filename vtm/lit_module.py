@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from vtm.metrics import VideoMetric, ids_sha256
 from vtm.models import VTM, VTMOutput
 from vtm.tasks import Task
 
-CHECKPOINT_FORMAT = 1
+CHECKPOINT_FORMAT = 2
 
 
 class VTMModule(L.LightningModule):
@@ -122,11 +123,20 @@ class VTMModule(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Say what the checkpoint is; the encoder has no part in it."""
-        checkpoint["vtm"] = {"format": CHECKPOINT_FORMAT, "encoder": self.encoder.key, "config": self.config}
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        facts = {"encoder": self.encoder.key, "classes": data.class_names, "config": self.config}
+        checkpoint["vtm"] = {"format": CHECKPOINT_FORMAT, **facts}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check that the checkpoint is ours and of this encoder and these settings."""
         theirs = _config(checkpoint, "the checkpoint", self.encoder)
+        had, has = checkpoint["vtm"]["classes"], self.trainer.datamodule.class_names  # type: ignore[attr-defined]
+        if had != has:
+            here, there = next((pair for pair in zip_longest(has or [], had or []) if pair[0] != pair[1]), (has, had))
+            raise ValueError(
+                f"the checkpoint was trained on other classes: it has {there} where the data have {here}; use the "
+                "data it was trained on (finetune_from= starts a new run)"
+            )
         resumes = self.trainer.state.fn == TrainerFn.FITTING
         groups = ("merging", "model", "task", *(("optimizer", "scheduler") if resumes else ()))
         for key, had, has in _differences(theirs, self.config, groups):

@@ -123,7 +123,11 @@ class VideoDataModule(LightningDataModule, ABC):
                 f"{len(lost)} of the {len(found) + len(lost)} {split} videos are missing, such as "
                 f"{', '.join(self.source.locate(video) for video in lost[:3])}; {self.source.remedy}. "
                 "`python -m vtm.check_data` with the same overrides lists all"
-                + (", and data.allow_missing=true goes on without them and says so in every result" if found else "")
+                + (
+                    ", and data.allow_missing=true goes on without them and says so in every result"
+                    if found
+                    else "; data.allow_missing=true needs at least one video in every split"
+                )
             )
         return found
 
