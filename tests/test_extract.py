@@ -210,6 +210,16 @@ def extracted(tmp_path_factory) -> tuple[Path, str]:
     return cwd, run(cwd, EXTRACT, f"data.root={cwd / 'demo'}", "trainer=ddp_cpu")
 
 
+@pytest.fixture
+def unstored(extracted, tmp_path) -> Path:
+    """The videos of the extracted set, to be spoilt or not, without their features."""
+    root = tmp_path / "demo"
+    shutil.copytree(extracted[0] / "demo" / "videos", root / "videos")
+    for name in ("demo.json", "annotations"):
+        (root / name).symlink_to(extracted[0] / "demo" / name)
+    return root
+
+
 def results(cwd: Path) -> dict[str, Any]:
     (path,) = cwd.rglob("results.json")
     return json.loads(path.read_text(encoding="utf-8"))
@@ -256,12 +266,9 @@ def test_missing_features_stop_a_run_with_what_to_do(call, extracted, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_killed_extraction_leaves_nothing_wrong_and_is_gone_on_with(extracted, tmp_path):
+def test_a_killed_extraction_leaves_nothing_wrong_and_is_gone_on_with(extracted, unstored, tmp_path):
     cwd, _ = extracted
-    root = tmp_path / "demo"
-    root.mkdir()
-    for name in ("demo.json", "annotations", "videos"):
-        (root / name).symlink_to(cwd / "demo" / name)
+    root = unstored
     right = {path.name: path.read_bytes() for path in stored(cwd / "demo")}
     for kept in (1, 7):
         process = start(tmp_path, EXTRACT, f"data.root={root}")
@@ -278,12 +285,8 @@ def test_a_killed_extraction_leaves_nothing_wrong_and_is_gone_on_with(extracted,
 
 
 @pytest.mark.slow
-def test_an_unreadable_video_does_not_stop_the_other_processes(extracted, tmp_path):
-    cwd, _ = extracted
-    root = tmp_path / "demo"
-    shutil.copytree(cwd / "demo" / "videos", root / "videos")
-    for name in ("demo.json", "annotations"):
-        (root / name).symlink_to(cwd / "demo" / name)
+def test_an_unreadable_video_does_not_stop_the_other_processes(unstored, tmp_path):
+    root = unstored
     bad = min((root / "videos" / "train").rglob("*.mp4"))
     bad.write_text("not a video")
     output = run(tmp_path, EXTRACT, f"data.root={root}", "trainer=ddp_cpu", succeeds=False)
@@ -300,12 +303,8 @@ def _little_disk() -> None:
 
 
 @pytest.mark.slow
-def test_a_full_disk_is_one_sentence(extracted, tmp_path):
-    cwd, _ = extracted
-    root = tmp_path / "demo"
-    root.mkdir()
-    for name in ("demo.json", "annotations", "videos"):
-        (root / name).symlink_to(cwd / "demo" / name)
+def test_a_full_disk_is_one_sentence(unstored, tmp_path):
+    root = unstored
     limited = ["encoder.image_size=96", "data.num_workers=0"]  # loading processes need shared memory beyond the limit
     output = run(tmp_path, EXTRACT, f"data.root={root}", *limited, succeeds=False, preexec_fn=_little_disk)
     assert "the same command goes on when this is put right" in output
@@ -315,12 +314,8 @@ def test_a_full_disk_is_one_sentence(extracted, tmp_path):
 
 
 @pytest.mark.slow
-def test_check_data_counts_and_lists(call, extracted, tmp_path, capsys):
-    cwd, _ = extracted
-    root = tmp_path / "demo"
-    shutil.copytree(cwd / "demo" / "videos", root / "videos")
-    for name in ("demo.json", "annotations"):
-        (root / name).symlink_to(cwd / "demo" / name)
+def test_check_data_counts_and_lists(call, unstored, tmp_path, capsys):
+    root = unstored
     trains, vals = [sorted((root / "videos" / name).rglob("*.mp4")) for name in ("train", "val")]
     trains[0].unlink()
     vals[1].write_text("not a video")

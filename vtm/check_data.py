@@ -21,7 +21,7 @@ import hydra
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from vtm.data.datamodule import Split, VideoDataModule
+from vtm.data.datamodule import SPLITS, Split, VideoDataModule
 from vtm.data.feature_file import FeatureError, OtherTimesError
 from vtm.data.source import Video
 from vtm.data.video import TooShortError, VideoError
@@ -29,7 +29,6 @@ from vtm.overrides import errors_in_one_sentence, explained
 from vtm.progress import Progress
 
 CONF = Path(__file__).parents[1] / "conf"
-SPLITS: tuple[Split, ...] = ("train", "val", "test")
 STATES = ("sound", "missing", "unreadable", "too short")
 
 
@@ -50,9 +49,10 @@ def main(cfg: DictConfig) -> None:
             f"{data.source.unusable}: cannot be written ({error.strerror}); data.allow_missing=true will not know of it"
         )
     if bad:
+        some = all(any(one.split == split and one.state == "sound" for one in findings) for split in SPLITS)
         sys.exit(
-            f"{len(bad)} are not sound, listed in {cfg.run_dir}/problems.csv; "
-            "data.allow_missing=true goes on without them"
+            f"{len(bad)} are not sound, listed in {cfg.run_dir}/problems.csv; data.allow_missing=true "
+            + ("goes on without them" if some else "needs a sound one in every split")
         )
 
 

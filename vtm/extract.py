@@ -10,7 +10,6 @@ from __future__ import annotations
 import csv
 import os
 import shutil
-import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -27,7 +26,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from vtm.data.datamodule import VideoDataModule
-from vtm.data.feature_file import FeatureWriter
+from vtm.data.feature_file import FeatureWriter, host_name
 from vtm.data.features import FeatureStore
 from vtm.data.source import Content, Video, VideoFiles
 from vtm.data.video import VideoError
@@ -58,7 +57,7 @@ def main(cfg: DictConfig) -> None:
     else:
         failed = extract(data, store, encoder, device=_device(cfg.trainer))
         if failed:
-            with (run_dir / f"failed.{socket.gethostname()}.{os.getpid()}.csv").open("w", newline="") as file:
+            with (run_dir / f"failed.{host_name()}.{os.getpid()}.csv").open("w", newline="") as file:
                 csv.writer(file).writerows([("id", "reason"), *failed.items()])
     lists = list(run_dir.glob("failed.*.csv"))
     if lists:

@@ -8,13 +8,12 @@ from __future__ import annotations
 import fcntl
 import os
 import random
-import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from vtm.data.datamodule import Split, VideoDataModule
+from vtm.data.datamodule import SPLITS, VideoDataModule
 from vtm.data.feature_file import host_name
 from vtm.data.features import FeatureStore
 from vtm.data.source import Video, stored_times
@@ -37,8 +36,8 @@ class Work:
     def __init__(self, data: VideoDataModule, store: FeatureStore) -> None:
         self.data = data
         self.store = store
-        splits: tuple[Split, ...] = ("test", "val", "train")  # where one is in two splits, training wants more of it
-        self.videos = {video.id: (video, split == "train") for split in splits for video in data.videos(split)}
+        # training last: where a video is in two splits, it wants more of it
+        self.videos = {v.id: (v, split == "train") for split in reversed(SPLITS) for v in data.videos(split)}
         self.failed: dict[str, str] = {}
         self.stored = {name for name, (video, train) in self.videos.items() if self._is_stored(video, train)}
         self._todo = [entry for name, entry in reversed(self.videos.items()) if name not in self.stored]
@@ -70,7 +69,7 @@ class Work:
                     continue
                 if self._lockless and not self._shuffled:
                     self._shuffled = True
-                    random.Random(f"{socket.gethostname()} {os.getpid()}").shuffle(todo)
+                    random.Random(f"{host_name()} {os.getpid()}").shuffle(todo)
                 if self._is_stored(video, train):  # by another process, since this one looked
                     self.stored.add(video.id)
                     self.release(video)

@@ -21,6 +21,7 @@ from vtm.data.sampling import ClipProtocol
 from vtm.data.source import Source, Video
 
 Split = Literal["train", "val", "test"]
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 _SUFFIXES = (".mp4", ".mkv", ".webm", ".avi")
 _HELP = "data/README.md"
@@ -100,7 +101,7 @@ class VideoDataModule(LightningDataModule, ABC):
 
     def setup(self, stage: str) -> None:
         """Look for all videos of a run before it starts, and for what can be told of them at once."""
-        for split in ("train", "val", "test") if stage == "fit" else ():
+        for split in SPLITS if stage == "fit" else ():
             expect = partial(self.source.expect, protocol=self.protocol, train=split == "train")
             with ThreadPoolExecutor(16) as pool:
                 list(pool.map(expect, self.videos(split)))

@@ -9,11 +9,10 @@ from math import isfinite
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple, Unpack
 
-from vtm.data.datamodule import Loading, Split, VideoDataModule
+from vtm.data.datamodule import SPLITS, Loading, Split, VideoDataModule
 from vtm.data.source import Video
 
-_SPLITS: tuple[Split, ...] = ("train", "val", "test")
-_LIKE_SPLITS = frozenset((*_SPLITS, "training", "valid", "validation", "dev", "testing"))
+_LIKE_SPLITS = frozenset((*SPLITS, "training", "valid", "validation", "dev", "testing"))
 _SUFFIXES = frozenset((
     ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".vob", ".ts", ".mts", ".m2ts", ".flv", ".f4v",
     ".wmv", ".asf", ".3gp", ".ogv", ".ogg", ".mxf",
@@ -90,7 +89,7 @@ def split_by_hash(labels: dict[str, str]) -> dict[str, Split]:
         members[label].append(key)
     splits: dict[str, Split] = {}
     for label, keys in members.items():
-        if len(keys) < len(_SPLITS):
+        if len(keys) < len(SPLITS):
             raise ValueError(
                 f"expected at least 3 videos{f' of class {label!r}' * bool(label)} to divide them into train, val and "
                 f"test, got {len(keys)}; add some, or divide them yourself as {_HELP} describes"
@@ -127,7 +126,7 @@ def _read_table(path: Path) -> list[_Item]:
             raise ValueError(f"{place}: expected a path relative to {path.with_suffix('')}, got {row[0]!r}; put a link")
         if not label:
             raise ValueError(f"{place}: expected a label for {name}, got none; add it, or take out the line")
-        if split is not None and split not in _SPLITS:
+        if split is not None and split not in SPLITS:
             raise ValueError(f"{place}: expected train, val or test as split of {name}, got {split!r}; correct it")
         items.append(_Item(name.as_posix(), label, split, place))
     return items
@@ -137,13 +136,13 @@ def _list_folders(folder: Path) -> list[_Item]:
     names = [path.name for path in _entries(folder) if path.is_dir()]
     if not any(name.casefold() in _LIKE_SPLITS for name in names):
         return list(_list_classes(folder, None))
-    unknown = [name for name in names if name not in _SPLITS]
+    unknown = [name for name in names if name not in SPLITS]
     if unknown:
         raise ValueError(
-            f"{folder}: expected the splits {', '.join(_SPLITS)} and no other folder beside them, got "
+            f"{folder}: expected the splits {', '.join(SPLITS)} and no other folder beside them, got "
             f"{', '.join(unknown)}; rename or move them, or write {folder}.csv for classes with such names"
         )
-    return [item for split in _SPLITS if split in names for item in _list_classes(folder, split)]
+    return [item for split in SPLITS if split in names for item in _list_classes(folder, split)]
 
 
 def _list_classes(videos: Path, split: Split | None) -> Iterator[_Item]:
@@ -198,13 +197,13 @@ def _checked(items: list[_Item], folder: Path, *, regression: bool) -> list[_Ite
         counts = Counter(splits.values())
         warnings.warn(
             f"{source}: nothing says which videos to train on, so a hash of their paths divides them: "
-            f"{', '.join(f'{counts[split]} {split}' for split in _SPLITS)}. Videos of one recording may be on both "
+            f"{', '.join(f'{counts[split]} {split}' for split in SPLITS)}. Videos of one recording may be on both "
             f"sides; {table} with a column split keeps them together",
             stacklevel=2,
         )
-    for split in _SPLITS:
+    for split in SPLITS:
         if not any(item.split == split for item in items):
-            raise ValueError(f"{source}: expected videos in {', '.join(_SPLITS)}, got none in {split}; see {_HELP}")
+            raise ValueError(f"{source}: expected videos in {', '.join(SPLITS)}, got none in {split}; see {_HELP}")
     _check_values(items) if regression else _check_classes(items, source)
     return items
 

@@ -4,11 +4,10 @@ from collections.abc import Callable
 from math import log
 from typing import Unpack
 
-from vtm.data.datamodule import Loading, Split, VideoDataModule, find_video, name_classes, read_rows
+from vtm.data.datamodule import SPLITS, Loading, Split, VideoDataModule, find_video, name_classes, read_rows
 from vtm.data.source import Video
 
 _CLASSES = ("relationship", "way_speaking", "scene", "director", "genre", "writer", "year")
-_SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 
 def like_ratio(likes: float, dislikes: float) -> float:
@@ -55,7 +54,7 @@ class LVUDataModule(VideoDataModule):
     @property
     def class_names(self) -> list[str] | None:
         """Name the classes as the lists do; director and writer have some without videos."""
-        rows = [row for split in _SPLITS for row in self._rows(split)]
+        rows = [row for split in SPLITS for row in self._rows(split)]
         if self.task in _CLASSES and self._class_names is None:
             pairs = ((int(row["class_id"]), row["class_name"]) for row in rows)
             self._class_names = name_classes(pairs, source=self.root / "annotations" / self.task)

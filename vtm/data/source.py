@@ -106,7 +106,7 @@ class VideoFiles:
         root: The folder of the data set; the videos name their files themselves.
         encoder: Wants the frames.
         sampling: The rule of the times; any will do here.
-        motion: Read how fast each token moves, which takes about half as long again as decoding.
+        motion: Read how fast each token moves, which makes decoding a quarter to two fifths slower.
     """
 
     remedy = "put them there as data/README.md describes"
