@@ -1,0 +1,77 @@
+import csv
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from vtm.check_data import Finding, _renew, check
+from vtm.data.feature_file import FeatureError, OtherTimesError
+from vtm.data.source import Video
+from vtm.data.video import TooShortError, VideoError
+
+ERRORS = {
+    "short": TooShortError("ends early"),
+    "broken": VideoError("is no video"),
+    "damaged": FeatureError("has damage"),
+    "outdated": OtherTimesError("has other times"),
+    "locked": PermissionError("is not ours to read"),
+}
+
+
+class Source:
+    def version(self, video):
+        return None if video.id == "absent" else "1-2"
+
+    def locate(self, video):
+        return f"place/{video.id}"
+
+    def check(self, video, protocol, *, train):
+        assert train == (video.target == 1)
+        if video.id in ERRORS:
+            raise ERRORS[video.id]
+
+
+def test_every_video_of_every_split_is_judged():
+    splits = {"train": ["good", "short", "broken"], "val": ["absent", "outdated"], "test": ["damaged", "locked"]}
+    lists = {
+        split: [Video(name, Path(name), int(split == "train")) for name in names] for split, names in splits.items()
+    }
+    findings = check(SimpleNamespace(source=Source(), protocol=None, listed=lists.get))
+    assert [(finding.split, finding.id, finding.state, finding.reason) for finding in findings] == [
+        ("train", "good", "sound", ""),
+        ("train", "short", "too short", "ends early"),
+        ("train", "broken", "unreadable", "is no video"),
+        ("val", "absent", "missing", ""),
+        ("val", "outdated", "missing", "has other times"),
+        ("test", "damaged", "unreadable", "has damage"),
+        ("test", "locked", "unreadable", "is not ours to read"),
+    ]
+    assert [finding.version for finding in findings] == ["1-2", "1-2", "1-2", "", "1-2", "1-2", "1-2"]
+    assert findings[0].path == "place/good"
+
+
+def finding(name, state):
+    return Finding("test", name, state, f"{name}.mp4", "1-2", "why, and what")
+
+
+def listed(path):
+    with path.open(encoding="utf-8", newline="") as file:
+        return {row["id"]: row["reason"] for row in csv.DictReader(file)}
+
+
+def test_the_list_of_the_unusable_keeps_what_was_not_checked_now(tmp_path):
+    path = tmp_path / "new" / "unusable.csv"
+    _renew(path, [finding("a", "sound"), finding("b", "missing")])
+    assert not path.exists()  # nothing to list
+    _renew(path, [finding("a", "unreadable"), finding("b", "too short"), finding("c", "missing")])
+    assert listed(path) == {"a": "why, and what", "b": "why, and what"}
+    _renew(path, [finding("b", "sound"), finding("d", "unreadable")])
+    assert set(listed(path)) == {"a", "d"}
+    _renew(path, [finding("a", "sound"), finding("d", "sound")])
+    assert listed(path) == {}
+
+
+def test_a_list_that_cannot_be_written_is_an_error_of_the_disk(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="file"):
+        _renew(tmp_path / "file" / "unusable.csv", [finding("a", "unreadable")])
