@@ -23,7 +23,7 @@ from vtm.progress import Progress
 
 _HUES = {"red": 0, "orange": 30, "yellow": 58, "green": 120, "cyan": 180, "blue": 230, "purple": 275, "pink": 320}
 _PERIOD = 256  # side of the background textures, at least the sides of a frame
-_RECIPE = 1  # to be raised when the same settings no longer give the same videos
+_RECIPE = 2  # to be raised when the same settings no longer give the same videos
 
 
 @dataclass(frozen=True, kw_only=True)

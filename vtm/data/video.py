@@ -193,7 +193,8 @@ def write_video(
     try:
         with av.open(str(partial), "w") as container:
             rate = Fraction(fps).limit_denominator(1001)
-            stream = cast(VideoStream, container.add_stream(codec, rate=rate, options=dict(options or {})))
+            same_bytes = {"x264-params": "mbtree=0"} if codec == "libx264" else {}  # with AVX-512 its mbtree varies
+            stream = cast(VideoStream, container.add_stream(codec, rate=rate, options=same_bytes | dict(options or {})))
             stream.height, stream.width = head.shape[:2]
             stream.pix_fmt = "yuv420p"
             stream.thread_count = 1  # libx264 gives other bytes with another number of threads
