@@ -1,0 +1,73 @@
+"""Time and memory of calls on a device, measured the same way wherever they are reported."""
+
+from __future__ import annotations
+
+import re
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+
+
+def synchronise(device: torch.device | str) -> None:
+    """Wait until a GPU has done what it was given; a CPU always has."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def median_seconds(call: Callable[[], Any], *, device: torch.device | str, repeats: int) -> float:
+    """Time calls one by one, after one that does not count, and return the median in seconds."""
+    call()
+    seconds = []
+    for _ in range(repeats):
+        synchronise(device)
+        start = time.perf_counter()
+        call()
+        synchronise(device)
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds)
+
+
+class PeakMemory:
+    """Measure by how much the memory in use rises at most within a block, `with PeakMemory(device) as peak: …`.
+
+    Attributes:
+        bytes: after the block. On a GPU of torch's allocator, of tensors alone; on a CPU of the whole process, where
+            memory that was freed before but not given back does not count again. None where the system does not tell.
+    """
+
+    def __init__(self, device: torch.device | str) -> None:
+        self.device = torch.device(device)
+        self.bytes: int | None = None
+        self._before: int | None = None
+
+    def __enter__(self) -> Self:
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+            self._before = torch.cuda.memory_allocated(self.device)
+        else:
+            self._before = _resident_peak(reset=True)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        after = (
+            torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else _resident_peak(reset=False)
+        )
+        self.bytes = None if self._before is None or after is None else after - self._before
+
+
+def _resident_peak(*, reset: bool) -> int | None:
+    """Read the peak of this process's resident memory in bytes, since it was last reset to what is in use (Linux)."""
+    try:
+        if reset:
+            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+        found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"))
+    except OSError:
+        return None
+    return None if found is None else 1024 * int(found[1])
