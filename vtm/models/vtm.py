@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 import torch
@@ -64,14 +64,22 @@ class VTMOutput:
     aux_logits: Tensor | None
     blocks: tuple[BlockTrace, ...]
 
-    def clip_grouping(self) -> Grouping:
-        """Follow each of a clip's T·H·W input tokens to the final token that holds it."""
+    def clip_groupings(self) -> list[Grouping]:
+        """Follow each of a clip's T·H·W input tokens: for every block, to the token that holds it thereafter."""
         batch = self.logits.shape[0]
-        steps = [trace.grouping.join_windows(trace.grouping.index.shape[0] // batch) for trace in self.blocks]
-        whole = steps[0]
-        for step in steps[1:]:
-            whole = compose(whole, step)
-        return whole
+        steps = (trace.grouping.join_windows(trace.grouping.index.shape[0] // batch) for trace in self.blocks)
+        return list(accumulate(steps, compose))
+
+    def clip_targets(self) -> list[Tensor]:
+        """Find for every block the input tokens of a clip that give its targets their place: (B, windows · M) each."""
+        batch, found, before = self.logits.shape[0], [], None
+        for trace, after in zip(self.blocks, self.clip_groupings(), strict=True):
+            rows, num_tokens = trace.grouping.index.shape
+            first = num_tokens * torch.arange(rows // batch, device=after.index.device).repeat(batch)
+            targets = (trace.targets + first[:, None]).reshape(batch, -1)  # among the tokens that enter the block
+            found.append(targets if before is None else before.anchor.gather(1, targets))
+            before = after
+        return found
 
 
 def attention(
@@ -191,11 +199,11 @@ class Block(nn.Module):
 class SinusoidalTime(nn.Module):
     """Add fixed sines and cosines of the frame number to features (B, T, H, W, C); any T."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return x + p(t), with wavelengths from 2π to 20000π frames."""
+    def forward(self, x: Tensor, *, first: int = 0) -> Tensor:
+        """Return x + p(t), with wavelengths from 2π to 20000π frames; t counts from `first`."""
         frames, channels = x.shape[1], x.shape[-1]
         rate = torch.exp(torch.arange(0, channels, 2, device=x.device) * (-math.log(10000.0) / channels))
-        angle = torch.arange(frames, device=x.device)[:, None] * rate
+        angle = torch.arange(first, first + frames, device=x.device)[:, None] * rate
         embedding = torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1)[:, :channels]  # (T, C)
         return x + embedding.to(x.dtype)[:, None, None]
 
@@ -211,7 +219,8 @@ class VTM(nn.Module):
         num_heads: attention heads in every block; must divide its input channels.
         dropout: probability of dropping an attention output.
         merge_layer: makes the merger of a block, given the width of its keys: a partial `TokenMerger`, or `NoMerger`.
-        time_embedding: maps features (B, T, H, W, C) to features; `SinusoidalTime()` tells the network the time.
+        time_embedding: maps features (B, T, H, W, C) and the number `first` of their first frame to features;
+            `SinusoidalTime()` tells the network the time.
 
     Raises:
         ValueError: if the window lengths do not divide one another, or the lists differ in length.
@@ -238,7 +247,7 @@ class VTM(nn.Module):
             raise ValueError(f"expected each of window_frames to divide the next, got {list(window_frames)}")
         self.window_frames = tuple(window_frames)
         self.widths = (in_channels, *channels)
-        self.time_embedding = nn.Identity() if time_embedding is None else time_embedding
+        self.time_embedding = time_embedding
         self.blocks = nn.ModuleList(
             Block(dim, out_dim, num_heads=num_heads, dropout=dropout, merge_layer=merge_layer)
             for dim, out_dim in pairwise(self.widths)
@@ -273,6 +282,33 @@ class VTM(nn.Module):
             num_tokens, previous = num_tokens - merge_count, length
         return plans
 
+    def embed(
+        self, features: Tensor, *, motion: Tensor | None = None, mask: Tensor | None = None, first: int = 0
+    ) -> Tokens:
+        """Turn frames, of which the first one has the number `first`, into the tokens that the first block takes.
+
+        The other arguments and the errors are those of `forward`.
+        """
+        if features.ndim != 5 or features.shape[-1] != self.widths[0]:
+            raise ValueError(
+                f"expected features (B, T, H, W, C) with C = {self.widths[0]}, got {tuple(features.shape)}"
+            )
+        if mask is not None:
+            if mask.dtype != torch.bool or mask.shape != features.shape[:2]:
+                raise ValueError(
+                    f"expected mask (B, T) = {tuple(features.shape[:2])} of dtype torch.bool, "
+                    f"got {tuple(mask.shape)} of dtype {mask.dtype}"
+                )
+            features = features.masked_fill(~mask[:, :, None, None, None], 0)
+        features = features.to(self.head.weight.dtype)
+        if self.time_embedding is not None:
+            features = self.time_embedding(features, first=first)
+        tokens = Tokens.from_grid(features, motion=motion, mask=mask)
+        if not first:
+            return tokens
+        position = tokens.position[0] + torch.tensor([first, 0, 0], device=features.device)
+        return replace(tokens, position=position.expand_as(tokens.position))
+
     def forward(
         self,
         features: Tensor,
@@ -292,37 +328,25 @@ class VTM(nn.Module):
         Raises:
             ValueError: on shapes that do not fit, with the numbers.
         """
-        if features.ndim != 5 or features.shape[-1] != self.widths[0]:
-            raise ValueError(
-                f"expected features (B, T, H, W, C) with C = {self.widths[0]}, got {tuple(features.shape)}"
-            )
+        tokens = aux = self.embed(features, motion=motion, mask=mask)
         batch, *shape = features.shape[:4]
         grid = Grid(*shape)
-        if mask is not None:
-            if mask.dtype != torch.bool or mask.shape != features.shape[:2]:
-                raise ValueError(
-                    f"expected mask (B, T) = {tuple(features.shape[:2])} of dtype torch.bool, "
-                    f"got {tuple(mask.shape)} of dtype {mask.dtype}"
-                )
-            features = features.masked_fill(~mask[:, :, None, None, None], 0)
-        features = self.time_embedding(features.to(self.head.weight.dtype))
-        tokens = aux = Tokens.from_grid(features, motion=motion, mask=mask)
         traces: list[BlockTrace] = []
         for plan, block in zip(self.plan(*shape), self.blocks, strict=False):
             assert isinstance(block, Block)
             rows = batch * plan.windows
             window = grid._replace(frames=plan.window_frames)
-            tokens, merged = block(_rewindow(tokens, rows), window, generator=generator)
+            tokens, merged = block(rewindow(tokens, rows), window, generator=generator)
             if self.training and block.auxiliary is not None:
-                aux = block.auxiliary(_rewindow(aux, rows), merged)
+                aux = block.auxiliary(rewindow(aux, rows), merged)
             traces.append(BlockTrace(merged.grouping, merged.targets, merged.saliency))
-        logits = self.head(_pool(_rewindow(tokens, batch)))
+        logits = self.head(_pool(rewindow(tokens, batch)))
         learned = self.training and traces[0].saliency is not None
-        aux_logits = self.head(_pool(_rewindow(aux, batch))) if learned else None
+        aux_logits = self.head(_pool(rewindow(aux, batch))) if learned else None
         return VTMOutput(logits, aux_logits, tuple(traces))
 
 
-def _rewindow(tokens: Tokens, rows: int) -> Tokens:
+def rewindow(tokens: Tokens, rows: int) -> Tokens:
     """Read the same tokens as `rows` windows: neighbours in time are neighbours in memory, so x is not copied."""
 
     def view(value: Tensor | None) -> Tensor | None:
