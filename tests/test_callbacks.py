@@ -2,7 +2,9 @@
 
 import random
 import sys
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,8 +16,12 @@ from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, RandomSampler
 
-from vtm.callbacks import EpochSeed, ProgressLines, epoch_seed, progress_bar
+from vtm.callbacks import EpochSeed, NeedlesKept, ProgressLines, epoch_seed, progress_bar
+from vtm.data.needle import NeedleDataModule, Needles, NeedleSource
+from vtm.data.sampling import Single
+from vtm.merging import TokenMerger, saliency_partition
 from vtm.metrics import VideoAccuracy
+from vtm.models import VTM
 
 
 @pytest.fixture(autouse=True)
@@ -191,3 +197,43 @@ def test_a_terminal_gets_a_bar_and_a_file_gets_lines(monkeypatch: pytest.MonkeyP
     assert isinstance(progress_bar(), ProgressLines)
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
     assert isinstance(progress_bar(), TQDMProgressBar)
+
+
+def test_needles_are_followed_through_the_blocks_as_by_hand():
+    clips = Needles(
+        num_classes=3, frames=4, height=3, width=3, channels=8, num_needles=5, num_decoys=2, clutter=0.2,
+        num_patterns=2, noise=0.1, needle_speed=0.0, other_speed=1.0, seed=0,
+    )  # fmt: skip
+    data = NeedleDataModule(
+        clips=clips, num_train=3, num_val=2, num_test=4, root="nowhere", encoder=None, protocol=Single(num_frames=4),
+        source=partial(NeedleSource, motion=False), batch_size=4, num_workers=0, seed=0, allow_missing=False,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    merger = partial(TokenMerger, partition=saliency_partition, partition_factor=3, merge_count=0.5, saliency_weight=1)
+    model = VTM(8, 3, window_frames=(2, 4), channels=(8, 8), num_heads=2, dropout=0.0, merge_layer=merger).eval()
+    batch = next(iter(data.test_dataloader()))
+    output, logged = model(batch.inputs), {}
+    trainer = SimpleNamespace(datamodule=data)
+    module = SimpleNamespace(log_dict=lambda values, **_: logged.update(values))
+    NeedlesKept().on_test_batch_end(trainer, module, output, batch, 0)
+
+    found = {"kept_1": 0, "target_1": 0, "kept_2": 0, "target_2": 0}
+    for b in range(4):
+        needles = data.source.clip(f"test/{b}").needles.flatten()
+        places = {token: token for token in range(36)}  # where the tokens that nothing has swallowed are now
+        for number, trace in enumerate(output.blocks, 1):
+            windows = len(trace.grouping.index) // 4
+            size, groups = trace.grouping.index.shape[1], trace.grouping.num_groups
+            after = {}
+            for token, place in places.items():
+                row, inside = b * windows + place // size, place % size
+                found[f"target_{number}"] += bool(needles[token]) and inside in trace.targets[row]
+                if inside in trace.grouping.anchor[row]:
+                    after[token] = place // size * groups + int(trace.grouping.index[row, inside])
+            places = after
+            found[f"kept_{number}"] += sum(bool(needles[token]) for token in places)
+    assert logged["test/details/oracle"] == 1
+    assert {name: float(logged[f"test/details/{name}"]) for name in found} == pytest.approx(
+        {name: count / 20 for name, count in found.items()}
+    )
+    assert 0 < found["target_2"] < found["kept_2"] < found["kept_1"] < 20

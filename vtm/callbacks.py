@@ -12,6 +12,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
 from lightning.pytorch.trainer.states import TrainerFn
 
+from vtm.data.datamodule import Split
+from vtm.data.dataset import Batch
+from vtm.data.needle import NeedleSource
+from vtm.models import VTMOutput
+
 
 class EpochSeed(Callback):
     """Seed torch, numpy and Python at the start of every training epoch from the seed, the epoch and the rank.
@@ -43,6 +48,39 @@ class EpochSeed(Callback):
             # other; those of later epochs it makes after this hook
             iter(loader)
         self._first_epoch = False
+
+
+class NeedlesKept(Callback):
+    """Log what merging does to the needles of a `vtm.data.needle.NeedleDataModule`, and what could be scored at best.
+
+    As `<stage>/details/…`, shares of all needles of the validation or test clips: `target_i`, chosen as targets by
+    block i; `kept_i`, tokens that no block up to i has merged into another one, because they were targets or stayed
+    alone. `oracle` is the accuracy of one who is told where the needles are.
+    """
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *places: int
+    ) -> None:
+        if not trainer.sanity_checking:
+            self._log("val", trainer, pl_module, outputs, batch)
+
+    def on_test_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *places: int
+    ) -> None:
+        self._log("test", trainer, pl_module, outputs, batch)
+
+    def _log(self, stage: Split, trainer: Trainer, module: LightningModule, output: VTMOutput, batch: Batch) -> None:
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        source: NeedleSource = data.source
+        clips = [source.clip(data.videos(stage)[index].id) for index in batch.index.tolist()]
+        needles = torch.stack([clip.needles for clip in clips]).flatten(1).to(batch.index.device)  # (B, T·H·W)
+        guesses = torch.tensor([source.clips.oracle(clip) for clip in clips]).to(batch.target)
+        found = {"oracle": (guesses == batch.target).float().mean()}
+        for number, (kept, targets) in enumerate(zip(output.clip_groupings(), output.clip_targets(), strict=True), 1):
+            found[f"kept_{number}"] = needles.gather(1, kept.anchor).sum() / needles.sum()
+            found[f"target_{number}"] = needles.gather(1, targets).sum() / needles.sum()
+        named = {f"{stage}/details/{name}": value for name, value in found.items()}
+        module.log_dict(named, batch_size=len(clips), on_epoch=True, sync_dist=True)
 
 
 class ProgressLines(ProgressBar):
@@ -143,7 +181,8 @@ class ProgressLines(ProgressBar):
 
     def _print_metrics(self, prefix: str, stage: str, trainer: Trainer) -> None:
         if self._enabled:
-            metrics = {name: value for name, value in trainer.callback_metrics.items() if name.startswith(stage)}
+            logged = trainer.callback_metrics.items()
+            metrics = {name: value for name, value in logged if name.startswith(stage) and "/details/" not in name}
             line = "  ".join(f"{name} {float(value):.4g}" for name, value in sorted(metrics.items()))
             seconds = round(time.monotonic() - self._evaluation_start)
             print(f"{prefix}{line}  in {timedelta(seconds=seconds)}", flush=True)

@@ -93,13 +93,13 @@ class VTMModule(L.LightningModule):
             self.log(f"train/{name}", value.detach(), batch_size=len(batch.id), prog_bar=name == "loss")
         return losses["loss"]
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Collect the scores of the clips."""
-        self._score("val", self.val_metric, batch)
+    def validation_step(self, batch: Batch, batch_idx: int) -> VTMOutput:
+        """Collect the scores of the clips; callbacks see what was merged."""
+        return self._score("val", self.val_metric, batch)
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Collect the scores of the clips."""
-        self._score("test", self.test_metric, batch)
+    def test_step(self, batch: Batch, batch_idx: int) -> VTMOutput:
+        """Collect the scores of the clips; callbacks see what was merged."""
+        return self._score("test", self.test_metric, batch)
 
     def on_validation_epoch_end(self) -> None:
         """Let the clips of each video vote."""
@@ -110,9 +110,15 @@ class VTMModule(L.LightningModule):
         self._summarise("test", self.test_metric)
 
     def summary(self, stage: str) -> dict[str, Any]:
-        """Return the last result on "val" or "test", with all that a score needs to mean something."""
-        share = self.trainer.callback_metrics.get(f"{stage}/motion_from_codec")
-        return self.summaries[stage] | ({} if share is None else {"motion_from_codec": float(share)})
+        """Return the last result on "val" or "test", with all that a score needs to mean something.
+
+        What callbacks log as `<stage>/details/<name>` is in it under `details`.
+        """
+        logged, prefix = self.trainer.callback_metrics, f"{stage}/details/"
+        details = {name.removeprefix(prefix): float(value) for name, value in logged.items() if prefix in name}
+        share = logged.get(f"{stage}/motion_from_codec")
+        found = {"motion_from_codec": None if share is None else float(share), "details": details}
+        return self.summaries[stage] | {name: value for name, value in found.items() if value not in (None, {})}
 
     def configure_optimizers(self) -> Any:
         """Optimise the network; the schedule moves every step."""
@@ -167,14 +173,15 @@ class VTMModule(L.LightningModule):
             )
         self.model.load_state_dict(theirs, strict=False)
 
-    def _score(self, stage: str, metric: VideoMetric, batch: Batch) -> None:
-        output = self(batch)
+    def _score(self, stage: str, metric: VideoMetric, batch: Batch) -> VTMOutput:
+        output: VTMOutput = self(batch)
         metric.update(self.task.scores(output.logits), batch.target, batch.index, batch.damaged)
         loss = self.task.loss(output.logits, None, batch.target)["loss"]
         self.log(f"{stage}/loss", loss, batch_size=len(batch.id), on_epoch=True, sync_dist=True)
         if batch.from_codec is not None:
             share = batch.from_codec.mean()
             self.log(f"{stage}/motion_from_codec", share, batch_size=len(batch.id), on_epoch=True, sync_dist=True)
+        return output
 
     def _summarise(self, stage: str, metric: VideoMetric) -> None:
         if self.trainer.state.fn != TrainerFn.FITTING:
@@ -194,6 +201,8 @@ class VTMModule(L.LightningModule):
         targets, ids = [video.target for video in evaluated], [video.id for video in evaluated]
         missing = sorted({video.id for video in data.listed(stage)}.difference(ids))
         lost = len(data.missing("train"))
+        plans = self.model.plan(data.protocol.num_frames, *self.encoder.grid)
+        left = [plan.windows * (plan.num_tokens - plan.merge_count) for plan in plans]
         return summary | {
             "floor": self.task.floor(data.train_targets().tolist(), targets),
             "missing": len(missing),
@@ -201,6 +210,7 @@ class VTMModule(L.LightningModule):
             "ids_sha256": ids_sha256(ids),
             "selection": data.selection,
             "train_videos": {"n": len(data.listed("train")) - lost, "missing": lost},
+            "tokens": [plans[0].windows * plans[0].num_tokens, *left],
         }
 
 

@@ -70,7 +70,16 @@ class Encoding(NamedTuple):
 
     @classmethod
     def of(cls, encoder: Any) -> Self:
-        """Ask an encoder, as those of `vtm.encoders` are."""
+        """Ask an encoder, as those of `vtm.encoders` are.
+
+        Raises:
+            ValueError: It stands for features that are there already.
+        """
+        if not hasattr(encoder, "image_size"):
+            raise ValueError(
+                f"{encoder.key} is what the data are already: there is nothing to encode and nothing stored; choose an "
+                "encoder, or leave out data/source"
+            )
         return cls(*(getattr(encoder, name) for name in cls._fields))
 
 

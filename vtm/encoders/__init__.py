@@ -2,6 +2,7 @@
 
 from vtm.encoders.base import Encoder
 from vtm.encoders.image import ImageEncoder
+from vtm.encoders.precomputed import Precomputed
 from vtm.encoders.video import VideoSwin
 
-__all__ = ["Encoder", "ImageEncoder", "VideoSwin"]
+__all__ = ["Encoder", "ImageEncoder", "Precomputed", "VideoSwin"]
