@@ -27,7 +27,7 @@ from vtm.extract import extract
 
 SCENE = Scene(
     num_classes=2, seconds=5, fps=4, height=48, width=64, object_size=16, min_visible=0.3, max_visible=0.4,
-    num_distractors=1,
+    num_distractors=1, object_speed=8, distractor_speed=32, pan_speed=32,
 )  # fmt: skip
 CPU = torch.device("cpu")
 

@@ -19,9 +19,9 @@ from vtm.encoders import Encoder
 from vtm.lit_module import VTMModule, auto_precision, clip_generator, cosine_with_warmup
 from vtm.merging import NoMerger, TokenMerger, saliency_partition, saliency_weights
 from vtm.models import VTM
-from vtm.tasks import Classification, Regression, Task
+from vtm.tasks import Classification, Regression, Task, TwoLosses
 
-CLASSIFICATION = partial(Classification, label_smoothing=0.1, class_weights="balanced", aux_weight=1.0)
+CLASSIFICATION = partial(Classification, label_smoothing=0.1, class_weights="balanced", fusion=TwoLosses(1.0))
 
 
 class PatchEncoder(Encoder):
@@ -239,7 +239,7 @@ def test_a_partial_test_counts_what_it_saw(tmp_path):
 
 def test_regression_trains_and_scores(tmp_path):
     targets = [0.5, 2.5, -1.0] * 4
-    lit, data = module(Regression(1, aux_weight=0.5), outputs=1), Clips(targets)
+    lit, data = module(Regression(1, fusion=TwoLosses(0.5)), outputs=1), Clips(targets)
     run = trainer(tmp_path)
     run.fit(lit, data)
     run.test(lit, data, verbose=False)
@@ -248,7 +248,7 @@ def test_regression_trains_and_scores(tmp_path):
 
 
 def test_training_lowers_the_loss(tmp_path):
-    lit, data = module(Classification(2, label_smoothing=0.0, class_weights=None, aux_weight=1.0)), Clips()
+    lit, data = module(Classification(2, label_smoothing=0.0, class_weights=None, fusion=TwoLosses(1.0))), Clips()
     run = trainer(tmp_path, max_epochs=40)
     run.validate(lit, data, verbose=False)
     before = run.callback_metrics["val/loss"]

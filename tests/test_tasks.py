@@ -8,16 +8,18 @@ import torch
 import torch.nn.functional as F
 
 from vtm.metrics import VideoAccuracy, VideoMSE
-from vtm.tasks import Classification, Regression, balanced_weights
+from vtm.tasks import Classification, MeanOutput, Regression, TwoLosses, balanced_weights
 
 
 def classification(num_classes: int = 3, **options: Any) -> Classification:
-    return Classification(num_classes, **{"label_smoothing": 0.0, "class_weights": None, "aux_weight": 1.0, **options})
+    return Classification(
+        num_classes, **{"label_smoothing": 0.0, "class_weights": None, "fusion": TwoLosses(1.0), **options}
+    )
 
 
 def test_the_loss_is_main_plus_weighted_aux() -> None:
     logits, aux, target = torch.randn(4, 3), torch.randn(4, 3), torch.tensor([0, 2, 1, 1])
-    losses = classification(aux_weight=0.3).loss(logits, aux, target)
+    losses = classification(fusion=TwoLosses(0.3)).loss(logits, aux, target)
     main = -sum(float(logits[n].log_softmax(0)[target[n]]) for n in range(4)) / 4
     other = -sum(float(aux[n].log_softmax(0)[target[n]]) for n in range(4)) / 4
     assert float(losses["main"]) == pytest.approx(main, rel=1e-5)
@@ -25,7 +27,20 @@ def test_the_loss_is_main_plus_weighted_aux() -> None:
     assert float(losses["loss"]) == pytest.approx(main + 0.3 * other, rel=1e-5)
 
 
-@pytest.mark.parametrize("task", [classification(), Regression(1, aux_weight=0.5)])
+def test_both_paths_may_predict_together() -> None:
+    main, aux, target = (
+        torch.randn(4, 3, requires_grad=True),
+        torch.randn(4, 3, requires_grad=True),
+        torch.arange(4) % 3,
+    )
+    losses = classification(fusion=MeanOutput()).loss(main, aux, target)
+    assert float(losses["loss"]) == pytest.approx(float(F.cross_entropy((main + aux) / 2, target)))
+    assert float(losses["main"]) == pytest.approx(float(F.cross_entropy(main, target)))
+    losses["loss"].backward()
+    assert torch.equal(main.grad, aux.grad)
+
+
+@pytest.mark.parametrize("task", [classification(), Regression(1, fusion=TwoLosses(0.5))])
 def test_without_the_auxiliary_path_the_loss_is_main(task: Classification | Regression) -> None:
     losses = task.loss(torch.randn(2, task.num_outputs), None, torch.tensor([0, 1]))
     assert set(losses) == {"loss", "main"}
@@ -34,9 +49,9 @@ def test_without_the_auxiliary_path_the_loss_is_main(task: Classification | Regr
 
 def test_regression_compares_numbers_with_numbers() -> None:
     logits, target = torch.tensor([[1.0], [4.0]]), torch.tensor([3.0, 4.0])
-    losses = Regression(1, aux_weight=0.5).loss(logits, logits + 2, target)
+    losses = Regression(1, fusion=TwoLosses(0.5)).loss(logits, logits + 2, target)
     assert (float(losses["main"]), float(losses["aux"]), float(losses["loss"])) == (2.0, 2.0, 3.0)
-    assert torch.equal(Regression(1, aux_weight=0.5).scores(logits), torch.tensor([1.0, 4.0]))
+    assert torch.equal(Regression(1, fusion=TwoLosses(0.5)).scores(logits), torch.tensor([1.0, 4.0]))
 
 
 def test_scores_are_probabilities_in_full_precision() -> None:
@@ -46,7 +61,7 @@ def test_scores_are_probabilities_in_full_precision() -> None:
     assert torch.equal(scores, logits.float().softmax(1))
 
 
-@pytest.mark.parametrize("task", [classification(label_smoothing=0.1), Regression(1, aux_weight=0.5)])
+@pytest.mark.parametrize("task", [classification(label_smoothing=0.1), Regression(1, fusion=TwoLosses(0.5))])
 def test_losses_of_half_precision_outputs_are_in_full_precision(task: Classification | Regression) -> None:
     logits = torch.randn(2, task.num_outputs).bfloat16()
     target = torch.tensor([0, 1])
@@ -64,7 +79,7 @@ def test_smoothed_and_weighted_losses_are_torchs(weights: list[float] | None) ->
 
 def test_gradients_reach_both_paths() -> None:
     logits, aux = torch.randn(2, 3, requires_grad=True), torch.randn(2, 3, requires_grad=True)
-    classification(aux_weight=2.0).loss(logits, aux, torch.tensor([0, 1]))["loss"].backward()
+    classification(fusion=TwoLosses(2.0)).loss(logits, aux, torch.tensor([0, 1]))["loss"].backward()
     torch.testing.assert_close(aux.grad, (aux.softmax(1) - torch.eye(3)[:2]).detach())  # twice the mean over two clips
     assert logits.grad is not None
     assert logits.grad.abs().sum() > 0
@@ -119,12 +134,12 @@ def test_training_targets_are_checked() -> None:
         task.fit_targets([-1])
     with pytest.raises(ValueError, match=r"training video 1 of 2 has class 1\.5"):
         task.fit_targets([1, 1.5])
-    for empty in (task, Regression(1, aux_weight=1.0)):
+    for empty in (task, Regression(1, fusion=TwoLosses(1.0))):
         with pytest.raises(ValueError, match="the training split is empty"):
             empty.fit_targets([])
-    Regression(1, aux_weight=1.0).fit_targets([-3.5, 2])
+    Regression(1, fusion=TwoLosses(1.0)).fit_targets([-3.5, 2])
     with pytest.raises(ValueError, match="training video 1 of 2 has nan"):
-        Regression(1, aux_weight=1.0).fit_targets([0.0, math.nan])
+        Regression(1, fusion=TwoLosses(1.0)).fit_targets([0.0, math.nan])
 
 
 def test_options_are_checked() -> None:
@@ -148,11 +163,11 @@ def test_outputs_are_checked() -> None:
     with pytest.raises(ValueError, match=r"got \(3, 3\)"):
         classification().loss(torch.randn(2, 3), torch.randn(3, 3), target)
     with pytest.raises(ValueError, match=r"expected logits \(B, K\) = \(2, 1\) .* got \(2,\)"):
-        Regression(1, aux_weight=1.0).scores(torch.randn(2))
+        Regression(1, fusion=TwoLosses(1.0)).scores(torch.randn(2))
 
 
 def test_tasks_name_their_metric_and_floor() -> None:
-    classes, values = classification(7), Regression(1, aux_weight=1.0)
+    classes, values = classification(7), Regression(1, fusion=TwoLosses(1.0))
     assert (classes.num_outputs, classes.metric_name, classes.mode) == (7, "accuracy", "max")
     assert (values.num_outputs, values.metric_name, values.mode) == (1, "mse", "min")
     metric = classes.metric()
@@ -168,7 +183,7 @@ def test_tasks_name_their_metric_and_floor() -> None:
 def test_scores_are_what_the_metric_takes() -> None:
     for task, target in (
         (classification(), torch.tensor([0, 1])),
-        (Regression(1, aux_weight=1.0), torch.tensor([0.5, 1])),
+        (Regression(1, fusion=TwoLosses(1.0)), torch.tensor([0.5, 1])),
     ):
         metric = task.metric()
         metric.update(task.scores(torch.randn(2, task.num_outputs)), target, torch.tensor([0, 1]))

@@ -3,15 +3,50 @@
 The task knows nothing of the network, and the network nothing of the task but how many outputs it needs.
 """
 
+from __future__ import annotations
+
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
-from typing import Literal
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vtm.metrics import VideoAccuracy, VideoMetric, VideoMSE, majority_floor, mean_floor
+
+
+PathLoss = Callable[[Tensor, Tensor], Tensor]
+
+
+class Fusion(Protocol):
+    """Make one loss of the outputs (B, K) of the main and of the auxiliary path, and name its parts for the log."""
+
+    def __call__(self, path_loss: PathLoss, main: Tensor, aux: Tensor, target: Tensor) -> dict[str, Tensor]: ...
+
+
+@dataclass(frozen=True)
+class TwoLosses:
+    """Let each path predict on its own, as in figure 6 of the VTM paper: main + weight * aux.
+
+    Args:
+        weight: What the loss of the auxiliary path counts, against 1 for the main path.
+    """
+
+    weight: float
+
+    def __call__(self, path_loss: PathLoss, main: Tensor, aux: Tensor, target: Tensor) -> dict[str, Tensor]:
+        losses = {"main": path_loss(main, target), "aux": path_loss(aux, target)}
+        return {"loss": losses["main"] + self.weight * losses["aux"], **losses}
+
+
+@dataclass(frozen=True)
+class MeanOutput:
+    """Let both paths predict together: the loss of the mean of their outputs."""
+
+    def __call__(self, path_loss: PathLoss, main: Tensor, aux: Tensor, target: Tensor) -> dict[str, Tensor]:
+        return {"loss": path_loss((main + aux) / 2, target), "main": path_loss(main.detach(), target)}
 
 
 class Task(nn.Module, ABC):
@@ -25,17 +60,17 @@ class Task(nn.Module, ABC):
 
     Args:
         num_outputs: As above.
-        aux_weight: What the loss of the auxiliary path counts, against 1 for the main path.
+        fusion: Makes one loss of both paths, such as `TwoLosses`.
     """
 
     name: str
     metric_name: str
     mode: Literal["max", "min"]
 
-    def __init__(self, num_outputs: int, *, aux_weight: float) -> None:
+    def __init__(self, num_outputs: int, *, fusion: Fusion) -> None:
         super().__init__()
         self.num_outputs = num_outputs
-        self.aux_weight = aux_weight
+        self.fusion = fusion
 
     def loss(self, logits: Tensor, aux_logits: Tensor | None, target: Tensor) -> dict[str, Tensor]:
         """Compute the loss of a batch.
@@ -46,16 +81,16 @@ class Task(nn.Module, ABC):
             target: (B,).
 
         Returns:
-            `loss` = `main` + `aux_weight` * `aux`, and its parts; no `aux` without the auxiliary path.
+            `loss`, and its parts for the log: `main` and what `fusion` adds where the auxiliary path runs.
 
         Raises:
             ValueError: A shape is not as above.
         """
-        main = self._path_loss(self._checked(logits, len(target)), target)
+        logits = self._checked(logits, len(target))
         if aux_logits is None:
+            main = self._path_loss(logits, target)
             return {"loss": main, "main": main}
-        aux = self._path_loss(self._checked(aux_logits, len(target)), target)
-        return {"loss": main + self.aux_weight * aux, "main": main, "aux": aux}
+        return self.fusion(self._path_loss, logits, self._checked(aux_logits, len(target)), target)
 
     def scores(self, logits: Tensor) -> Tensor:
         """Turn the main path's outputs (B, K) into what `metric().update` takes and a clip's vote consists of.
@@ -108,7 +143,7 @@ class Classification(Task):
             `balanced`, n / (K * count) for a class with `count` of the n training videos and 0 for one without any.
             The weights are part of the checkpoint. Balanced ones are NaN, and so is the loss, until `fit_targets` is
             called or a checkpoint is loaded.
-        aux_weight: What the loss of the auxiliary path counts, against 1 for the main path.
+        fusion: Makes one loss of both paths.
 
     Raises:
         ValueError: A value is out of its range, or there are not K weights.
@@ -125,9 +160,9 @@ class Classification(Task):
         *,
         label_smoothing: float,
         class_weights: Literal["balanced"] | Sequence[float] | None,
-        aux_weight: float,
+        fusion: Fusion,
     ) -> None:
-        super().__init__(num_classes, aux_weight=aux_weight)
+        super().__init__(num_classes, fusion=fusion)
         if num_classes < 2:
             raise ValueError(
                 f"expected at least 2 classes, got {num_classes}; data with one value per video need task=regression"
@@ -178,7 +213,7 @@ class Regression(Task):
 
     Args:
         num_outputs: 1, how many values a video has.
-        aux_weight: What the loss of the auxiliary path counts, against 1 for the main path.
+        fusion: Makes one loss of both paths.
 
     Raises:
         ValueError: The data set has several outputs, which means that it has classes.
@@ -188,8 +223,8 @@ class Regression(Task):
     metric_name = "mse"
     mode = "min"
 
-    def __init__(self, num_outputs: int, *, aux_weight: float) -> None:
-        super().__init__(num_outputs, aux_weight=aux_weight)
+    def __init__(self, num_outputs: int, *, fusion: Fusion) -> None:
+        super().__init__(num_outputs, fusion=fusion)
         if num_outputs != 1:
             raise ValueError(
                 f"expected data with one value per video, got {num_outputs} classes; use task=classification"

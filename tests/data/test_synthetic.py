@@ -19,6 +19,9 @@ SMALL = Scene(
     min_visible=0.3,
     max_visible=0.4,
     num_distractors=2,
+    object_speed=8,
+    distractor_speed=32,
+    pan_speed=32,
 )
 
 

@@ -10,7 +10,6 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import NamedTuple, Unpack
 
 import numpy as np
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 from vtm.data.datamodule import Loading, Split, VideoDataModule, read_rows
 from vtm.data.source import Video
 from vtm.data.video import write_video
+from vtm.files import write_atomically
 from vtm.progress import Progress
 
 _HUES = {"red": 0, "orange": 30, "yellow": 58, "green": 120, "cyan": 180, "blue": 230, "purple": 275, "pink": 320}
@@ -40,6 +40,9 @@ class Scene:
         min_visible: Smallest share of the time for which the disc is on screen.
         max_visible: Largest share.
         num_distractors: Moving shapes on screen at any time, half of them grey, half in a pale colour of any class.
+        object_speed: Of the disc in pixels per second.
+        distractor_speed: Of the other shapes, likewise.
+        pan_speed: Of the background, likewise; each shot has between a half and three halves of it.
         noise: Standard deviation of the sensor noise, in grey levels.
     """
 
@@ -52,6 +55,9 @@ class Scene:
     min_visible: float
     max_visible: float
     num_distractors: int
+    object_speed: float
+    distractor_speed: float
+    pan_speed: float
     noise: float = 4.0
 
     def __post_init__(self) -> None:
@@ -83,7 +89,7 @@ class Scene:
         inside = ((self.height - side) // 2, (self.width - side) // 2, side, side)  # what a centre crop keeps
         places: dict[int, tuple[int, int]] = {}
         for first, length in self._appearances(count, rng):
-            path = _bounce(length, inside, self.object_size, speed=8 / self.fps, rng=rng)
+            path = _bounce(length, inside, self.object_size, speed=self.object_speed / self.fps, rng=rng)
             places.update(zip(range(first, first + length), path, strict=True))
         grain = rng.normal(0, self.noise, (2 * self.height, 2 * self.width, 3)).round().astype(np.int16)
         cuts = np.cumsum(rng.uniform(1, 2, rng.integers(3, 6)))
@@ -109,7 +115,7 @@ class Scene:
     def _shot(self, length: int, rng: np.random.Generator) -> Iterator[NDArray[np.int16]]:
         """Draw the frames of one shot without disc and noise: a panning texture and moving shapes."""
         ground = np.tile(_texture(_PERIOD, rng), (2, 2, 1))
-        angle, speed = rng.uniform(0, 2 * np.pi), rng.uniform(16, 48) / self.fps  # 16 to 48 pixels per second
+        angle, speed = rng.uniform(0, 2 * np.pi), rng.uniform(0.5, 1.5) * self.pan_speed / self.fps
         start = rng.integers(0, _PERIOD, 2)
         pan = (start + np.outer(np.arange(length), speed * np.array([np.sin(angle), np.cos(angle)]))).astype(int)
         colours = sorted({colour for name in self.class_names for colour in name.split("-")})
@@ -120,7 +126,9 @@ class Scene:
             colour = grey if number % 2 else pale
             size = int(self.object_size * rng.uniform(0.6, 1.2))
             box = (0, 0, self.height, self.width)
-            moving.append((_shape(size, colour, rng), _bounce(length, box, size, speed=32 / self.fps, rng=rng)))
+            moving.append(
+                (_shape(size, colour, rng), _bounce(length, box, size, speed=self.distractor_speed / self.fps, rng=rng))
+            )
         for frame, (top, left) in enumerate((pan % _PERIOD).tolist()):
             picture = ground[top : top + self.height, left : left + self.width].copy()
             for sprite, path in moving:
@@ -170,8 +178,7 @@ class DemoDataModule(VideoDataModule):
                 )
         if complete.is_file():
             return
-        (self.root / "annotations").mkdir(parents=True, exist_ok=True)
-        _publish(begun, json.dumps(settings))
+        write_atomically(begun, json.dumps(settings))
         videos = [(place, video) for place, split in enumerate(self.counts) for video in self._plan(split)]
         todo = [(place, number, video) for number, (place, video) in enumerate(videos) if not video.path.exists()]
         done = len(videos) - len(todo)
@@ -183,8 +190,8 @@ class DemoDataModule(VideoDataModule):
                 progress.advance()
         for split in self.counts:
             rows = "".join(f"{video.id},{self.class_names[int(video.target)]}\n" for video in self._plan(split))
-            _publish(self.root / "annotations" / f"{split}.csv", f"path,label\n{rows}")
-        _publish(complete, json.dumps(settings, indent=2))
+            write_atomically(self.root / "annotations" / f"{split}.csv", f"path,label\n{rows}")
+        write_atomically(complete, json.dumps(settings, indent=2))
         begun.unlink(missing_ok=True)
 
     def read_split(self, split: Split) -> list[Video]:
@@ -207,13 +214,6 @@ class DemoDataModule(VideoDataModule):
         frames = self.scene.render(int(video.target), rng)
         options = {"preset": "veryfast", "crf": "23", "g": str(2 * self.scene.fps)}
         write_video(video.path, frames, fps=self.scene.fps, options=options)
-
-
-def _publish(path: Path, text: str) -> None:
-    """Write a file in one step, so that other runs on the same folder never see half of it."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
 
 
 class _Sprite(NamedTuple):

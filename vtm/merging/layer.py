@@ -35,6 +35,9 @@ class Merged(NamedTuple):
 class SaliencyEstimator(nn.Module):
     """Estimate saliency from attention keys: s = tanh(K u_s), equation 9.
 
+    At first u_s is zero: no token is preferred until the task has asked for it. From random values a strong bias in the
+    auxiliary attention hides what it should find, as often as not.
+
     Args:
         dim: D, the width of the keys, all heads concatenated.
     """
@@ -42,6 +45,7 @@ class SaliencyEstimator(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.u = nn.Linear(dim, 1, bias=False)
+        nn.init.zeros_(self.u.weight)
 
     def forward(self, keys: Tensor) -> Tensor:
         """Map keys (B, N, D) to saliency (B, N) in (−1, 1); half precision gives fp32, which tells tokens apart."""
