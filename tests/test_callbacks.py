@@ -215,7 +215,7 @@ def test_needles_are_followed_through_the_blocks_as_by_hand():
     output, logged = model(batch.inputs), {}
     trainer = SimpleNamespace(datamodule=data)
     module = SimpleNamespace(log_dict=lambda values, **_: logged.update(values))
-    NeedlesKept().on_test_batch_end(trainer, module, output, batch, 0)
+    NeedlesKept().on_test_batch_end(trainer, module, {"output": output}, batch, 0)
 
     found = {"kept_1": 0, "target_1": 0, "kept_2": 0, "target_2": 0}
     for b in range(4):

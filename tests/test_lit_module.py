@@ -222,6 +222,7 @@ def test_the_summary_has_what_a_score_needs(tmp_path):
     assert summary["clip_level"]["n"] == 24
     assert summary["floor"] == pytest.approx(8 / 12)
     assert len(summary["ids_sha256"]) == 64
+    assert summary["tokens"] == [16, 12, 9]  # two windows of 8 leave 6 each, these 12 leave 9
 
 
 def test_ranks_that_see_other_videos_are_stopped(tmp_path, monkeypatch):

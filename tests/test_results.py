@@ -16,6 +16,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from vtm.data.dataset import Batch, Clip, collate
+from vtm.measure import device_name
 from vtm.metrics import VideoAccuracy, wilson_interval
 from vtm.results import NOTE, ResultsWriter, results_report, results_table, source_commit
 
@@ -27,14 +29,15 @@ PUBLISHED = {
 }
 
 
-class Still(Dataset[tuple[Tensor, Tensor, Tensor]]):
+class Still(Dataset[Clip]):
     """Ten videos of two equally frequent classes."""
 
     def __len__(self) -> int:
         return 10
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
-        return torch.full((4,), float(index)), torch.tensor(index % 2), torch.tensor(index)
+    def __getitem__(self, index: int) -> Clip:
+        pixels = torch.full((4,), index, dtype=torch.uint8)
+        return Clip(pixels, None, None, torch.tensor(index % 2), index, f"{index}", False, None)
 
 
 class Tiny(LightningModule):
@@ -48,18 +51,18 @@ class Tiny(LightningModule):
         self.net = nn.Linear(4, 2)
         self.metrics = nn.ModuleDict({"val": VideoAccuracy(2), "test": VideoAccuracy(2)})
 
-    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
-        return F.cross_entropy(self.net(batch[0]), batch[1])
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        return F.cross_entropy(self.net(batch.inputs.float()), batch.target)
 
-    def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self._score("val", batch)
         self.log("val/score", float(self.current_epoch == 1))
 
-    def test_step(self, batch: list[Tensor], batch_idx: int) -> None:
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
         self._score("test", batch)
 
-    def _score(self, stage: str, batch: list[Tensor]) -> None:
-        self.metrics[stage].update(self.net(batch[0]).softmax(1), batch[1], batch[2])
+    def _score(self, stage: str, batch: Batch) -> None:
+        self.metrics[stage].update(self.net(batch.inputs.float()).softmax(1), batch.target, batch.index)
         self.log(f"{stage}/accuracy", self.metrics[stage])
 
     def summary(self, stage: str) -> dict[str, Any]:
@@ -74,6 +77,7 @@ class Tiny(LightningModule):
             "selection": "val",
             "damaged_videos": 0,
             "train_videos": {"n": 8, "missing": 2},
+            "tokens": [240, 60, 12],
         }
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -93,7 +97,7 @@ def make_trainer(folder: Path, *callbacks: Callback, **options: Any) -> Trainer:
 
 
 def still() -> DataLoader[Any]:
-    return DataLoader(Still(), batch_size=5)
+    return DataLoader(Still(), batch_size=4, collate_fn=collate)
 
 
 def writer(path: Path) -> ResultsWriter:
@@ -119,6 +123,7 @@ def test_results_hold_every_evaluation(tmp_path: Path, capsys: pytest.CaptureFix
     assert set(found["versions"]) == {"python", "torch", "lightning", "timm", "vtm"}
     assert found["versions"]["torch"] == torch.__version__
     assert found["published"] == {"note": NOTE, "figures": PUBLISHED}
+    costs = [found[name].pop("cost") for name in ("val", "test", "val_last", "test_last")]
     value = float(trainer.callback_metrics["test/accuracy"])
     assert found["test_last"] == {
         "level": "video",
@@ -140,6 +145,12 @@ def test_results_hold_every_evaluation(tmp_path: Path, capsys: pytest.CaptureFix
     }
     assert found["val_last"] == found["test_last"]  # the same videos
     assert (found["test"]["checkpoint"], found["test"]["epoch"]) == ("best", 2)
+    for cost in costs:
+        assert cost.pop("clips_per_second") > 0
+        assert (cost.pop("peak_gb") or 0) < 10
+        assert cost == {
+            "device": device_name("cpu"), "inputs": "frames", "batch_size": 4, "tokens": [240, 60, 12]
+        }  # fmt: skip
     scores = {name: found[name] for name in ("val", "test", "val_last", "test_last")}
     printed = capsys.readouterr().out
     assert results_report(found, scores) in printed
@@ -158,6 +169,54 @@ def test_the_epoch_is_that_of_the_checkpoint_in_a_process_that_never_trained(tmp
     assert (test["checkpoint"], test["epoch"]) == ("given", 2)
     tester.test(Tiny(), still(), verbose=False)
     assert json.loads(results.path.read_text())["test"]["epoch"] is None  # nor is it that of the test before
+
+
+class Peak:
+    """Stand in for `PeakMemory` with known peaks."""
+
+    device = torch.device("cpu")
+    bytes: int | None
+
+    def __init__(self, *peaks: int | None) -> None:
+        self.peaks = iter(peaks)
+
+    def __call__(self, device: torch.device) -> "Peak":
+        return self
+
+    def __enter__(self) -> "Peak":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bytes = next(self.peaks)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "peak", "rate", "peak_gb"),
+    [
+        # of 4, 4, 4 and 2 clips: 0.5, 8, 2 and 4 clips per second, of which the first does not count
+        ([8.0, 0.5, 2.0, 0.5], 7_500_000_000, 4.0, 7.5),
+        ([8.0], None, 0.5, None),  # there is no other
+    ],
+)
+def test_cost_is_the_median_rate_of_the_steps_and_the_peak_of_the_first(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    seconds: list[float],
+    peak: int | None,
+    rate: float,
+    peak_gb: float | None,
+) -> None:
+    times = iter([time for i, step in enumerate(seconds) for time in (100.0 * i, 100.0 * i + step)])
+    monkeypatch.setattr("vtm.results.time", SimpleNamespace(perf_counter=lambda: next(times)))
+    results = writer(tmp_path / "results.json")
+    monkeypatch.setattr("vtm.results.PeakMemory", Peak(peak))
+    count = 14 if len(seconds) > 1 else 4
+    clips = [Clip(torch.zeros(4), None, None, torch.tensor(i % 2), i, f"{i}", False, None) for i in range(count)]
+    loader = DataLoader(clips, batch_size=4, collate_fn=collate)
+    make_trainer(tmp_path, results).test(Tiny(), loader, verbose=False)
+    cost = json.loads(results.path.read_text())["test"]["cost"]
+    assert (cost["clips_per_second"], cost["peak_gb"]) == (rate, peak_gb)
+    assert (cost["inputs"], cost["batch_size"]) == ("features", 4)
 
 
 def test_other_ranks_take_part_in_the_summary_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

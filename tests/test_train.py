@@ -103,7 +103,9 @@ def test_a_killed_run_resumes_to_the_weights_of_an_uninterrupted_one(tmp_path, r
     assert found["state_dict"].keys() == expected["state_dict"].keys()
     for name, value in expected["state_dict"].items():
         assert torch.equal(found["state_dict"][name], value), name
-    assert results(folder)["test_last"] == results(tmp_path / "whole")["test_last"], output
+    ours, theirs = results(folder)["test_last"], results(tmp_path / "whole")["test_last"]
+    del ours["cost"], theirs["cost"]
+    assert ours == theirs, output
     assert (folder / "metrics.1.csv").exists()
 
 
@@ -115,6 +117,7 @@ def test_two_processes_give_the_metrics_of_one(whole, tmp_path, root):
     one, two = results(tmp_path / "cpu"), results(tmp_path / "ddp_cpu")
     assert two["test"]["n"] == 7
     for stage in ("val", "test"):
+        del one[stage]["cost"], two[stage]["cost"]
         assert two[stage].pop("clip_level") == pytest.approx(one[stage].pop("clip_level"))
         assert two[stage] == one[stage]
 

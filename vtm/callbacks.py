@@ -62,12 +62,12 @@ class NeedlesKept(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *places: int
     ) -> None:
         if not trainer.sanity_checking:
-            self._log("val", trainer, pl_module, outputs, batch)
+            self._log("val", trainer, pl_module, outputs["output"], batch)
 
     def on_test_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *places: int
     ) -> None:
-        self._log("test", trainer, pl_module, outputs, batch)
+        self._log("test", trainer, pl_module, outputs["output"], batch)
 
     def _log(self, stage: Split, trainer: Trainer, module: LightningModule, output: VTMOutput, batch: Batch) -> None:
         data: Any = trainer.datamodule  # type: ignore[attr-defined]

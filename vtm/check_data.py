@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import fcntl
+import io
 import os
 import sys
 from collections import Counter
@@ -25,6 +26,7 @@ from vtm.data.datamodule import SPLITS, Split, VideoDataModule
 from vtm.data.feature_file import FeatureError, OtherTimesError
 from vtm.data.source import Video
 from vtm.data.video import TooShortError, VideoError
+from vtm.files import write_atomically
 from vtm.overrides import errors_in_one_sentence, explained
 from vtm.progress import Progress
 
@@ -135,12 +137,9 @@ def _renew(path: Path, findings: list[Finding]) -> None:
 
 
 def _write(path: Path, findings: list[Finding]) -> None:
-    """Write a list in one step."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    with partial.open("w", encoding="utf-8", newline="") as file:
-        csv.writer(file).writerows([Finding._fields, *findings])
-    os.replace(partial, path)
+    text = io.StringIO()
+    csv.writer(text).writerows([Finding._fields, *findings])
+    write_atomically(path, text.getvalue())
 
 
 if __name__ == "__main__":

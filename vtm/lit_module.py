@@ -93,11 +93,11 @@ class VTMModule(L.LightningModule):
             self.log(f"train/{name}", value.detach(), batch_size=len(batch.id), prog_bar=name == "loss")
         return losses["loss"]
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> VTMOutput:
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, VTMOutput]:
         """Collect the scores of the clips; callbacks see what was merged."""
         return self._score("val", self.val_metric, batch)
 
-    def test_step(self, batch: Batch, batch_idx: int) -> VTMOutput:
+    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, VTMOutput]:
         """Collect the scores of the clips; callbacks see what was merged."""
         return self._score("test", self.test_metric, batch)
 
@@ -173,7 +173,7 @@ class VTMModule(L.LightningModule):
             )
         self.model.load_state_dict(theirs, strict=False)
 
-    def _score(self, stage: str, metric: VideoMetric, batch: Batch) -> VTMOutput:
+    def _score(self, stage: str, metric: VideoMetric, batch: Batch) -> dict[str, VTMOutput]:
         output: VTMOutput = self(batch)
         metric.update(self.task.scores(output.logits), batch.target, batch.index, batch.damaged)
         loss = self.task.loss(output.logits, None, batch.target)["loss"]
@@ -181,7 +181,7 @@ class VTMModule(L.LightningModule):
         if batch.from_codec is not None:
             share = batch.from_codec.mean()
             self.log(f"{stage}/motion_from_codec", share, batch_size=len(batch.id), on_epoch=True, sync_dist=True)
-        return output
+        return {"output": output}
 
     def _summarise(self, stage: str, metric: VideoMetric) -> None:
         if self.trainer.state.fn != TrainerFn.FITTING:

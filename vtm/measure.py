@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
+import platform
 import re
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -32,12 +35,23 @@ def median_seconds(call: Callable[[], Any], *, device: torch.device | str, repea
     return statistics.median(seconds)
 
 
+def device_name(device: torch.device | str) -> str:
+    """Name the GPU, or the model of the CPU."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
+    except OSError:  # not Linux
+        found = None
+    return found[1].strip() if found else platform.processor() or platform.machine()
+
+
 class PeakMemory:
     """Measure by how much the memory in use rises at most within a block, `with PeakMemory(device) as peak: …`.
 
     Attributes:
-        bytes: after the block. On a GPU of torch's allocator, of tensors alone; on a CPU of the whole process, where
-            memory that was freed before but not given back does not count again. None where the system does not tell.
+        bytes: after the block. On a GPU of torch's allocator, of tensors alone; on a CPU of the whole process, with
+            glibc after it has given back what was freed before. None where the system does not tell.
     """
 
     def __init__(self, device: torch.device | str) -> None:
@@ -66,6 +80,8 @@ def _resident_peak(*, reset: bool) -> int | None:
     """Read the peak of this process's resident memory in bytes, since it was last reset to what is in use (Linux)."""
     try:
         if reset:
+            with suppress(AttributeError, TypeError):  # not glibc, which else keeps freed memory to use it again
+                ctypes.CDLL(None).malloc_trim(0)
             Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
         found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"))
     except OSError:

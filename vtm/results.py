@@ -2,10 +2,11 @@
 
 import importlib.metadata
 import json
-import os
 import platform
+import statistics
 import subprocess
 import textwrap
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -13,6 +14,10 @@ from typing import Any, cast
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
+
+from vtm.data.dataset import Batch
+from vtm.files import write_atomically
+from vtm.measure import PeakMemory, device_name, synchronise
 
 NOTE = "The test sets differ from ours and from one another: each paper scored the videos that it still had."
 _SELECTIONS = {
@@ -35,10 +40,19 @@ class ResultsWriter(Callback):
     - `missing`, the number of videos that were not, and their `missing_ids`;
     - `motion_from_codec`, where motion was read: the share of steps with the codec's, and not differences of frames;
     - `selection`, the split on which the best epoch is chosen, `val` or `test`;
-    - `train_videos`, with the number `n` that there are to train on and the number `missing`.
+    - `train_videos`, with the number `n` that there are to train on and the number `missing`;
+    - `tokens` of a clip that enter each block, and last those that remain.
 
     It is called on every rank. The file has a summary under the name of its stage, and for the checkpoint `last` under
-    `<stage>_last`; with `checkpoint`, and with `epoch`, the number of epochs that the checkpoint was trained for.
+    `<stage>_last`; with `checkpoint`, with `epoch`, the number of epochs that the checkpoint was trained for, and with
+    `cost`, what the evaluation took in the process that writes the file; with several processes, of its own clips:
+
+    - `device`, by name, and the `inputs`, `frames`, which are encoded, or `features`;
+    - `batch_size`, the most clips in a step;
+    - `clips_per_second`, the median of the steps, from inputs on the device to scores; the first step does not count
+      where there are others;
+    - `peak_gb`, the most memory that the first step took above what was in use; null where the system does not tell;
+    - `tokens`, as above.
 
     Attributes:
         checkpoint: What is being evaluated: set it before `trainer.validate` or `trainer.test`.
@@ -70,6 +84,31 @@ class ResultsWriter(Callback):
             "published": {"note": NOTE, "figures": published},
         }
         self._scores: dict[str, dict[str, Any]] = {}
+        self._steps = _Steps()
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._steps = _Steps()
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._steps = _Steps()
+
+    def on_validation_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, *places: int) -> None:
+        if trainer.state.fn == TrainerFn.VALIDATING:
+            self._steps.begin(pl_module.device)
+
+    def on_test_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, *places: int) -> None:
+        self._steps.begin(pl_module.device)
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *places: int
+    ) -> None:
+        if trainer.state.fn == TrainerFn.VALIDATING:
+            self._steps.end(batch)
+
+    def on_test_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *places: int
+    ) -> None:
+        self._steps.end(batch)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == TrainerFn.VALIDATING:
@@ -83,10 +122,50 @@ class ResultsWriter(Callback):
     def _add(self, stage: str, trainer: Trainer, pl_module: LightningModule) -> None:
         module = cast(Any, pl_module)
         name = f"{stage}_last" if self.checkpoint == "last" else stage
-        self._scores[name] = {**module.summary(stage), "checkpoint": self.checkpoint, "epoch": _epoch(trainer)}
+        summary = module.summary(stage)
         if trainer.is_global_zero:
+            cost = {**self._steps.cost(), "tokens": summary.pop("tokens")}
+            evaluated = {"checkpoint": self.checkpoint, "epoch": _epoch(trainer)}
+            self._scores[name] = {**summary, **evaluated, "cost": cost}
             run = {**self._run, "task": module.task.name, "config": module.config}
-            _write_json(self.path, {**run, **self._scores})
+            content = json.dumps({**run, **self._scores}, indent=2, ensure_ascii=False)
+            write_atomically(self.path, f"{content}\n")
+
+
+class _Steps:
+    """Measure the steps of one evaluation."""
+
+    def __init__(self) -> None:
+        self._memory = PeakMemory("cpu")  # of the first step, whose time does not count
+        self._start = 0.0
+        self._inputs = ""
+        self._rates: list[float] = []  # clips per second
+        self._sizes: list[int] = []  # clips
+
+    def begin(self, device: torch.device) -> None:
+        if not self._rates:
+            self._memory = PeakMemory(device).__enter__()
+        synchronise(device)
+        self._start = time.perf_counter()
+
+    def end(self, batch: Batch) -> None:
+        synchronise(self._memory.device)
+        seconds = time.perf_counter() - self._start
+        if not self._rates:
+            self._memory.__exit__(None, None, None)
+        self._rates.append(len(batch.id) / seconds)
+        self._sizes.append(len(batch.id))
+        self._inputs = "features" if batch.inputs.is_floating_point() else "frames"
+
+    def cost(self) -> dict[str, Any]:
+        """Say what `ResultsWriter` promises, but for the tokens."""
+        return {
+            "device": device_name(self._memory.device),
+            "inputs": self._inputs,
+            "batch_size": max(self._sizes),
+            "clips_per_second": statistics.median(self._rates[1:] or self._rates),
+            "peak_gb": None if self._memory.bytes is None else self._memory.bytes / 1e9,
+        }
 
 
 def results_report(run: Mapping[str, Any], scores: Mapping[str, Mapping[str, Any]]) -> str:
@@ -164,18 +243,28 @@ def source_commit(path: Path) -> str | None:
         return None
 
 
+def published_figures(figures: Mapping[str, Mapping[str, Any]], *, metric: str) -> list[str]:
+    """List the figures of others, best first.
+
+    >>> published_figures({"A": {"value": 4.18}, "B": {"value": 2.9, "n": 86, "remark": "merged"}}, metric="mse")
+    ['B 2.9 (n=86, merged)', 'A 4.18']
+    """
+    sign = 1 if metric == "mse" else -1
+    listed = []
+    for method, figure in sorted(figures.items(), key=lambda item: (sign * item[1]["value"], item[0])):
+        details = [f"n={figure['n']}"] if "n" in figure else []
+        details += [figure["remark"]] if "remark" in figure else []
+        listed.append(f"{method} {figure['value']:g}" + (f" ({', '.join(details)})" if details else ""))
+    return listed
+
+
 def _comparison(tests: Mapping[str, Mapping[str, Any]], figures: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Put our tests in the first line and the published figures, best first, below."""
     ours = []
     for name, test in tests.items():
         flaw = ", selected on test" if test["selection"] == "test" and test["checkpoint"] != "last" else ""
         ours.append(f"{name} {test['value']:.4f} (n={test['n']}{flaw})")
-    sign = 1 if test["metric"] == "mse" else -1
-    theirs = []
-    for method, figure in sorted(figures.items(), key=lambda item: (sign * item[1]["value"], item[0])):
-        details = [f"n={figure['n']}"] if "n" in figure else []
-        details += [figure["remark"]] if "remark" in figure else []
-        theirs.append(f"{method} {figure['value']:g}" + (f" ({', '.join(details)})" if details else ""))
+    theirs = published_figures(figures, metric=test["metric"])
     unbroken = ["; ".join(item.replace(" ", "\N{NO-BREAK SPACE}") for item in items) for items in (ours, theirs)]
     indent = " " * 11
     lines = [
@@ -196,18 +285,6 @@ def _epoch(trainer: Trainer) -> int | None:
     # the trainer's own count is that of the end of training; mapped, the file's tensors are not read
     checkpoint = torch.load(trainer.ckpt_path, map_location="cpu", mmap=True, weights_only=True)
     return int(checkpoint["epoch"]) + 1
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    text = json.dumps(content, indent=2, ensure_ascii=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # `open` applies the umask, which the functions of `tempfile` do not
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(unfinished, "w", encoding="utf-8") as file:
-        file.write(f"{text}\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(unfinished, path)
 
 
 def _git(folder: Path, *arguments: str) -> str:

@@ -85,7 +85,8 @@ class Needles:
         """Give each class its code, and in the last row the mark of needles: (K + 1, C), orthogonal, of length √C."""
         square = np.random.default_rng(self.seed).normal(size=(self.channels, self.channels))
         orthogonal = np.linalg.qr(square).Q[:, : self.num_classes + 1].T
-        return (orthogonal * np.sqrt(self.channels)).astype(np.float32)
+        codes: NDArray[np.float32] = (orthogonal * np.sqrt(self.channels)).astype(np.float32)
+        return codes
 
     def draw(self, label: int, rng: np.random.Generator) -> NeedleClip:
         """Draw a clip of one class; the same state of the generator gives the same clip."""
@@ -123,7 +124,8 @@ class Needles:
         places = np.stack(np.meshgrid(np.arange(self.height), np.arange(self.width), indexing="ij"), axis=-1)
         moved = places + drift * np.arange(self.frames)[:, None, None, None]  # (T, H, W, 2)
         away = np.abs((moved[..., None, :] - centres) % side)  # (T, H, W, patterns, 2)
-        return (np.minimum(away, side - away) ** 2).sum(-1).argmin(-1)
+        nearest: NDArray[np.int64] = (np.minimum(away, side - away) ** 2).sum(-1).argmin(-1)
+        return nearest
 
 
 class NeedleSource:
