@@ -1,0 +1,98 @@
+"""The command measures every row once, writes after each, and ends with a sentence."""
+
+import subprocess
+import sys
+
+import pytest
+
+from vtm.benchmark.__main__ import main
+from vtm.benchmark.measuring import Result
+
+SIZE = (
+    "--device cpu --frames 4 --height 2 --width 2 --channels 16 --batch 1 --precision 32-true model.window_frames=[2,4]"
+)
+SIZE += " model.channels=[16,8]"
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Run the command with results that are made up, and return the rows that were measured."""
+
+    def command(*arguments: str, stop_after: int | None = None) -> list:
+        measured = []
+
+        def fake(measure, row, setting, rate):
+            if len(measured) == stop_after:
+                raise KeyboardInterrupt
+            measured.append((row, setting, rate))
+            return Result(1.0 + len(measured), 10**9, 10**9, 10**6, 10**9, rate=5e9)
+
+        monkeypatch.setattr("vtm.benchmark.processes.measured_apart", fake)
+        monkeypatch.setattr("sys.argv", ["benchmark", "--out", str(tmp_path / "out"), *SIZE.split(), *arguments])
+        command.measured = measured
+        main()
+        return measured
+
+    return command
+
+
+def test_rows_that_are_the_same_are_measured_once_and_shown_in_every_table(run, tmp_path, capsys):
+    measured = run("--threads", "1", "--repeats", "2")
+    names = [row.name for row, _, _ in measured]
+    assert len(names) == len(set(names))
+    assert {setting.threads for _, setting, _ in measured} == {1}
+    assert {setting.repeats for _, setting, _ in measured} == {2}
+    assert [rate for _, _, rate in measured[:2]] == [None, 5e9]
+    table = (tmp_path / "out" / "benchmark.md").read_text(encoding="utf-8")
+    assert table.count("| none, plain attention |") == 4  # strategies, γ, L and R
+    assert "| learnable, γ = 6 |" in table
+    assert "learnable, γ = 6" not in names  # it is the usual row
+    printed = capsys.readouterr().out.splitlines()
+    shown = [line for line in table.splitlines() if line.startswith(("|", "##"))]
+    assert [line.split("|")[:3] for line in shown] == [
+        line.split("|")[:3] for line in printed if line.startswith(("|", "##"))
+    ]
+    assert (tmp_path / "out" / "benchmark.csv").is_file()
+
+
+def test_an_interruption_leaves_what_was_measured(run, tmp_path):
+    with pytest.raises(SystemExit, match=r"stopped after 2 rows, which are in .*out"):
+        run("--threads", "1", stop_after=2)
+    table = (tmp_path / "out" / "benchmark.md").read_text(encoding="utf-8")
+    assert "| none, fused attention |" in table
+    assert "| uniform |" not in table
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["merging.partition_facto=4"], "did you mean 'merging.partition_factor'"),
+        (["model.num_heads=3"], "num_heads"),
+        (["--frames", "3"], "clips of 3 frames do not fit"),
+    ],
+)
+def test_what_no_row_can_do_stops_the_command_at_its_start(run, tmp_path, arguments, message):
+    with pytest.raises(SystemExit, match=message):
+        run(*arguments)
+    assert run.measured == []
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_unknown_precision_is_refused(run, capsys):
+    with pytest.raises(SystemExit):
+        run("--precision", "16-true")
+    assert "expected a choice of 32-true, bf16-mixed, got 16-true" in capsys.readouterr().err
+
+
+def test_help_is_quick():
+    code = """
+import runpy, sys
+sys.argv = ["benchmark", "--help"]
+try:
+    runpy.run_module("vtm.benchmark", run_name="__main__")
+except SystemExit:
+    print("torch" in sys.modules, "lightning" in sys.modules)
+"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "--full" in found
+    assert found.strip().endswith("False False")

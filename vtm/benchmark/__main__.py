@@ -1,0 +1,115 @@
+"""Time and memory of the network on this machine, beside its arithmetic: python -m vtm.benchmark.
+
+By default one factor at a time is changed around the paper's setting: one clip of 60 frames of 16 × 16 tokens with 1024
+channels, and the rest as in `conf/`. Each row is printed as it is measured, and written to a table in Markdown and CSV.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from datetime import datetime
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from vtm.benchmark.rows import Setting, default_tables, full_tables, long_tables
+from vtm.overrides import errors_in_one_sentence
+
+
+def main() -> None:
+    """Measure what was asked for."""
+    given = _arguments()
+    with errors_in_one_sentence():
+        _run(given)
+
+
+def _run(given: dict[str, Any]) -> None:
+    # slow to import, and not needed for --help
+    import torch
+
+    from vtm.benchmark.counting import needs
+    from vtm.benchmark.measuring import Result, measure
+    from vtm.benchmark.network import identity
+    from vtm.benchmark.processes import measured_apart
+    from vtm.benchmark.report import Report, heading, machine
+    from vtm.results import source_commit
+
+    device = given.pop("device") or ("cuda" if torch.cuda.is_available() else "cpu")
+    kinds = {"batches": given.pop("batch"), "precisions": given.pop("precision")}
+    full, long, encoder, out = (given.pop(name) for name in ("full", "long", "encoder", "out"))
+    setting = Setting(**given | {"device": device, "threads": given["threads"] or torch.get_num_threads()})
+    if full:
+        tables = full_tables(**kinds)
+    else:
+        gpu = torch.device(device).type != "cpu"
+        tables = default_tables(**kinds, plain_everywhere=gpu, encoder=encoder or gpu)
+    tables |= long_tables() if long else {}
+    for row in chain.from_iterable(tables.values()):
+        identity(row, setting)  # raises what is wrong with an override before an hour of measuring
+    needs(next(row for row in chain.from_iterable(tables.values()) if row.strategy == "learnable"), setting)
+
+    report = Report(machine(setting, source_commit(Path(__file__))), _shape(setting))
+    print("; ".join(report.machine.values()), report.shape, f"written to {out}", sep="\n")
+    known: dict[Any, Result] = {}
+    rates: dict[str, float] = {}
+    try:
+        for title, rows in tables.items():
+            print("", *heading(title), sep="\n", flush=True)
+            for row in rows:
+                same = identity(row, setting)
+                if same not in known:
+                    known[same] = measured_apart(measure, row, setting, rates.get(row.precision))
+                result = known[same]
+                rates |= {row.precision: result.rate} if result.rate else {}
+                report.entries.append((title, row, result))
+                print(report.line(row, result), flush=True)
+                report.write(out)
+    except KeyboardInterrupt:
+        sys.exit(f"\nstopped after {len(report.entries)} rows, which are in {out}" if report.entries else "\nstopped")
+
+
+def _shape(setting: Setting) -> str:
+    sizes = f"{setting.frames} × {setting.height} × {setting.width} × {setting.channels}"
+    return f"Clips of {sizes} features; overrides: {' '.join(setting.overrides) or 'none'}"
+
+
+def _arguments() -> dict[str, Any]:
+    parser = argparse.ArgumentParser(
+        prog="python -m vtm.benchmark",
+        description="Measure time and memory of the network on this machine, beside its arithmetic: strategies, γ, L, "
+        "R, batch, precision, torch.compile.",
+    )
+    parser.add_argument("overrides", nargs="*", help="of conf/train.yaml, such as merging.saliency_weight=2")
+    parser.add_argument("--full", action="store_true", help="all combinations, not one factor at a time")
+    parser.add_argument("--long", action="store_true", help="videos of up to three hours, too: whole and as a stream")
+    parser.add_argument("--encoder", action="store_true", help="with the encoder, too (on a GPU always)")
+    parser.add_argument("--device", help="cpu, cuda or cuda:1; default: the GPU if there is one")
+    parser.add_argument("--threads", type=int, help="of the CPU")
+    parser.add_argument("--repeats", type=int, default=5, help="timed calls; of slow rows at most 3")
+    parser.add_argument("--limit", type=float, default=20.0, help="leave out rows whose call takes more seconds")
+    for name, default in {"frames": 60, "height": 16, "width": 16, "channels": 1024}.items():
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--batch", type=_counts, default="1,16", help="the first is used in all tables (1,16)")
+    parser.add_argument("--precision", type=_precisions, default="32-true,bf16-mixed", help="likewise")
+    parser.add_argument("--out", type=Path, help="folder; default: runs/benchmark/<stamp>")
+    given = vars(parser.parse_args())
+    given["overrides"] = tuple(given["overrides"])
+    given["out"] = given["out"] or Path("runs/benchmark") / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    return given
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(","))
+
+
+def _precisions(text: str) -> tuple[str, ...]:
+    known = ("32-true", "bf16-mixed")
+    parts = tuple(text.split(","))
+    if unknown := [part for part in parts if part not in known]:
+        raise argparse.ArgumentTypeError(f"expected a choice of {', '.join(known)}, got {unknown[0]}")
+    return parts
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,203 @@
+"""Measure one row: time, memory, the rate of the machine's matrix products, and where the time goes."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import torch
+from hydra.errors import InstantiationException
+
+from vtm.benchmark.counting import free_bytes, needs
+from vtm.benchmark.network import PRECISIONS, Trial
+from vtm.benchmark.rows import Row, Setting
+from vtm.measure import PeakMemory, median_seconds, synchronise
+from vtm.merging import TokenMerger
+from vtm.models.streaming import Stream
+from vtm.models.vtm import SelfAttention, attention
+
+_FEW = 3  # timed calls of slow rows
+_MATRIX = {"cpu": 2048, "cuda": 8192}  # side of the matrices whose product shows the rate
+
+
+@dataclass(frozen=True)
+class Result:
+    """What is known of a row.
+
+    Attributes:
+        seconds: of one call, the median; None if it was not measured.
+        peak_bytes: most memory in use above that of model and inputs; None where the system does not tell.
+        flop: see `Needs`, as the next two.
+        moved_bytes: at least.
+        needed_bytes: of memory in all, worked out before the row ran.
+        rate: FLOP per second of a large matrix product in the row's precision, in the row's process.
+        details: what else was measured, by what it is.
+        problem: why it was not measured.
+    """
+
+    seconds: float | None = None
+    peak_bytes: int | None = None
+    flop: int | None = None
+    moved_bytes: int | None = None
+    needed_bytes: int | None = None
+    rate: float | None = None
+    details: dict[str, float] = field(default_factory=dict)
+    problem: str = ""
+
+
+def measure(row: Row, setting: Setting, known_rate: float | None) -> Iterator[Result]:
+    """Measure a row in this process; first yield what it needs, in case the process does not survive it.
+
+    Args:
+        row: what to measure.
+        setting: what all rows share.
+        known_rate: FLOP per second of another row of this precision, to tell rows that take too long.
+    """
+    torch.set_num_threads(setting.threads)
+    torch.manual_seed(0)
+    try:
+        found = needs(row, setting)
+    except (ValueError, InstantiationException) as error:
+        cause = error.__cause__ if isinstance(error, InstantiationException) else None
+        yield Result(problem=" ".join(str(cause or error).split()))
+        return
+    result = Result(flop=found.flop, moved_bytes=found.moved_bytes, needed_bytes=found.memory_bytes)
+    result = replace(result, problem=_obstacle(row, setting, result, known_rate))
+    yield result
+    if result.problem:
+        return
+    try:
+        yield replace(result, **_measured(row, setting))
+    except (RuntimeError, MemoryError) as error:
+        out_of_memory = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "allocate memory" in str(error)
+        if not (out_of_memory or row.compiled):
+            raise
+        reason = "memory ran out" if out_of_memory else f"torch.compile failed: {str(error).strip().splitlines()[0]}"
+        yield replace(result, problem=f"{reason}; needs about {_gigabytes(found.memory_bytes)}")
+
+
+def matrix_rate(device: torch.device, dtype: torch.dtype, *, repeats: int) -> float:
+    """Measure what the machine's matrix products reach, in FLOP per second."""
+    side = _MATRIX[device.type]
+    a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+    return 2 * side**3 / median_seconds(partial(torch.mm, a, b), device=device, repeats=repeats)
+
+
+def _obstacle(row: Row, setting: Setting, result: Result, known_rate: float | None) -> str:
+    """Say why a row cannot be measured here: it does not fit, or takes too long."""
+    assert result.flop is not None  # both were worked out
+    assert result.needed_bytes is not None
+    free = free_bytes(setting.device)
+    if free is not None and result.needed_bytes > free and not row.streaming:
+        return f"needs {_gigabytes(result.needed_bytes)}, {_gigabytes(free)} are free"
+    least = 0.0 if known_rate is None else result.flop / known_rate
+    if least > setting.limit and row.frames is None and not row.encoder:
+        return f"left out: a call takes over {least:.0f} s by its arithmetic alone (--limit)"
+    return ""
+
+
+def _measured(row: Row, setting: Setting) -> dict[str, Any]:
+    trial = Trial(row, setting)
+    repeats = min(_FEW, setting.repeats) if row.slow else setting.repeats
+    details: dict[str, float] = {}
+    with trial.mode():
+        if row.compiled:
+            details["s to compile"] = _call_seconds(trial, trial)
+        if trial.encoder is not None:
+            trial.encode()  # loads the weights
+        if row.frames is not None:  # minutes: one call must do, after a short clip
+            trial.head(trial.features(setting.frames))
+            timed = partial(_stream_seconds, trial) if row.streaming else partial(_call_seconds, trial, trial)
+        else:
+            timed = partial(median_seconds, trial, device=trial.device, repeats=repeats)
+        with PeakMemory(trial.device) as peak:
+            seconds = timed()
+        details |= _details(trial, seconds, repeats)
+    rate = matrix_rate(trial.device, PRECISIONS[row.precision], repeats=_FEW)
+    return {"seconds": seconds, "peak_bytes": peak.bytes, "rate": rate, "details": details}
+
+
+def _details(trial: Trial, seconds: float, repeats: int) -> dict[str, float]:
+    """Measure where the time of a row goes."""
+    row = trial.row
+    if trial.encoder is not None:
+        features = trial.encode()
+        head = median_seconds(partial(trial.head, features), device=trial.device, repeats=repeats)
+        return {"% in the head": 100 * head / seconds}
+    if not row.strategy.startswith("learnable") or row.overrides or row.compiled:
+        return {}
+    if row.training:
+        trial.model.eval()  # no auxiliary path, no sampling, no dropout
+        main = median_seconds(trial, device=trial.device, repeats=repeats)
+        return {"times forward and backward of the main path in evaluation": seconds / main}
+    return {
+        "% in partition, match and merge": 100 * _merging_share(trial, repeats),
+        "times its projections and attention alone": seconds / _arithmetic_seconds(trial, repeats),
+    }
+
+
+def _merging_share(trial: Trial, repeats: int) -> float:
+    """Time the mergers within calls of the network: the median of their share in each call."""
+    marks: list[float] = []
+
+    def mark(*_: Any) -> None:
+        synchronise(trial.device)
+        marks.append(time.perf_counter())
+
+    mergers = [module for module in trial.model.modules() if isinstance(module, TokenMerger)]
+    handles = [m.register_forward_pre_hook(mark) for m in mergers] + [m.register_forward_hook(mark) for m in mergers]
+    shares = []
+    for _ in range(repeats):
+        marks.clear()
+        mark()
+        trial()
+        mark()
+        begin, *inner, end = marks
+        shares.append((sum(inner[1::2]) - sum(inner[::2])) / (end - begin))
+    for handle in handles:
+        handle.remove()
+    return statistics.median(shares)
+
+
+def _arithmetic_seconds(trial: Trial, repeats: int) -> float:
+    """Time what cannot be left out: the projections and the attention calls of each block, by their shapes alone."""
+    draw = partial(torch.randn, device=trial.device, dtype=PRECISIONS[trial.row.precision])
+    timed = partial(median_seconds, device=trial.device, repeats=repeats)
+    heads = next(module.num_heads for module in trial.model.modules() if isinstance(module, SelfAttention))
+    total = 0.0
+    for plan in trial.plan:
+        rows, width = trial.shape[0] * plan.windows, plan.in_channels
+        x = draw(rows, plan.num_tokens, width)
+        qkv, project = draw(3 * width, width), draw(plan.out_channels, width)
+        total += timed(partial(torch.nn.functional.linear, x, qkv))
+        q, k, v = torch.nn.functional.linear(x, qkv).chunk(3, dim=-1)
+        total += timed(partial(attention, q, k, v, num_heads=heads))
+        kept = x[:, : plan.num_tokens - plan.merge_count].contiguous()
+        total += timed(partial(torch.nn.functional.linear, kept, project))
+    return total
+
+
+def _stream_seconds(trial: Trial) -> float:
+    """Time a stream; drawing the features of one window after another does not count."""
+    stream, seconds = Stream(trial.model), 0.0
+    for start in range(0, trial.shape[1], length := trial.model.window_frames[0]):
+        features = trial.features(min(length, trial.shape[1] - start))
+        seconds += _call_seconds(trial, partial(trial.take, stream, features, start))
+    return seconds + _call_seconds(trial, stream.logits)
+
+
+def _call_seconds(trial: Trial, call: Callable[[], Any]) -> float:
+    """Time a single call."""
+    synchronise(trial.device)
+    start = time.perf_counter()
+    call()
+    synchronise(trial.device)
+    return time.perf_counter() - start
+
+
+def _gigabytes(count: int) -> str:
+    return f"{count / 1e9:.1f} GB"

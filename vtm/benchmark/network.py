@@ -1,0 +1,162 @@
+"""The network, the encoder and random inputs of one row, and a call of them; the configuration is that of training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import cache
+from typing import TYPE_CHECKING
+
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from vtm.benchmark.rows import CONF, Row, Setting
+from vtm.models import VTM, VTMOutput
+from vtm.models.streaming import Stream
+from vtm.overrides import near_misses
+
+if TYPE_CHECKING:  # seconds to import, in the process of every row, and most rows need neither
+    from vtm.encoders import Encoder
+    from vtm.tasks import Task
+
+CLASSES = 6  # of LVU's scenes
+PRECISIONS = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16}
+FUSED = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION]
+
+
+def composed(row: Row, setting: Setting) -> DictConfig:
+    """Compose the configuration of a row; the encoder's weights are random, so that nothing is downloaded.
+
+    Raises:
+        ValueError: if an override is misspelt or unknown.
+    """
+    if taken := [text for text in setting.overrides if text.startswith("merging=")]:
+        raise ValueError(
+            f"{taken[0]} would make all rows the same, and every strategy has rows of its own: leave it out"
+        )
+    merges = row.strategy != "none"
+    theirs = tuple(text for text in setting.overrides if merges or not text.lstrip("+").startswith("merging"))
+    return _composed(row.strategy, theirs, row.overrides)
+
+
+def identity(row: Row, setting: Setting) -> tuple[Row, str]:
+    """Tell rows apart by what they measure: overrides that change nothing make no other row."""
+    config = composed(row, setting)
+    chosen = {"model": config.model, "encoder": config.encoder if row.encoder else None, "motion": config.motion}
+    resolved = OmegaConf.to_yaml(OmegaConf.create(chosen | {"merging": config.merging}), resolve=True)
+    return replace(row, overrides=()), resolved
+
+
+def make_encoder(row: Row, setting: Setting) -> Encoder | None:
+    """Make the encoder before the network, if the row has one."""
+    encoder: Encoder | None = instantiate(composed(row, setting).encoder) if row.encoder else None
+    return encoder
+
+
+def on_tokens(setting: Setting, encoder: Encoder | None) -> Setting:
+    """Take the shape of the tokens from their encoder."""
+    if encoder is None:
+        return setting
+    return replace(setting, height=encoder.grid[0], width=encoder.grid[1], channels=encoder.channels)
+
+
+class Trial:
+    """Everything that a row's calls need, on its device; within FakeTensorMode without a byte of it.
+
+    Args:
+        row: what is measured.
+        setting: what all rows share.
+
+    Attributes:
+        model: the network.
+        encoder: before it, or None.
+        shape: (B, T, H, W, C) of the features.
+        inputs: features of this shape, or uint8 frames (B, T·f, 3, S, S) for the encoder; None for a stream.
+
+    Raises:
+        ValueError: if an override is unknown, or the clips do not fit the network.
+    """
+
+    def __init__(self, row: Row, setting: Setting) -> None:
+        config = composed(row, setting)
+        self.row = row
+        self.device = torch.device(setting.device)
+        self.encoder = make_encoder(row, setting)
+        setting = on_tokens(setting, self.encoder)
+        self.shape = (row.batch, row.frames or setting.frames, setting.height, setting.width, setting.channels)
+        self.task: Task | None = instantiate(config.task, CLASSES) if row.training else None
+        with self.device:
+            self.model: VTM = instantiate(config.model, setting.channels, CLASSES)
+        self.model.train(row.training)
+        self.plan = self.model.plan(*self.shape[1:4])
+        self.motion = torch.rand(self.shape[:4], device=self.device) if config.motion else None
+        self.target = torch.zeros(row.batch, dtype=torch.int64, device=self.device)
+        self.network = torch.compile(self.model) if row.compiled else self.model
+        self.inputs = None if row.streaming else self._inputs()
+
+    def features(self, frames: int) -> Tensor:
+        """Draw features of so many frames, (B, frames, H, W, C); never zeros, which some kernels are faster with."""
+        return torch.randn(self.shape[0], frames, *self.shape[2:], device=self.device)
+
+    def __call__(self) -> None:
+        """Run the network once, in training with its loss and the gradients, as the trainer does."""
+        if self.task is None:
+            self.head(self.encode())
+            return
+        self.model.zero_grad(set_to_none=True)
+        with self._autocast():
+            output = self.head(self.encode())
+            loss = self.task.loss(output.logits, output.aux_logits, self.target)["loss"]
+        loss.backward()
+
+    def head(self, features: Tensor) -> VTMOutput:
+        """Run the network on features, (B, t, H, W, C)."""
+        motion = None if self.motion is None else self.motion[:, : features.shape[1]]
+        with self._autocast():
+            output: VTMOutput = self.network(features, motion=motion)
+        return output
+
+    def take(self, stream: Stream, features: Tensor, start: int) -> None:
+        """Give a stream the features from a frame on."""
+        motion = None if self.motion is None else self.motion[:, start : start + features.shape[1]]
+        with self._autocast():
+            stream.update(features, motion=motion)
+
+    def encode(self) -> Tensor:
+        """Turn the inputs into features (B, T, H, W, C)."""
+        assert self.inputs is not None  # a stream has none
+        with self._autocast():
+            return self.inputs if self.encoder is None else self.encoder(self.inputs)
+
+    @contextmanager
+    def mode(self) -> Iterator[None]:
+        """Choose the attention kernels of the row, and gradients only for training."""
+        with sdpa_kernel([SDPBackend.MATH] if self.row.plain else FUSED), torch.inference_mode(not self.row.training):
+            yield
+
+    def _autocast(self) -> torch.autocast:
+        dtype = PRECISIONS[self.row.precision]
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16)
+
+    def _inputs(self) -> Tensor:
+        if self.encoder is None:
+            return self.features(self.shape[1])
+        size, steps = self.encoder.image_size, self.shape[1] * self.encoder.frames_per_step
+        return torch.randint(0, 256, (self.shape[0], steps, 3, size, size), dtype=torch.uint8, device=self.device)
+
+
+@cache  # it takes a third of a second
+def _composed(strategy: str, theirs: tuple[str, ...], ours: tuple[str, ...]) -> DictConfig:
+    chosen = ["experiment=lvu_scene", f"merging={strategy}", "encoder.pretrained=false", *theirs, *ours]
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            return compose("train", overrides=chosen)
+    except HydraException as error:
+        lines = near_misses(list(theirs), CONF, "train") or [" ".join(str(error).split("\n")[0].split())]
+        raise ValueError(f"{lines[0]} (the rows of the benchmark are overrides of conf/train.yaml)") from None
