@@ -7,7 +7,7 @@ everything sees more decoys than needles; one that has learnt the mark finds the
 """
 
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple, Unpack
 
@@ -91,22 +91,23 @@ class Needles:
     def draw(self, label: int, rng: np.random.Generator) -> NeedleClip:
         """Draw a clip of one class; the same state of the generator gives the same clip."""
         shape = (self.frames, self.height, self.width)
-        background = rng.normal(size=(self.num_patterns, self.channels))
+        normal: Any = partial(rng.standard_normal, dtype=np.float32)
+        background: NDArray[np.float32] = normal((self.num_patterns, self.channels))
         x = background[self._regions(rng)].reshape(-1, self.channels)  # (T·H·W, C)
         ends = np.cumsum([self.num_needles, self.num_decoys, self._clutter])
         needles, decoys, clutter, _ = np.split(rng.permutation(len(x)), ends)
         x[needles] = (self.codes[label] + self.codes[-1]) / np.sqrt(2)
-        own = rng.normal(size=(len(decoys), self.channels))
+        own = normal((len(decoys), self.channels))
         x[decoys] = (self.codes[rng.integers(self.num_classes, size=len(decoys))] + own) / np.sqrt(2)
-        x[clutter] = rng.normal(size=(len(clutter), self.channels))
-        x += self.noise * rng.normal(size=x.shape)
+        x[clutter] = normal((len(clutter), self.channels))
+        x += np.float32(self.noise) * normal(x.shape)
         speed = np.ones(len(x))
         speed[needles], speed[decoys], speed[clutter] = self.needle_speed, self.other_speed, self.other_speed
         motion = speed * rng.uniform(0.5, 1.5, size=len(x))
         found = np.zeros(len(x), dtype=bool)
         found[needles] = True
         return NeedleClip(
-            torch.from_numpy(x.astype(np.float32).reshape(*shape, self.channels)),
+            torch.from_numpy(x.reshape(*shape, self.channels)),
             torch.from_numpy(found.reshape(shape)),
             torch.from_numpy(motion.astype(np.float32).reshape(shape)),
         )
@@ -129,7 +130,7 @@ class Needles:
 
 
 class NeedleSource:
-    """Draw the clips when they are asked for; there are no files.
+    """Draw the clips when they are asked for, and keep some; there are no files.
 
     Args:
         clips: Draws them.
@@ -148,9 +149,7 @@ class NeedleSource:
 
     def clip(self, name: str) -> NeedleClip:
         """Draw the clip of one name, `<split>/<number>`."""
-        split, number = name.split("/")
-        rng = np.random.default_rng((self.clips.seed, 1 + [*SPLITS].index(split), int(number)))  # type: ignore[arg-type]
-        return self.clips.draw(int(number) % self.clips.num_classes, rng)
+        return _drawn(self.clips, name)
 
     def locate(self, video: Video) -> str:
         """Name the clip."""
@@ -178,6 +177,13 @@ class NeedleSource:
     def check(self, video: Video, protocol: ClipProtocol, *, train: bool) -> None:
         """Draw it."""
         self.clip(video.id)
+
+
+@lru_cache(maxsize=2048)  # drawing takes as long as training on it
+def _drawn(clips: Needles, name: str) -> NeedleClip:
+    split, number = name.split("/")
+    rng = np.random.default_rng((clips.seed, 1 + [str(known) for known in SPLITS].index(split), int(number)))
+    return clips.draw(int(number) % clips.num_classes, rng)
 
 
 class NeedleDataModule(VideoDataModule):
