@@ -1,11 +1,14 @@
 """Bipartite matching against the loops of tests/reference.py, with zero keys, masks, half precision and wrong input."""
 
+from typing import Any, ClassVar
+
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests import reference
-from vtm.merging import Grouping, match_bipartite
+from vtm.merging import Grouping, match_bipartite, matching
 
 
 def random_case(num_tokens: int, num_targets: int, *, seed: int, channels: int = 8) -> tuple[Tensor, Tensor]:
@@ -205,3 +208,41 @@ def test_shapes_that_do_not_agree_are_errors_that_print_both() -> None:
         match_bipartite(keys, targets, 3, mask=torch.ones(3, 11, dtype=torch.bool))
     assert "(3, 12)" in str(error.value)
     assert "(3, 11)" in str(error.value)
+
+
+@pytest.mark.parametrize("products_at_once", [1, 7, 6 * 31, 2 * 6 * 31, 10**6])
+@pytest.mark.parametrize("masked", [False, True])
+def test_matching_in_parts_equals_matching_at_once(
+    products_at_once: int, masked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(matching, "PRODUCTS_AT_ONCE", products_at_once)
+    keys, targets = random_case(31, 6, seed=3)
+    mask = torch.arange(31).expand(3, -1) < torch.tensor([[31], [20], [9]]) if masked else None
+    closed = None if mask is None else ~mask.gather(1, targets)
+    target_keys = keys.gather(1, targets[..., None].expand(-1, -1, 8))
+    best, choice = matching._largest_product(keys, target_keys, closed)
+    best_in_parts, choice_in_parts = matching._largest_product_in_parts(keys, target_keys, closed)
+    torch.testing.assert_close(best_in_parts, best, rtol=0, atol=1e-14)
+    assert torch.equal(choice_in_parts, choice)
+    assert_same(match_bipartite(keys, targets, 20, mask=mask), reference.match_loops(keys, targets, 20, mask=mask))
+
+
+@pytest.mark.parametrize(("products_at_once", "largest"), [(1, 6), (50, 48), (6 * 31 + 5, 6 * 31), (400, 2 * 6 * 31)])
+def test_matching_holds_no_more_products_than_it_may(
+    products_at_once: int, largest: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Products(TorchDispatchMode):
+        sizes: ClassVar[list[int]] = []
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            out = func(*args, **(kwargs or {}))
+            if func is torch.ops.aten.bmm.default:
+                self.sizes.append(out.numel())
+            return out
+
+    monkeypatch.setattr(matching, "PRODUCTS_AT_ONCE", products_at_once)
+    keys, targets = random_case(31, 6, seed=4)
+    with Products() as products:
+        match_bipartite(keys, targets, 20)
+    assert max(products.sizes) == largest
+    assert sum(products.sizes) == 3 * 31 * 6

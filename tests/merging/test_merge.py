@@ -260,23 +260,6 @@ def test_saliency_weights_pass_gradients_to_saliency() -> None:
     torch.testing.assert_close(*gradients, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("kind", ["size", "motion", "saliency"])
-def test_weights_are_what_their_name_says(kind: str) -> None:
-    tokens = reference.random_tokens(2, 12, seed=0)
-    weights, loop_weights = make_weights(kind, tokens)
-    assert weights.shape == (2, 12)
-    assert (weights >= 0).all()
-    # Only ratios matter, so any common factor per clip would do as well.
-    torch.testing.assert_close(weights / weights[:, :1], loop_weights / loop_weights[:, :1], rtol=1e-12, atol=0)
-
-
-@pytest.mark.parametrize("kind", ["motion", "saliency"])
-def test_weights_of_absent_scores_are_an_error_that_names_them(kind: str) -> None:
-    tokens = reference.random_tokens(2, 12, seed=0)._replace(motion=None, saliency=None)
-    with pytest.raises(ValueError, match=kind):
-        make_weights(kind, tokens)
-
-
 def test_unmerge_equals_the_loops_and_merging_again_gives_it_back() -> None:
     tokens, groups = reference.random_tokens(2, 31, seed=0), random_groups(31, 20)
     merged = merge(Tokens(*tokens), Grouping(*groups))

@@ -5,6 +5,7 @@ from functools import partial
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from tests.reference import (
     BlockParameters,
@@ -24,7 +25,7 @@ from vtm.merging import (
     uniform_partition,
 )
 from vtm.models import VTM, SinusoidalTime
-from vtm.models.vtm import Block, attention
+from vtm.models.vtm import Block, SelfAttention, attention
 
 HEADS = 2
 LEARNABLE = partial(
@@ -106,6 +107,48 @@ def test_attention_bias_has_the_gradient_of_the_explicit_formula():
     scores = q @ k.mT / 6**0.5 + bias[:, None]
     theirs = torch.autograd.grad((scores.softmax(-1) @ v * weights).sum(), bias)[0]
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize(("device", "widths"), [("cpu", {4}), ("meta", {8})])
+def test_a_key_bias_widens_heads_by_one_channel_and_off_the_cpu_to_a_multiple_of_eight(device, widths, monkeypatch):
+    seen = set()
+
+    def record(q, k, v, **options):
+        seen.update(t.shape[-1] for t in (q, k, v))
+        return torch.empty_like(q)
+
+    monkeypatch.setattr("torch.nn.functional.scaled_dot_product_attention", record)
+    q, k, v = torch.zeros(3, 2, 4, 6, device=device)
+    assert attention(q, k, v, num_heads=2, key_bias=torch.zeros(2, 4, device=device)).shape == (2, 4, 6)
+    assert seen == widths
+
+
+@pytest.mark.parametrize("key_bias", [None, torch.linspace(-1, 1, 10).double().reshape(2, 5)])
+def test_self_attention_has_the_gradients_of_norm_and_projection_one_after_the_other(key_bias):
+    torch.manual_seed(0)
+    module = SelfAttention(6, num_heads=HEADS, dropout=0.0).double()
+    for parameter in module.parameters():
+        nn.init.normal_(parameter)
+    x, weights = torch.randn(2, 2, 5, 6, dtype=torch.float64)
+    wanted = [x.requires_grad_(), *module.parameters()]
+    q, k, v = module.qkv(module.norm(x)).chunk(3, dim=-1)
+    expected = x + attention(q, k, v, num_heads=HEADS, key_bias=key_bias)
+    out, keys = module(x, key_bias=key_bias)
+    torch.testing.assert_close(out, expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(keys, k, rtol=0, atol=1e-12)
+    ours = torch.autograd.grad(((out + keys) * weights).sum(), wanted)
+    theirs = torch.autograd.grad(((expected + k) * weights).sum(), wanted)
+    for gradient, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(gradient, other, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize(("needs_gradient", "products"), [(False, 1), (True, 2)])
+def test_a_step_computes_no_gradient_of_features_that_need_none(needs_gradient, products):
+    module, x = SelfAttention(6, num_heads=HEADS, dropout=0.0), torch.randn(2, 5, 6, requires_grad=needs_gradient)
+    out, _ = module(x)
+    with FlopCounterMode(display=False) as counter:
+        out.sum().backward()
+    assert counter.get_flop_counts()["Global"][torch.ops.aten.mm] == products * 2 * (2 * 5) * 6 * (3 * 6)
 
 
 @pytest.mark.parametrize("masked", [0, 1, 3])

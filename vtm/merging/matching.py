@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import repeat
+
 import torch
 from torch import Tensor
 
 from vtm.merging.merge import Grouping
 from vtm.merging.partition import true_indices
+
+PRODUCTS_AT_ONCE = 2**21  # keys by targets; in fp32 8 MB, which the caches of today's processors hold
 
 
 def match_bipartite(keys: Tensor, targets: Tensor, merge_count: int, *, mask: Tensor | None = None) -> Grouping:
@@ -66,8 +70,38 @@ def _best_target(keys: Tensor, targets: Tensor, mask: Tensor | None) -> tuple[Te
         norm = torch.linalg.vector_norm(keys, dim=-1).clamp(min=torch.finfo(keys.dtype).tiny)  # (B, N)
         target_keys = keys.gather(1, targets[..., None].expand(-1, -1, keys.shape[-1]))  # (B, M, D)
         target_keys = target_keys / norm.gather(1, targets)[..., None]
-        similarity = keys @ target_keys.mT  # (B, N, M), up to the norm of the source, which does not move the maximum
-        if mask is not None:
-            similarity = similarity.masked_fill(~mask.gather(1, targets)[:, None], -torch.inf)
-        best, choice = similarity.max(-1)
+        closed = None if mask is None else ~mask.gather(1, targets)  # (B, M)
+        find = _largest_product
+        if keys.device.type == "cpu" and not torch.compiler.is_compiling():
+            find = _largest_product_in_parts
+        best, choice = find(keys, target_keys, closed)  # the norm of a source does not move its maximum
         return (best / norm).clamp(min=-2), choice  # above the -inf that marks targets
+
+
+def _largest_product(keys: Tensor, target_keys: Tensor, closed: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Find the largest product of every key with a target, and which target that is: both (B, N).
+
+    Args:
+        keys: (B, N, D).
+        target_keys: (B, M, D).
+        closed: (B, M) bool, True = chosen only if all are closed; None when none is.
+    """
+    products = keys @ target_keys.mT  # (B, N, M)
+    if closed is not None:
+        products = products.masked_fill(closed[:, None], -torch.inf)
+    best, choice = products.max(-1)
+    return best, choice
+
+
+def _largest_product_in_parts(keys: Tensor, target_keys: Tensor, closed: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Do as `_largest_product`, equal up to rounding, with at most `PRODUCTS_AT_ONCE` products (or M) in memory."""
+    num_tokens, num_targets = keys.shape[1], target_keys.shape[1]
+    rows = max(1, PRODUCTS_AT_ONCE // (num_tokens * num_targets))
+    width = max(1, PRODUCTS_AT_ONCE // num_targets)
+    masks = repeat(None) if closed is None else closed.split(rows)
+    found = []
+    for some_keys, some_targets, some_closed in zip(keys.split(rows), target_keys.split(rows), masks, strict=False):
+        parts = [_largest_product(part, some_targets, some_closed) for part in some_keys.split(width, dim=1)]
+        found.append([torch.cat(values, dim=1) for values in zip(*parts, strict=True)])
+    best, choice = (torch.cat(values) for values in zip(*found, strict=True))
+    return best, choice

@@ -165,12 +165,13 @@ def merge(tokens: Tokens, grouping: Grouping, *, weights: Tensor | None = None) 
     if grouping.num_groups == num_tokens:
         return tokens
     share = _shares(grouping, tokens.x.dtype, weights=weights, mask=tokens.mask)
+    bags = _bags(grouping)
 
     def mean(values: Tensor | None) -> Tensor | None:
-        return None if values is None else _average(values[..., None], grouping, share, mask=tokens.mask)[..., 0]
+        return None if values is None else _average(values[..., None], grouping, share, bags, mask=tokens.mask)[..., 0]
 
     return Tokens(
-        x=_average(tokens.x, grouping, share, mask=tokens.mask),
+        x=_average(tokens.x, grouping, share, bags, mask=tokens.mask),
         size=_group_sum(tokens.size[..., None], grouping)[..., 0],
         position=tokens.position.gather(1, grouping.anchor[..., None].expand(-1, -1, 3)),
         motion=mean(tokens.motion),
@@ -204,30 +205,6 @@ def compose(first: Grouping, second: Grouping) -> Grouping:
     return Grouping(second.index.gather(1, first.index), second.num_groups, first.anchor.gather(1, second.anchor))
 
 
-def size_weights(tokens: Tokens) -> Tensor:
-    """Weigh tokens by how many of the encoder's tokens they stand for, as ToMe does: (B, N)."""
-    return tokens.size
-
-
-def motion_weights(tokens: Tokens) -> Tensor:
-    """Weigh tokens by their motion magnitude (VTM paper, table 7): (B, N)."""
-    if tokens.motion is None:
-        raise ValueError(
-            "motion_weights needs tokens.motion (B, N), got None: pass it; if the data give none, weigh otherwise"
-        )
-    return tokens.motion
-
-
-def saliency_weights(tokens: Tokens, *, beta: float) -> Tensor:
-    """Weigh tokens by exp(β s), which keeps salient tokens undiluted and gives s a gradient: (B, N).
-
-    The weights are divided by exp(|β|), which changes no average and keeps them finite.
-    """
-    if tokens.saliency is None:
-        raise ValueError("saliency_weights needs tokens.saliency (B, N), got None: estimate it first")
-    return torch.exp(beta * tokens.saliency - abs(beta))
-
-
 def _shares(
     grouping: Grouping, dtype: torch.dtype, *, weights: Tensor | None = None, mask: Tensor | None = None
 ) -> Tensor:
@@ -249,21 +226,33 @@ def _shares(
     return weights / _group_total(weights, grouping)
 
 
-def _average(x: Tensor, grouping: Grouping, share: Tensor, *, mask: Tensor | None = None) -> Tensor:
+def _average(
+    x: Tensor, grouping: Grouping, share: Tensor, bags: tuple[Tensor, Tensor] | None, *, mask: Tensor | None = None
+) -> Tensor:
     """Average x (B, N, C) over each group by their shares (B, N): (B, num_groups, C), in the dtype of x.
 
     Masked tokens are left out even where they hold NaN.
     """
     if mask is not None:
         x = x.masked_fill(~mask[..., None], 0)
-    if torch.compiler.is_compiling():  # compilers fuse the product, and every export format knows scatter_add
+    if bags is None:
         return _group_sum(x * share[..., None], grouping).to(x.dtype)
-    # In eager mode one pass over x, without the (B, N, C) product, several times faster than scatter_add.
-    rows, order = _flat_groups(grouping).sort(stable=True)
-    starts = torch.searchsorted(rows, torch.arange(len(x) * grouping.num_groups, device=x.device))
+    order, starts = bags
     flat = x.reshape(-1, x.shape[-1]).to(share.dtype)
     sums = F.embedding_bag(order, flat, starts, mode="sum", per_sample_weights=share.flatten()[order])
     return sums.reshape(len(x), grouping.num_groups, -1).to(x.dtype)
+
+
+def _bags(grouping: Grouping) -> tuple[Tensor, Tensor] | None:
+    """List the tokens of all batch items group by group, (B · N,), and where each group starts, (B · num_groups,).
+
+    So one pass over x averages it, without the (B, N, C) product and several times faster than scatter_add. None under
+    a compiler: compilers fuse the product, and every export format knows scatter_add.
+    """
+    if torch.compiler.is_compiling():
+        return None
+    rows, order = _flat_groups(grouping).sort(stable=True)
+    return order, torch.searchsorted(rows, torch.arange(len(grouping.index) * grouping.num_groups, device=rows.device))
 
 
 def _group_sum(values: Tensor, grouping: Grouping) -> Tensor:

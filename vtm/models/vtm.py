@@ -87,8 +87,8 @@ def attention(
 ) -> Tensor:
     """Attend with softmax(QKᵀ/√d + 1bᵀ) V in each head, without ever writing an N × N matrix (equations 8 and 10).
 
-    The bias b acts on keys only, so it rides along as one more channel: q′ = [q, 1], k′ = [k, b√d]. All three
-    inputs are padded to the same multiple of 8, which keeps the fast kernels usable.
+    The bias b acts on keys only, so it rides along as one more channel: q′ = [q, 1], k′ = [k, b√d]. The fast kernels
+    want the same width of all three inputs, and on GPUs a multiple of 8.
 
     Args:
         q: (B, N, C) queries; C = num_heads · d.
@@ -105,9 +105,10 @@ def attention(
     q, k, v = (t.reshape(*t.shape[:2], num_heads, head_dim).transpose(1, 2) for t in (q, k, v))  # (B, heads, N, d)
     if key_bias is not None:
         bias = (key_bias * math.sqrt(head_dim)).to(k.dtype)[:, None, :, None].expand(*k.shape[:3], 1)
-        pad = -(head_dim + 1) % 8
-        q = F.pad(torch.cat([q, torch.ones_like(bias)], dim=-1), (0, pad))
-        k = F.pad(torch.cat([k, bias], dim=-1), (0, pad))
+        pad = 0 if k.device.type == "cpu" else -(head_dim + 1) % 8
+        zeros = bias.new_zeros(()).expand(*bias.shape[:3], pad)
+        q = torch.cat([q, torch.ones_like(bias), zeros], dim=-1)
+        k = torch.cat([k, bias, zeros], dim=-1)
         v = F.pad(v, (0, pad + 1))
     keep = None if mask is None else (mask | ~mask.any(1, keepdim=True))[:, None, None, :]
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=keep, scale=head_dim**-0.5)
@@ -135,8 +136,15 @@ class SelfAttention(nn.Module):
     def forward(
         self, x: Tensor, *, key_bias: Tensor | None = None, mask: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Return x′ and the keys, both (B, N, C)."""
-        q, k, v = self.qkv(self.norm(x)).chunk(3, dim=-1)
+        """Return x′ and the keys, both (B, N, C).
+
+        The scale and shift of the norm are folded into the projection: U (x̂ ⊙ g + b) = (U ⊙ g) x̂ + U b. So no gradient
+        of x̂ is needed where x, such as stored features, needs none: one of the backward pass's two largest products.
+        """
+        normed = F.layer_norm(x, self.norm.normalized_shape, eps=self.norm.eps)
+        weights = (self.qkv.weight * self.norm.weight).chunk(3)  # three products, for what each returns is contiguous
+        shifts = (self.qkv.weight @ self.norm.bias).chunk(3)
+        q, k, v = (F.linear(normed, *affine) for affine in zip(weights, shifts, strict=True))
         out = attention(q, k, v, num_heads=self.num_heads, key_bias=key_bias, mask=mask)
         return x + self.dropout(out), k
 

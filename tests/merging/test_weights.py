@@ -1,0 +1,39 @@
+"""Weights of tokens in the average of their group, against the loops of tests/reference.py."""
+
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests import reference
+from vtm.merging import Tokens, motion_weights, saliency_weights, size_weights
+
+Weigh = Callable[[Tokens], Tensor]
+
+
+@pytest.mark.parametrize(
+    ("weigh", "loops"),
+    [
+        (size_weights, reference.size_weights_loops),
+        (motion_weights, reference.motion_weights_loops),
+        (partial(saliency_weights, beta=3.0), partial(reference.saliency_weights_loops, beta=3.0)),
+    ],
+)
+def test_weights_are_what_their_name_says(weigh: Weigh, loops: Callable[[reference.LoopTokens], Tensor]) -> None:
+    tokens = reference.random_tokens(2, 12, seed=0)
+    weights, expected = weigh(Tokens(*tokens)), loops(tokens)
+    assert weights.shape == (2, 12)
+    assert (weights >= 0).all()
+    # Only ratios matter, so any common factor per clip would do as well.
+    torch.testing.assert_close(weights / weights[:, :1], expected / expected[:, :1], rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("weigh", "name"), [(motion_weights, "motion"), (partial(saliency_weights, beta=3.0), "saliency")]
+)
+def test_weights_of_absent_scores_are_an_error_that_names_them(weigh: Weigh, name: str) -> None:
+    tokens = reference.random_tokens(2, 12, seed=0)._replace(motion=None, saliency=None)
+    with pytest.raises(ValueError, match=rf"needs tokens\.{name} \(B, N\), got None"):
+        weigh(Tokens(*tokens))
