@@ -41,6 +41,7 @@ class ResultsWriter(Callback):
     - `motion_from_codec`, where motion was read: the share of steps with the codec's, and not differences of frames;
     - `selection`, the split on which the best epoch is chosen, `val` or `test`;
     - `train_videos`, with the number `n` that there are to train on and the number `missing`;
+    - `details`, further numbers by name, where callbacks logged some;
     - `tokens` of a clip that enter each block, and last those that remain.
 
     It is called on every rank. The file has a summary under the name of its stage, and for the checkpoint `last` under
@@ -191,6 +192,8 @@ def results_report(run: Mapping[str, Any], scores: Mapping[str, Mapping[str, Any
             lines.append(f"damaged in {stage}: {videos} videos, with frames that could not be decoded")
         if (share := score.get("motion_from_codec", 1.0)) < 1:
             lines.append(f"motion in {stage}: the codec's in {share:.1%} of the steps, else differences of frames")
+        if details := score.get("details"):
+            lines.append(f"details of {stage}: " + ", ".join(f"{name} {value:.3f}" for name, value in details.items()))
     if figures := run["published"]["figures"]:
         lines += ["", *_comparison(tests, figures)]
     return "\n".join(lines)
