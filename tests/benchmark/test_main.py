@@ -55,6 +55,14 @@ def test_rows_that_are_the_same_are_measured_once_and_shown_in_every_table(run, 
     assert (tmp_path / "out" / "benchmark.csv").is_file()
 
 
+def test_a_single_table_can_be_chosen(run, tmp_path):
+    assert {row.name for row, _, _ in run("--only", "merge count")} >= {"none, plain attention", "learnable, R/|S| = 0.5"}
+    table = (tmp_path / "out" / "benchmark.md").read_text(encoding="utf-8")
+    assert [line for line in table.splitlines() if line.startswith("## ")] == ["## Merge count R"]
+    with pytest.raises(SystemExit, match=r"--only long is in none of the titles Strategies, .*--long"):
+        run("--only", "long")
+
+
 def test_an_interruption_leaves_what_was_measured(run, tmp_path):
     with pytest.raises(SystemExit, match=r"stopped after 2 rows, which are in .*out"):
         run("--threads", "1", stop_after=2)

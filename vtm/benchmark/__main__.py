@@ -37,7 +37,7 @@ def _run(given: dict[str, Any]) -> None:
 
     device = given.pop("device") or ("cuda" if torch.cuda.is_available() else "cpu")
     kinds = {"batches": given.pop("batch"), "precisions": given.pop("precision")}
-    full, long, encoder, out = (given.pop(name) for name in ("full", "long", "encoder", "out"))
+    full, long, encoder, only, out = (given.pop(name) for name in ("full", "long", "encoder", "only", "out"))
     setting = Setting(**given | {"device": device, "threads": given["threads"] or torch.get_num_threads()})
     if full:
         tables = full_tables(**kinds)
@@ -45,6 +45,10 @@ def _run(given: dict[str, Any]) -> None:
         gpu = torch.device(device).type != "cpu"
         tables = default_tables(**kinds, plain_everywhere=gpu, encoder=encoder or gpu)
     tables |= long_tables() if long else {}
+    titles = ", ".join(tables)
+    tables = {title: rows for title, rows in tables.items() if only.lower() in title.lower()}
+    if not tables:
+        raise ValueError(f"--only {only} is in none of the titles {titles}; --long and --encoder add tables")
     for row in chain.from_iterable(tables.values()):
         identity(row, setting)  # raises what is wrong with an override before an hour of measuring
     needs(next(row for row in chain.from_iterable(tables.values()) if row.strategy == "learnable"), setting)
@@ -84,6 +88,7 @@ def _arguments() -> dict[str, Any]:
     parser.add_argument("--full", action="store_true", help="all combinations, not one factor at a time")
     parser.add_argument("--long", action="store_true", help="videos of up to three hours, too: whole and as a stream")
     parser.add_argument("--encoder", action="store_true", help="with the encoder, too (on a GPU always)")
+    parser.add_argument("--only", default="", help="tables with this text in their titles, such as strategies")
     parser.add_argument("--device", help="cpu, cuda or cuda:1; default: the GPU if there is one")
     parser.add_argument("--threads", type=int, help="of the CPU")
     parser.add_argument("--repeats", type=int, default=5, help="timed calls; of slow rows at most 3")
