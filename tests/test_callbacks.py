@@ -219,7 +219,7 @@ def test_needles_are_followed_through_the_blocks_as_by_hand():
 
     found = {"kept_1": 0, "target_1": 0, "kept_2": 0, "target_2": 0}
     for b in range(4):
-        needles = data.source.clip(f"test/{b}").needles.flatten()
+        needles = data.source.clip(data.videos("test")[b]).needles.flatten()
         places = {token: token for token in range(36)}  # where the tokens that nothing has swallowed are now
         for number, trace in enumerate(output.blocks, 1):
             windows = len(trace.grouping.index) // 4

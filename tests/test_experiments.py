@@ -16,9 +16,8 @@ from vtm.data.datamodule import VideoDataModule
 from vtm.data.video import write_video
 
 ROOT = Path(__file__).parents[1]
-EXPERIMENTS = sorted(
-    path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml") if path.stem not in ("demo", "folder")
-)
+OTHERS = ("demo", "folder", "needle", "needle_videos")  # which have no official lists
+EXPERIMENTS = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml") if path.stem not in OTHERS)
 SMALL = [
     "encoder=vit_tiny_random", "encoder.image_size=32", "encoder.model_args.depth=1", "encoder.storage=bfloat16",
     "model.channels=[8,8,8]", "model.num_heads=2", "data.num_workers=0", "data.batch_size=4", "data.allow_missing=true",
@@ -75,3 +74,16 @@ def test_experiment_from_videos_and_from_features(name, call, tmp_path):
         call(check_data.main, tmp_path / "check", *overrides)
     with pytest.raises(SystemExit, match=r"videos are missing.*check_data"):
         call(train.main, tmp_path / "strict", *overrides, "data.allow_missing=false")
+
+
+def test_saliency_is_learnt_where_uniform_merging_loses_the_needles(call, tmp_path):
+    easy = ["data.clips.num_needles=6", "data.clips.num_decoys=0", "data.clips.num_classes=4", "data.clips.noise=0.2"]
+    few = ["data.num_train=480", "data.num_val=80", "data.num_test=160", "trainer=cpu", "trainer.max_epochs=8"]
+    scores = {}
+    for merging in ("learnable", "uniform"):
+        call(train.main, tmp_path / merging, "experiment=needle", f"merging={merging}", *easy, *few)
+        scores[merging] = results(tmp_path / merging)["test_last"]
+    assert scores["learnable"]["value"] > 0.95
+    assert scores["learnable"]["details"]["kept_3"] > 0.9
+    assert scores["uniform"]["value"] < scores["learnable"]["value"] - 0.1
+    assert scores["uniform"]["details"]["oracle"] == 1

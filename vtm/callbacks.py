@@ -72,7 +72,7 @@ class NeedlesKept(Callback):
     def _log(self, stage: Split, trainer: Trainer, module: LightningModule, output: VTMOutput, batch: Batch) -> None:
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         source: NeedleSource = data.source
-        clips = [source.clip(data.videos(stage)[index].id) for index in batch.index.tolist()]
+        clips = [source.clip(data.videos(stage)[index]) for index in batch.index.tolist()]
         needles = torch.stack([clip.needles for clip in clips]).flatten(1).to(batch.index.device)  # (B, T·H·W)
         guesses = torch.tensor([source.clips.oracle(clip) for clip in clips]).to(batch.target)
         found = {"oracle": (guesses == batch.target).float().mean()}

@@ -115,7 +115,7 @@ class VTMModule(L.LightningModule):
         What callbacks log as `<stage>/details/<name>` is in it under `details`.
         """
         logged, prefix = self.trainer.callback_metrics, f"{stage}/details/"
-        details = {name.removeprefix(prefix): float(value) for name, value in logged.items() if prefix in name}
+        details = {name.removeprefix(prefix): float(value) for name, value in logged.items() if name.startswith(prefix)}
         share = logged.get(f"{stage}/motion_from_codec")
         found = {"motion_from_codec": None if share is None else float(share), "details": details}
         return self.summaries[stage] | {name: value for name, value in found.items() if value not in (None, {})}

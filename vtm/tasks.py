@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from vtm.metrics import VideoAccuracy, VideoMetric, VideoMSE, majority_floor, mean_floor
 
-
 PathLoss = Callable[[Tensor, Tensor], Tensor]
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from vtm.benchmark.__main__ import main
 from vtm.benchmark.measuring import Result
+from vtm.benchmark.rows import Row
 
 SIZE = (
     "--device cpu --frames 4 --height 2 --width 2 --channels 16 --batch 1 --precision 32-true model.window_frames=[2,4]"
@@ -56,7 +57,8 @@ def test_rows_that_are_the_same_are_measured_once_and_shown_in_every_table(run, 
 
 
 def test_a_single_table_can_be_chosen(run, tmp_path):
-    assert {row.name for row, _, _ in run("--only", "merge count")} >= {"none, plain attention", "learnable, R/|S| = 0.5"}
+    names = {row.name for row, _, _ in run("--only", "merge count")}
+    assert names >= {"none, plain attention", "learnable, R/|S| = 0.5"}
     table = (tmp_path / "out" / "benchmark.md").read_text(encoding="utf-8")
     assert [line for line in table.splitlines() if line.startswith("## ")] == ["## Merge count R"]
     with pytest.raises(SystemExit, match=r"--only long is in none of the titles Strategies, .*--long"):
@@ -90,6 +92,40 @@ def test_an_unknown_precision_is_refused(run, capsys):
     with pytest.raises(SystemExit):
         run("--precision", "16-true")
     assert "expected a choice of 32-true, bf16-mixed, got 16-true" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--device", "gpu", "argument --device: expected cpu, cuda or cuda:1, got gpu"),
+        ("--repeats", "0", "argument --repeats: expected a whole number above 0, got 0"),
+        ("--threads", "0", "argument --threads: expected a whole number above 0, got 0"),
+        ("--frames", "-6", "argument --frames: expected a whole number above 0, got -6"),
+        ("--batch", "1,x", "argument --batch: expected a whole number above 0, got x"),
+    ],
+)
+def test_a_wrong_argument_is_refused_in_one_sentence(run, capsys, option, value, message):
+    with pytest.raises(SystemExit):
+        run(option, value)
+    assert message in capsys.readouterr().err
+
+
+def test_a_gpu_that_is_not_here_is_refused_in_one_sentence(run):
+    with pytest.raises(SystemExit, match=r"--device cuda:99 is not here: torch finds \d+ GPUs; choose another"):
+        run("--device", "cuda:99")
+
+
+def test_the_full_product_has_the_encoder_where_asked(run, monkeypatch):
+    asked = []
+
+    def few(**kinds):
+        asked.append(kinds["encoder"])
+        return {"All combinations": [Row("learnable")]}
+
+    monkeypatch.setattr("vtm.benchmark.__main__.full_tables", few)
+    run("--full")
+    run("--full", "--encoder")
+    assert asked == [False, True]
 
 
 def test_help_is_quick():

@@ -7,6 +7,8 @@ import torch
 
 from vtm.benchmark import measuring
 from vtm.benchmark.measuring import Result, matrix_rate, measure
+from vtm.benchmark.network import Trial
+from vtm.benchmark.processes import measured_apart
 from vtm.benchmark.rows import Row, Setting
 
 SMALL = Setting(
@@ -62,6 +64,36 @@ def test_where_the_time_of_learnable_goes_is_measured():
 def test_the_encoder_is_measured_with_the_head():
     result = last(Row("learnable", encoder=True), replace(SMALL, overrides=SMALL.overrides + TINY_ENCODER))
     assert 0 < result.details["% in the head"] < 100
+
+
+def test_in_training_the_head_s_part_has_its_backward_pass(monkeypatch):
+    calls = []
+    monkeypatch.setattr(measuring, "median_seconds", lambda call, **_: (call(), calls.append(call), 1.0)[2])
+    setting = replace(SMALL, overrides=SMALL.overrides + TINY_ENCODER)
+    assert last(Row("learnable", training=True, encoder=True), setting).details == {"% in the head": 100.0}
+    trial = calls[0]
+    trial.model.zero_grad(set_to_none=True)
+    calls[1]()
+    assert all(parameter.grad is not None for parameter in trial.model.parameters())
+
+
+def test_the_peak_is_of_the_tensors():
+    setting = replace(SMALL, frames=60, height=8, width=8, channels=64)  # 50 MB of N × N matrices
+    assert_the_peak_is_of_the_tensors(Row("none", plain=True), setting, last(Row("none", plain=True), setting))
+
+
+def test_the_peak_has_nothing_of_the_start_of_a_process():
+    row = Row("learnable")
+    setting = Setting(60, 8, 8, 128, "cpu", 1, 1, 20, ("model.channels=[64,32,32]", "model.window_frames=[4,20,60]"))
+    assert_the_peak_is_of_the_tensors(row, setting, measured_apart(measure, row, setting, None))
+
+
+def assert_the_peak_is_of_the_tensors(row: Row, setting: Setting, result: Result) -> None:
+    if result.peak_bytes is None:
+        pytest.skip("the system does not tell how much memory is in use")
+    trial = Trial(row, setting)
+    held = trial.inputs.nbytes + sum(parameter.nbytes for parameter in trial.model.parameters())
+    assert 0.7 < result.peak_bytes / (result.needed_bytes - held) < 1.3
 
 
 def test_compilation_is_told_apart_from_running(monkeypatch):

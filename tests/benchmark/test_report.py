@@ -66,6 +66,10 @@ def test_the_markdown(report):
     assert len({line.count("|") for line in tables}) == 1
 
 
+def test_the_legend_says_what_is_no_median(report):
+    assert "of long videos of a single call after one with a short clip" in report.markdown()
+
+
 def test_the_files_are_replaced_whole(report, tmp_path):
     report.write(tmp_path / "a")
     report.entries.pop()

@@ -1,5 +1,6 @@
 """The rows are the paper's tables, and each of them composes."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -67,9 +68,13 @@ def test_the_paper_s_setting_is_one_row_however_it_is_written():
 
 
 def test_the_full_product_has_every_combination_once():
-    rows = full_tables((1, 16), PRECISIONS)["All combinations"]
+    rows = full_tables((1, 16), PRECISIONS, encoder=False)["All combinations"]
     merging = len(list((CONF / "merging").glob("*.yaml"))) - 1
     assert len(rows) == len(set(rows)) == 2 * 2 * 2 * 3 * (2 + merging * 3 * 3)
+    assert not any(row.encoder for row in rows)
+    both = full_tables((1, 16), PRECISIONS, encoder=True)["All combinations"]
+    assert set(both) == {*rows, *(replace(row, encoder=True) for row in rows)}
+    assert len(both) == 2 * len(rows)
 
 
 def test_long_videos_are_measured_whole_and_as_a_stream():
@@ -87,9 +92,18 @@ def test_overrides_reach_the_rows_they_concern():
     assert composed(row, setting).model.num_heads == 2  # what the table is about
 
 
+@pytest.mark.parametrize("override", ["merging.saliency_weight=2", "++merging.saliency_weight=2"])
+def test_a_weight_of_the_saliency_reaches_only_the_strategy_that_has_a_number(override):
+    setting = Setting(60, 16, 16, 1024, "cpu", 1, 5, 20, (override,))
+    names = sorted(path.stem for path in (CONF / "merging").glob("*.yaml"))
+    found = {name: composed(Row(name), setting).merging.get("saliency_weight") for name in names}
+    assert found == dict.fromkeys(names) | {"learnable": 2, "learnable_paper": "scale"}
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
+        ("encoder=precomputed", "encoder=precomputed, which nothing can be measured with: choose another"),
         ("merging.partition_facto=4", "did you mean 'merging.partition_factor'"),
         ("merging=uniform", "every strategy has rows of its own"),
         ("foo", "foo"),

@@ -5,11 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
-from hydra.errors import ConfigCompositionException
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import ConfigCompositionException, InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from vtm.data.features import FeatureStore
+from vtm.data.needle import NeedleSource
 from vtm.data.source import VideoFiles
 from vtm.models import VTM, SinusoidalTime
 
@@ -55,10 +57,13 @@ def test_every_experiment_instantiates(name):
     encoder = instantiate(config.encoder)
     data = instantiate(config.data, encoder=encoder)
     assert data.batch_size == 16
-    assert isinstance(data.source, VideoFiles)
-    stored = instantiate(composed(f"experiment={name}", "data/source=features").data, encoder=encoder).source
-    assert isinstance(stored, FeatureStore)
-    assert stored.folder == f"{config.data.root}/features/{encoder.key}-{data.protocol.sampling}"
+    if name == "needle":
+        assert isinstance(data.source, NeedleSource)
+    else:
+        assert isinstance(data.source, VideoFiles)
+        stored = instantiate(composed(f"experiment={name}", "data/source=features").data, encoder=encoder).source
+        assert isinstance(stored, FeatureStore)
+        assert stored.folder == f"{config.data.root}/features/{encoder.key}-{data.protocol.sampling}"
     task = instantiate(config.task, 1 if config.task._target_.endswith("Regression") else 4)
     assert task.metric() is not None
     model = network(config, channels=64)
@@ -66,6 +71,12 @@ def test_every_experiment_instantiates(name):
     assert model.plan(frames, 7, 7)[0].merge_count > 0
     optimizer = instantiate(config.optimizer)(model.parameters())
     instantiate(config.scheduler)(optimizer, total_steps=100, total_epochs=config.trainer.max_epochs)
+
+
+def test_needle_clips_are_refused_from_elsewhere():
+    config = composed("experiment=needle", "data/source=features")
+    with pytest.raises(InstantiationException, match="leave out data/source"):
+        instantiate(config.data, encoder=instantiate(config.encoder))
 
 
 SHAPES = {
@@ -77,7 +88,7 @@ SHAPES = {
 }
 
 
-@pytest.mark.parametrize("name", [name for group, name in OPTIONS if group == "encoder"])
+@pytest.mark.parametrize("name", [name for group, name in OPTIONS if group == "encoder" and name != "precomputed"])
 def test_every_encoder_knows_its_shapes_without_its_weights(name):
     encoder = instantiate(composed("experiment=demo", f"encoder={name}").encoder)
     assert (encoder.frames_per_step, encoder.grid, encoder.channels) == SHAPES[name]
@@ -114,7 +125,8 @@ def test_every_experiment_composes_for_every_command(name, command):
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = compose(command, overrides=[f"experiment={name}"])
     assert config.name == name
-    assert config.data.source._target_.endswith("FeatureStore" if command == "extract" else "VideoFiles")
+    source = "NeedleSource" if name == "needle" else "VideoFiles"
+    assert config.data.source._target_.endswith("FeatureStore" if command == "extract" else source)
 
 
 @pytest.mark.parametrize("name", [name for group, name in OPTIONS if group == "merging/weighting"])
@@ -138,16 +150,22 @@ def test_every_callback_instantiates(name, tmp_path):
     assert all(instantiate(callback) for callback in config.callbacks.values())
 
 
+@pytest.mark.parametrize("experiment", ["needle", "demo", "lvu_scene", "coin"])
 @pytest.mark.parametrize("name", [name for group, name in OPTIONS if group == "ablation"])
-def test_every_ablation_sweeps_over_values_that_compose(name):
-    config = composed("experiment=lvu_scene", f"ablation={name}")
+def test_every_ablation_sweeps_over_values_that_fit_every_experiment(name, experiment):
+    config = composed(f"experiment={experiment}", f"ablation={name}")
     assert str(config.hydra.mode) == "RunMode.MULTIRUN"
+    frames = config.data.protocol.num_frames
     for key, values in config.hydra.sweeper.params.items():
-        separator = "],[" if values.startswith("[") else ","
-        parts = values.strip("[]").split(separator) if separator == "],[" else values.split(",")
-        assert len(parts) >= 2
-        for value in parts:
-            network(composed("experiment=lvu_scene", f"{key}={f'[{value}]' if separator == '],[' else value}"), 64)
+        settings = [
+            f"{key}={value}"
+            for value in OverridesParser.create().parse_override(f"{key}={values}").sweep_string_iterator()
+        ]
+        assert len(settings) >= 3
+        for setting in settings:
+            swept = composed(f"experiment={experiment}", setting)
+            plans = network(swept, channels=64).plan(frames, 6, 6)
+            assert len(plans) == len(swept.model.window_frames)
 
 
 def test_the_ablations_of_the_paper_fit_its_clips():

@@ -11,7 +11,7 @@ import torch
 from vtm.check_data import check
 from vtm.data.needle import NeedleDataModule, Needles, NeedleSource
 from vtm.data.sampling import Single
-from vtm.data.source import Video
+from vtm.data.source import Video, VideoFiles
 from vtm.encoders import Precomputed
 
 CLIPS = Needles(
@@ -26,6 +26,10 @@ def draw(clips=CLIPS, label=1, seed=0):
 
 def source(clips=CLIPS, *, motion=True):
     return NeedleSource(clips=clips, root=Path("nowhere"), encoder=None, sampling="", motion=motion)
+
+
+def video(name, target=1):
+    return Video(f"{CLIPS.key}/{name}", Path(name), target)
 
 
 def data(**changes):
@@ -95,21 +99,36 @@ def test_the_oracle_is_right_without_noise_and_guesses_in_very_much_of_it():
 
 
 def test_a_clip_depends_on_its_name_and_the_seed_of_the_data_alone():
-    one, again = source().clip("train/4"), source().clip("train/4")
+    one, again = source().clip(video("train/4")), source().clip(video("train/4"))
     assert all(torch.equal(a, b) for a, b in zip(one, again, strict=True))
-    others = [source().clip("train/7"), source().clip("val/4"), source(replace(CLIPS, seed=1)).clip("train/4")]
+    others = [source().clip(video("train/7")), source().clip(video("val/4"))]
+    others.append(source(replace(CLIPS, seed=1)).clip(video("train/4")))
     assert not any(torch.equal(one.features, other.features) for other in others)
 
 
+def test_clips_are_kept_up_to_a_number_of_bytes(monkeypatch):
+    monkeypatch.setattr("vtm.data.needle._KEPT_BYTES", 2 * 4 * 60 * 16)  # two clips of 60 tokens
+    kept = source()
+    first = [kept.clip(video(f"train/{number}")) for number in range(3)]
+    second = [kept.clip(video(f"train/{number}")) for number in range(3)]
+    assert [a is b for a, b in zip(first, second, strict=True)] == [True, True, False]
+    assert torch.equal(first[2].features, second[2].features)
+
+
+def test_clips_of_another_kind_have_other_names():
+    names = [data(clips=clips).videos("test")[0].id for clips in (CLIPS, replace(CLIPS, noise=0.1))]
+    assert names[0] != names[1]
+    assert all(name.endswith("/test/0") for name in names)
+
+
 def test_frames_are_read_at_their_times_with_motion_where_it_is_wanted():
-    video = Video("test/2", Path("test/2"), 2)
-    clip = source().clip("test/2")
-    found = source().read(video, [0.5, 2.5])
+    clip = source().clip(video("test/2"))
+    found = source().read(video("test/2"), [0.5, 2.5])
     assert torch.equal(found.inputs, clip.features[[0, 2]])
     assert torch.equal(found.motion, clip.motion[[0, 2]])
     assert found.from_codec.tolist() == [True, True]
     assert found.substituted.tolist() == [False, False]
-    assert source(motion=False).read(video, [0.5]).motion is None
+    assert source(motion=False).read(video("test/2"), [0.5]).motion is None
 
 
 def test_the_classes_take_turns_and_all_clips_load():
@@ -119,7 +138,7 @@ def test_the_classes_take_turns_and_all_clips_load():
     assert module.class_names == ["class 0", "class 1", "class 2"]
     batch = next(iter(module.test_dataloader()))
     assert batch.inputs.shape == (3, 4, 3, 5, 16)
-    assert torch.equal(batch.inputs[1], module.source.clip("test/1").features)
+    assert torch.equal(batch.inputs[1], module.source.clip(module.videos("test")[1]).features)
     assert batch.mask is None
     assert {finding.state for finding in check(module)} == {"sound"}
 
@@ -129,12 +148,28 @@ def test_the_classes_take_turns_and_all_clips_load():
     [
         ({"num_classes": 16}, "2 <= num_classes < channels"),
         ({"num_needles": 0}, "one needle or more"),
+        ({"num_decoys": -3}, "num_decoys of 0 or more, got -3"),
+        ({"clutter": -0.1}, "clutter of 0 or more, got -0.1"),
+        ({"noise": -1.0}, "noise of 0 or more"),
+        ({"num_patterns": 0}, "num_patterns of 1 or more"),
         ({"num_decoys": 50}, "room for all in 60 tokens, got 2 needles, 50 decoys and 12 tokens of clutter"),
     ],
 )
 def test_impossible_clips_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
         replace(CLIPS, **change)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"protocol": Single(num_frames=2)}, "data.protocol.num_frames = data.clips.frames = 4, got 2"),
+        ({"source": VideoFiles}, "needle clips are drawn"),
+    ],
+)
+def test_clips_are_drawn_and_seen_whole(change, message):
+    with pytest.raises(ValueError, match=message):
+        data(**change)
 
 
 def test_precomputed_features_take_no_frames():

@@ -200,6 +200,15 @@ def test_targets_of_a_still_picture_are_spread_evenly(factor: int) -> None:
     assert set(range(700, 710)) <= set(kept)
 
 
+def test_targets_of_an_untrained_estimator_are_spread_evenly() -> None:
+    targets = saliency_partition(scored_tokens(torch.zeros(1, 2000)), Grid(1, 1, 2000), 6)[0]
+    assert targets.diff().max() <= 12
+    close = torch.linspace(-1, 1, 2000)[torch.randperm(2000)][None]  # 0.001 apart
+    assert torch.equal(
+        saliency_partition(scored_tokens(close), Grid(1, 1, 2000), 6), close.topk(334).indices.sort().values
+    )
+
+
 def test_tied_motion_never_displaces_greater_motion() -> None:
     motion = torch.tensor([[1.0, 0.0, 1.0, 5.0, 1.0, 0.0, 2.0, 1.0]])
     targets = motion_partition(scored_tokens(motion), Grid(1, 1, 8), 2)[0].tolist()

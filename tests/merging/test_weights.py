@@ -1,5 +1,6 @@
 """Weights of tokens in the average of their group, against the loops of tests/reference.py."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -37,3 +38,13 @@ def test_weights_of_absent_scores_are_an_error_that_names_them(weigh: Weigh, nam
     tokens = reference.random_tokens(2, 12, seed=0)._replace(motion=None, saliency=None)
     with pytest.raises(ValueError, match=rf"needs tokens\.{name} \(B, N\), got None"):
         weigh(Tokens(*tokens))
+
+
+def test_salient_tokens_win_up_to_the_largest_beta_and_larger_ones_are_refused() -> None:
+    tokens = Tokens.from_grid(torch.zeros(1, 1, 1, 3, 1))
+    tokens = Tokens(tokens.x, tokens.size, tokens.position, saliency=torch.tensor([[-0.5, -0.9, -1.0]]))
+    weights = saliency_weights(tokens, beta=40.0)
+    assert (weights > 0).all()
+    assert weights[0, 1] / weights[0, 0] == pytest.approx(math.exp(-16), rel=1e-4)
+    with pytest.raises(ValueError, match="between -40 and 40"):
+        saliency_weights(tokens, beta=41.0)

@@ -7,6 +7,7 @@ channels, and the rest as in `conf/`. Each row is printed as it is measured, and
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from datetime import datetime
 from itertools import chain
@@ -39,10 +40,12 @@ def _run(given: dict[str, Any]) -> None:
     kinds = {"batches": given.pop("batch"), "precisions": given.pop("precision")}
     full, long, encoder, only, out = (given.pop(name) for name in ("full", "long", "encoder", "only", "out"))
     setting = Setting(**given | {"device": device, "threads": given["threads"] or torch.get_num_threads()})
+    gpu = torch.device(device).type != "cpu"
+    if gpu and (torch.device(device).index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"--device {device} is not here: torch finds {torch.cuda.device_count()} GPUs; choose another")
     if full:
-        tables = full_tables(**kinds)
+        tables = full_tables(**kinds, encoder=encoder or gpu)
     else:
-        gpu = torch.device(device).type != "cpu"
         tables = default_tables(**kinds, plain_everywhere=gpu, encoder=encoder or gpu)
     tables |= long_tables() if long else {}
     titles = ", ".join(tables)
@@ -84,17 +87,17 @@ def _arguments() -> dict[str, Any]:
         description="Measure time and memory of the network on this machine, beside its arithmetic: strategies, γ, L, "
         "R, batch, precision, torch.compile.",
     )
-    parser.add_argument("overrides", nargs="*", help="of conf/train.yaml, such as merging.saliency_weight=2")
+    parser.add_argument("overrides", nargs="*", help="of conf/train.yaml, such as merging.partition_factor=4")
     parser.add_argument("--full", action="store_true", help="all combinations, not one factor at a time")
     parser.add_argument("--long", action="store_true", help="videos of up to three hours, too: whole and as a stream")
     parser.add_argument("--encoder", action="store_true", help="with the encoder, too (on a GPU always)")
     parser.add_argument("--only", default="", help="tables with this text in their titles, such as strategies")
-    parser.add_argument("--device", help="cpu, cuda or cuda:1; default: the GPU if there is one")
-    parser.add_argument("--threads", type=int, help="of the CPU")
-    parser.add_argument("--repeats", type=int, default=5, help="timed calls; of slow rows at most 3")
+    parser.add_argument("--device", type=_device, help="cpu, cuda or cuda:1; default: the GPU if there is one")
+    parser.add_argument("--threads", type=_count, help="of the CPU")
+    parser.add_argument("--repeats", type=_count, default=5, help="timed calls; of slow rows at most 3")
     parser.add_argument("--limit", type=float, default=20.0, help="leave out rows whose call takes more seconds")
     for name, default in {"frames": 60, "height": 16, "width": 16, "channels": 1024}.items():
-        parser.add_argument(f"--{name}", type=int, default=default)
+        parser.add_argument(f"--{name}", type=_count, default=default)
     parser.add_argument("--batch", type=_counts, default="1,16", help="the first is used in all tables (1,16)")
     parser.add_argument("--precision", type=_precisions, default="32-true,bf16-mixed", help="likewise")
     parser.add_argument("--out", type=Path, help="folder; default: runs/benchmark/<stamp>")
@@ -104,8 +107,20 @@ def _arguments() -> dict[str, Any]:
     return given
 
 
+def _device(text: str) -> str:
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", text):
+        raise argparse.ArgumentTypeError(f"expected cpu, cuda or cuda:1, got {text}")
+    return text
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"expected a whole number above 0, got {text}")
+    return int(text)
+
+
 def _counts(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(","))
+    return tuple(_count(part) for part in text.split(","))
 
 
 def _precisions(text: str) -> tuple[str, ...]:

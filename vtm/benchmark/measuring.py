@@ -107,13 +107,13 @@ def _measured(row: Row, setting: Setting) -> dict[str, Any]:
     with trial.mode():
         if row.compiled:
             details["s to compile"] = _call_seconds(trial, trial)
-        if trial.encoder is not None:
-            trial.encode()  # loads the weights
         if row.frames is not None:  # minutes: one call must do, after a short clip
             trial.head(trial.features(setting.frames))
             timed = partial(_stream_seconds, trial) if row.streaming else partial(_call_seconds, trial, trial)
         else:
+            trial()  # loads the encoder's weights and the libraries, which are no memory of a call
             timed = partial(median_seconds, trial, device=trial.device, repeats=repeats)
+        trial.model.zero_grad(set_to_none=True)  # gradients are
         with PeakMemory(trial.device) as peak:
             seconds = timed()
         details |= _details(trial, seconds, repeats)
@@ -126,7 +126,7 @@ def _details(trial: Trial, seconds: float, repeats: int) -> dict[str, float]:
     row = trial.row
     if trial.encoder is not None:
         features = trial.encode()
-        head = median_seconds(partial(trial.head, features), device=trial.device, repeats=repeats)
+        head = median_seconds(partial(trial.step, features), device=trial.device, repeats=repeats)
         return {"% in the head": 100 * head / seconds}
     if not row.strategy.startswith("learnable") or row.overrides or row.compiled:
         return {}

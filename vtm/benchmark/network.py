@@ -40,8 +40,7 @@ def composed(row: Row, setting: Setting) -> DictConfig:
         raise ValueError(
             f"{taken[0]} would make all rows the same, and every strategy has rows of its own: leave it out"
         )
-    merges = row.strategy != "none"
-    theirs = tuple(text for text in setting.overrides if merges or not text.lstrip("+").startswith("merging"))
+    theirs = tuple(text for text in setting.overrides if _concerns(text, row.strategy))
     return _composed(row.strategy, theirs, row.overrides)
 
 
@@ -105,13 +104,17 @@ class Trial:
         return torch.randn(self.shape[0], frames, *self.shape[2:], device=self.device)
 
     def __call__(self) -> None:
-        """Run the network once, in training with its loss and the gradients, as the trainer does."""
+        """Run the encoder, if there is one, and the network once."""
+        self.step(self.encode())
+
+    def step(self, features: Tensor) -> None:
+        """Run the network on features (B, T, H, W, C), in training with loss and gradients, as the trainer does."""
         if self.task is None:
-            self.head(self.encode())
+            self.head(features)
             return
         self.model.zero_grad(set_to_none=True)
         with self._autocast():
-            output = self.head(self.encode())
+            output = self.head(features)
             loss = self.task.loss(output.logits, output.aux_logits, self.target)["loss"]
         loss.backward()
 
@@ -129,16 +132,22 @@ class Trial:
             stream.update(features, motion=motion)
 
     def encode(self) -> Tensor:
-        """Turn the inputs into features (B, T, H, W, C)."""
+        """Turn the inputs into features (B, T, H, W, C); the encoder's attention is fused in every row."""
         assert self.inputs is not None  # a stream has none
-        with self._autocast():
+        with sdpa_kernel(FUSED), self._autocast():
             return self.inputs if self.encoder is None else self.encoder(self.inputs)
 
     @contextmanager
     def mode(self) -> Iterator[None]:
         """Choose the attention kernels of the row, and gradients only for training."""
-        with sdpa_kernel([SDPBackend.MATH] if self.row.plain else FUSED), torch.inference_mode(not self.row.training):
-            yield
+        allowed = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
+        torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)  # else plain attention in bf16 computes in fp32
+        kernels = [SDPBackend.MATH] if self.row.plain else FUSED
+        try:
+            with sdpa_kernel(kernels), torch.inference_mode(not self.row.training):
+                yield
+        finally:
+            torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(allowed)
 
     def _autocast(self) -> torch.autocast:
         dtype = PRECISIONS[self.row.precision]
@@ -151,6 +160,14 @@ class Trial:
         return torch.randint(0, 256, (self.shape[0], steps, 3, size, size), dtype=torch.uint8, device=self.device)
 
 
+def _concerns(override: str, strategy: str) -> bool:
+    """Tell whether an override of the user's is for the rows of a strategy."""
+    key = override.lstrip("+~").split("=")[0]
+    if key == "merging.saliency_weight":  # it gives auxiliary attention to what has none, and takes "scale" from it
+        return isinstance(_composed(strategy, (), ()).merging.get("saliency_weight"), float)
+    return strategy != "none" or not key.startswith("merging")
+
+
 @cache  # it takes a third of a second
 def _composed(strategy: str, theirs: tuple[str, ...], ours: tuple[str, ...]) -> DictConfig:
     chosen = ["experiment=lvu_scene", f"merging={strategy}", "encoder.pretrained=false", *theirs, *ours]
@@ -158,5 +175,10 @@ def _composed(strategy: str, theirs: tuple[str, ...], ours: tuple[str, ...]) -> 
         with initialize_config_dir(str(CONF), version_base="1.3"):
             return compose("train", overrides=chosen)
     except HydraException as error:
-        lines = near_misses(list(theirs), CONF, "train") or [" ".join(str(error).split("\n")[0].split())]
+        first = " ".join(str(error).split("\n")[0].split())
+        if "'encoder.pretrained'" in first:
+            first = (
+                "the overrides choose features, encoder=precomputed, which nothing can be measured with: choose another"
+            )
+        lines = near_misses(list(theirs), CONF, "train") or [first]
         raise ValueError(f"{lines[0]} (the rows of the benchmark are overrides of conf/train.yaml)") from None

@@ -27,9 +27,10 @@ COLUMNS = (
     "× fused none",
 )
 LEGEND = (
-    "Random normal features, medians after a warm-up, every row in a process of its own; training is forward, loss of "
-    "all paths and backward, without the optimizer. Peak GB: above that of model and inputs. GFLOP: products and "
-    "attention, without what a backward pass computes again. GB moved at least: inputs, weights in use and logits "
+    "Random normal features, every row in a process of its own; times are medians after a warm-up, of long videos of a "
+    "single call after one with a short clip; training is forward, loss of all paths and backward, without the "
+    "optimizer; an encoder is frozen, with fused attention. Peak GB: above that of model and inputs. GFLOP: products "
+    "and attention, without what a backward pass computes again. GB moved at least: inputs, weights in use and logits "
     "once, in training the gradients of the weights. % of matrix rate: GFLOP per second against those of a large "
     "matrix product of the same precision, in the same process. × none: how many times faster than no merging with "
     "plain attention, which writes its N × N matrices as the paper's baseline does, or with fused attention."

@@ -135,12 +135,13 @@ def default_tables(
     return tables
 
 
-def full_tables(batches: tuple[int, ...], precisions: tuple[str, ...]) -> dict[str, list[Row]]:
-    """Combine every strategy, γ, R, L, batch and precision, in inference and in training."""
+def full_tables(batches: tuple[int, ...], precisions: tuple[str, ...], *, encoder: bool) -> dict[str, list[Row]]:
+    """Combine every strategy, γ, R, L, batch and precision, in inference and in training; all with the encoder, too."""
     factors, counts, lengths = (_values(name) for name in ("partition_factor", "merge_count", "window_frames"))
+    kinds = product((False, True) if encoder else (False,), (False, True), precisions, batches, lengths)
     rows = []
-    for training, precision, batch, length in product((False, True), precisions, batches, lengths):
-        base = Row("none", training=training, batch=batch, precision=precision, overrides=(length,))
+    for encoded, training, precision, batch, length in kinds:
+        base = Row("none", False, training, batch, precision, (length,), encoder=encoded)
         rows += [replace(base, plain=True), base]
         for name, factor, count in product(_strategies(), factors, counts):
             if name != "none":
@@ -169,7 +170,8 @@ def _ablation(row: Row, name: str) -> list[Row]:
 
 def _values(name: str) -> list[str]:
     """List the overrides over which `ablation=<name>` sweeps."""
-    sweep = OmegaConf.load(CONF / "ablation" / f"{name}.yaml").hydra.sweeper.params
+    files = (CONF / "train.yaml", CONF / "ablation" / f"{name}.yaml")
+    sweep = OmegaConf.merge(*map(OmegaConf.load, files)).hydra.sweeper.params
     return [
         f"{key}={value}"
         for key, values in sweep.items()

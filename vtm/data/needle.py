@@ -6,8 +6,9 @@ together with a mark that all needles share; a decoy is the code of any class wi
 everything sees more decoys than needles; one that has learnt the mark finds the class.
 """
 
-from dataclasses import dataclass
-from functools import cached_property, lru_cache, partial
+import hashlib
+from dataclasses import asdict, dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple, Unpack
 
@@ -19,6 +20,8 @@ from torch import Tensor
 from vtm.data.datamodule import SPLITS, Loading, Split, VideoDataModule
 from vtm.data.sampling import ClipProtocol
 from vtm.data.source import Content, Video
+
+_KEPT_BYTES = 2**29  # of clips, in each process that loads them
 
 
 class NeedleClip(NamedTuple):
@@ -70,11 +73,19 @@ class Needles:
                 f"expected 2 <= num_classes < channels, so that codes and mark are orthogonal, got "
                 f"{self.num_classes} classes and {self.channels} channels"
             )
+        for name, least in (("num_decoys", 0), ("num_patterns", 1), ("clutter", 0), ("noise", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"expected {name} of {least} or more, got {getattr(self, name)}")
         if self.num_needles < 1 or self.num_needles + self.num_decoys + self._clutter > tokens:
             raise ValueError(
                 f"expected one needle or more, and room for all in {tokens} tokens, got {self.num_needles} needles, "
                 f"{self.num_decoys} decoys and {self._clutter} tokens of clutter"
             )
+
+    @cached_property
+    def key(self) -> str:
+        """Tell clips of one kind from those of another, for their names."""
+        return hashlib.sha256(repr(asdict(self)).encode()).hexdigest()[:8]
 
     @property
     def _clutter(self) -> int:
@@ -124,7 +135,7 @@ class Needles:
         drift = rng.uniform(-0.5, 0.5, size=2)  # tokens per frame
         places = np.stack(np.meshgrid(np.arange(self.height), np.arange(self.width), indexing="ij"), axis=-1)
         moved = places + drift * np.arange(self.frames)[:, None, None, None]  # (T, H, W, 2)
-        away = np.abs((moved[..., None, :] - centres) % side)  # (T, H, W, patterns, 2)
+        away = (moved[..., None, :] - centres) % side  # (T, H, W, patterns, 2)
         nearest: NDArray[np.int64] = (np.minimum(away, side - away) ** 2).sum(-1).argmin(-1)
         return nearest
 
@@ -146,10 +157,19 @@ class NeedleSource:
         self.unusable = root / "unusable.csv"
         self.clips = clips
         self.motion = motion
+        self._kept: dict[str, NeedleClip] = {}  # for drawing takes as long as training on what is drawn
+        self._room = _KEPT_BYTES // (4 * clips.frames * clips.height * clips.width * clips.channels)
 
-    def clip(self, name: str) -> NeedleClip:
-        """Draw the clip of one name, `<split>/<number>`."""
-        return _drawn(self.clips, name)
+    def clip(self, video: Video) -> NeedleClip:
+        """Draw the clip of a name, `<key>/<split>/<number>`."""
+        if video.id in self._kept:
+            return self._kept[video.id]
+        _, split, number = video.id.split("/")
+        rng = np.random.default_rng((self.clips.seed, 1 + [str(known) for known in SPLITS].index(split), int(number)))
+        clip = self.clips.draw(int(video.target), rng)
+        if len(self._kept) < self._room:
+            self._kept[video.id] = clip
+        return clip
 
     def locate(self, video: Video) -> str:
         """Name the clip."""
@@ -165,7 +185,7 @@ class NeedleSource:
 
     def read(self, video: Video, times: list[float]) -> Content:
         """Give the frames at some times."""
-        clip = self.clip(video.id)
+        clip = self.clip(video)
         frames = [int(time) for time in times]
         motion = clip.motion[frames] if self.motion else None
         drawn = torch.ones(len(frames), dtype=torch.bool)
@@ -176,14 +196,7 @@ class NeedleSource:
 
     def check(self, video: Video, protocol: ClipProtocol, *, train: bool) -> None:
         """Draw it."""
-        self.clip(video.id)
-
-
-@lru_cache(maxsize=2048)  # drawing takes as long as training on it
-def _drawn(clips: Needles, name: str) -> NeedleClip:
-    split, number = name.split("/")
-    rng = np.random.default_rng((clips.seed, 1 + [str(known) for known in SPLITS].index(split), int(number)))
-    return clips.draw(int(number) % clips.num_classes, rng)
+        self.clip(video)
 
 
 class NeedleDataModule(VideoDataModule):
@@ -201,7 +214,14 @@ class NeedleDataModule(VideoDataModule):
     def __init__(
         self, *, clips: Needles, num_train: int, num_val: int, num_test: int, **loading: Unpack[Loading]
     ) -> None:
+        if getattr(loading["source"], "func", None) is not NeedleSource:
+            raise ValueError("needle clips are drawn, not read from videos or features: leave out data/source")
         super().__init__(**loading | {"source": partial(loading["source"], clips=clips)})
+        if [int(time) for time in self.protocol.times(0.0, float(clips.frames))] != list(range(clips.frames)):
+            raise ValueError(
+                f"needle clips are seen whole: expected data.protocol.num_frames = data.clips.frames = {clips.frames}, "
+                f"got {self.protocol.num_frames}"
+            )
         self.counts: dict[Split, int] = {"train": num_train, "val": num_val, "test": num_test}
 
     @property
@@ -211,5 +231,6 @@ class NeedleDataModule(VideoDataModule):
 
     def read_split(self, split: Split) -> list[Video]:
         """List the clips of a split."""
-        names = [f"{split}/{number}" for number in range(self.counts[split])]
-        return [Video(name, Path(name), place % self.source.clips.num_classes) for place, name in enumerate(names)]
+        clips = self.source.clips
+        names = [f"{clips.key}/{split}/{number}" for number in range(self.counts[split])]
+        return [Video(name, Path(name), place % clips.num_classes) for place, name in enumerate(names)]

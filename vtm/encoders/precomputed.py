@@ -31,6 +31,6 @@ class Precomputed(nn.Module):
             ValueError: always.
         """
         raise ValueError(
-            f"encoder=precomputed stands for features, but got frames {tuple(frames.shape)}; choose an encoder, such as "
-            "encoder=vit_l16"
+            f"encoder=precomputed stands for features, but got frames {tuple(frames.shape)}; choose an encoder, "
+            "such as encoder=vit_l16"
         )

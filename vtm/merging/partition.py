@@ -111,10 +111,7 @@ def motion_partition(
         )
     if sample:
         return _by_score(tokens.motion, tokens, partition_factor, sample, generator)
-    # multiples of the golden ratio, of which any top part is spread evenly; so small that they decide ties only
-    order = torch.arange(tokens.motion.shape[1], device=tokens.motion.device) * 40503 % 65536 / 65536
-    motion = tokens.motion.to(torch.promote_types(tokens.motion.dtype, torch.float32)) + 1e-4 * order
-    return _by_score(motion, tokens, partition_factor, sample, generator)
+    return _by_score(_spread_ties(tokens.motion, 1e-4), tokens, partition_factor, sample, generator)
 
 
 def saliency_partition(
@@ -122,11 +119,14 @@ def saliency_partition(
 ) -> Tensor:
     """Prefer salient tokens: p = softmax(s), s the learned saliency `tokens.saliency` (learnable VTM, equation 9).
 
-    With `sample`, M targets are drawn without replacement (Gumbel-top-k); without, the M largest s are taken.
+    With `sample`, M targets are drawn without replacement (Gumbel-top-k); without, the M largest s are taken. Of tokens
+    with equal saliency, as before any training, those taken are spread over all of them.
     """
     if tokens.saliency is None:
         raise ValueError("saliency_partition needs tokens.saliency (B, N), got None: estimate it first")
-    return _by_score(tokens.saliency, tokens, partition_factor, sample, generator)
+    if sample:
+        return _by_score(tokens.saliency, tokens, partition_factor, sample, generator)
+    return _by_score(_spread_ties(tokens.saliency, 1e-6), tokens, partition_factor, sample, generator)
 
 
 def true_indices(chosen: Tensor, count: int) -> Tensor:
@@ -152,6 +152,17 @@ def _by_score(scores: Tensor, tokens: Tokens, factor: int, sample: bool, generat
     if tokens.mask is not None:
         scores = scores.masked_fill(~tokens.mask, -torch.inf)
     return scores.topk(count, dim=1, sorted=False).indices.sort(dim=1).values
+
+
+def _spread_ties(scores: Tensor, step: float) -> Tensor:
+    """Add multiples of the golden ratio, of which any top part is spread evenly, times so little that they decide ties.
+
+    Args:
+        scores: (B, N).
+        step: what is added at most.
+    """
+    order = torch.arange(scores.shape[1], device=scores.device) * 40503 % 65536 / 65536
+    return scores.to(torch.promote_types(scores.dtype, torch.float32)) + step * order
 
 
 def _gumbel(scores: Tensor, generator: Generators) -> Tensor:

@@ -26,7 +26,12 @@ def saliency_weights(tokens: Tokens, *, beta: float) -> Tensor:
     """Weigh tokens by exp(β s), which keeps salient tokens undiluted and gives s a gradient: (B, N).
 
     The weights are divided by exp(|β|), which changes no average and keeps them finite.
+
+    Raises:
+        ValueError: without saliency, or if |β| is so large that weights would vanish in fp32.
     """
+    if abs(beta) > 40:
+        raise ValueError(f"expected beta between -40 and 40, beyond which weights vanish in fp32, got {beta}")
     if tokens.saliency is None:
         raise ValueError("saliency_weights needs tokens.saliency (B, N), got None: estimate it first")
     return torch.exp(beta * tokens.saliency - abs(beta))

@@ -1,0 +1,45 @@
+"""A row computes as it says."""
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from vtm.benchmark.network import PRECISIONS, Trial
+from vtm.benchmark.rows import Row, Setting
+
+SMALL = Setting(4, 2, 2, 16, "cpu", 1, 1, 20, ("model.window_frames=[2,4]", "model.channels=[16,8]"))
+
+
+class Products(TorchDispatchMode):
+    """Keep the types of what batched products multiply."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dtypes: list[torch.dtype] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten.bmm.default:
+            self.dtypes += [args[0].dtype, args[1].dtype]
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_plain_attention_computes_in_the_row_s_precision(precision, training):
+    trial = Trial(Row("none", plain=True, precision=precision, training=training), SMALL)
+    with trial.mode(), Products() as products:
+        trial()
+    per_block = 2 * (2 + 4 * training)  # two products of two tensors, and two of the backward pass for each
+    assert products.dtypes == 2 * per_block * [PRECISIONS[precision]]
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_a_trial_leaves_the_settings_of_torch_as_they_were(before):
+    usual = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
+    torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(before)
+    try:
+        with pytest.raises(RuntimeError, match="inside"), Trial(Row("none"), SMALL).mode():
+            raise RuntimeError("inside")
+        assert torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed() == before
+    finally:
+        torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(usual)
