@@ -1,4 +1,4 @@
-"""What watches a run: progress, and the seeds that let a resumed run go on as if it had never stopped."""
+"""What watches a run: progress, needles, and the seeds that let a resumed run go on as if it had never stopped."""
 
 import random
 import sys

@@ -164,7 +164,7 @@ def _concerns(override: str, strategy: str) -> bool:
     """Tell whether an override of the user's is for the rows of a strategy."""
     key = override.lstrip("+~").split("=")[0]
     if key == "merging.saliency_weight":  # it gives auxiliary attention to what has none, and takes "scale" from it
-        return isinstance(_composed(strategy, (), ()).merging.get("saliency_weight"), float)
+        return isinstance(_composed(strategy, (), ()).merging.get("saliency_weight"), int | float)
     return strategy != "none" or not key.startswith("merging")
 
 

@@ -140,9 +140,9 @@ def _files(path: Path) -> Iterator[Path]:
     yield from sorted(found, key=_natural)
 
 
-def _natural(path: Path) -> list[tuple[int, str]]:
-    """Sort 2 before 10."""
-    return [(int(part or 0), text) for text, part in re.findall(r"(\D*)(\d*)", str(path))]
+def _natural(path: Path) -> list[tuple[str, int]]:
+    """Sort 2 before 10, and a before b."""
+    return [(text, int(part or 0)) for text, part in re.findall(r"(\D*)(\d*)", str(path))]
 
 
 def _read(file: Path, checkpoint: str) -> Run:
