@@ -305,13 +305,15 @@ def test_report_names_what_is_missing_or_damaged_once_for_each_split() -> None:
     gaps = score(
         missing=7, missing_ids=list("abcdefg"), damaged_videos=3, motion_from_codec=0.25, details={"kept_1": 0.5}
     )
-    lines = report(val=score(missing=1, missing_ids=["z"]), test=gaps, test_last=gaps).splitlines()
-    assert lines[-5:] == [
+    last = gaps | {"details": {"kept_1": 0.75}}
+    lines = report(val=score(missing=1, missing_ids=["z"]), test=gaps, test_last=last).splitlines()
+    assert lines[-6:] == [
         "missing in val: z",
         "missing in test: a, b, c, d, e and 2 more, all in the file",
         "damaged in test: 3 videos, with frames that could not be decoded",
         "motion in test: the codec's in 25.0% of the steps, else differences of frames",
         "details of test: kept_1 0.500",
+        "details of test_last: kept_1 0.750",
     ]
 
 

@@ -192,8 +192,9 @@ def results_report(run: Mapping[str, Any], scores: Mapping[str, Mapping[str, Any
             lines.append(f"damaged in {stage}: {videos} videos, with frames that could not be decoded")
         if (share := score.get("motion_from_codec", 1.0)) < 1:
             lines.append(f"motion in {stage}: the codec's in {share:.1%} of the steps, else differences of frames")
+    for name, score in scores.items():
         if details := score.get("details"):
-            lines.append(f"details of {stage}: " + ", ".join(f"{name} {value:.3f}" for name, value in details.items()))
+            lines.append(f"details of {name}: " + ", ".join(f"{key} {value:.3f}" for key, value in details.items()))
     if figures := run["published"]["figures"]:
         lines += ["", *_comparison(tests, figures)]
     return "\n".join(lines)
