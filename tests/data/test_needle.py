@@ -12,7 +12,6 @@ from vtm.check_data import check
 from vtm.data.needle import NeedleDataModule, Needles, NeedleSource
 from vtm.data.sampling import Single
 from vtm.data.source import Video, VideoFiles
-from vtm.encoders import Precomputed
 
 CLIPS = Needles(
     num_classes=3, frames=4, height=3, width=5, channels=16, num_needles=2, num_decoys=7, clutter=0.2, num_patterns=4,
@@ -170,10 +169,3 @@ def test_impossible_clips_are_refused(change, message):
 def test_clips_are_drawn_and_seen_whole(change, message):
     with pytest.raises(ValueError, match=message):
         data(**change)
-
-
-def test_precomputed_features_take_no_frames():
-    encoder = Precomputed("needle", grid=[3, 5], channels=16)
-    assert (encoder.key, encoder.grid) == ("needle-3x5x16", (3, 5))
-    with pytest.raises(ValueError, match="stands for features, but got frames"):
-        encoder(torch.zeros(1, 4, 3, 8, 8, dtype=torch.uint8))
