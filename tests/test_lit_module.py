@@ -16,7 +16,7 @@ from vtm.data.dataset import Clip, collate
 from vtm.data.sampling import Single
 from vtm.data.source import Video
 from vtm.encoders import Encoder
-from vtm.lit_module import VTMModule, auto_precision, clip_generator, cosine_with_warmup
+from vtm.lit_module import VTMModule, auto_precision, cosine_with_warmup
 from vtm.merging import NoMerger, TokenMerger, saliency_partition, saliency_weights
 from vtm.models import VTM
 from vtm.tasks import Classification, Regression, Task, TwoLosses
@@ -268,12 +268,6 @@ def test_sampling_in_evaluation_does_not_depend_on_the_batch(tmp_path):
     assert torch.equal(lit(batch).logits, together)
     other = lit(batch._replace(id=[f"{clip}-other" for clip in batch.id])).logits
     assert not torch.equal(other, together)
-
-
-def test_the_clip_s_id_seeds_its_noise():
-    first, again, other = (torch.rand(3, generator=clip_generator(clip)) for clip in ("a@0", "a@0", "a@1"))
-    assert torch.equal(first, again)
-    assert not torch.equal(first, other)
 
 
 def test_stored_features_give_what_their_frames_give(tmp_path):

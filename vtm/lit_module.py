@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator
 from itertools import zip_longest
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from vtm.data.dataset import Batch
+from vtm.data.dataset import Batch, clip_generator
 from vtm.encoders import Encoder
 from vtm.metrics import VideoMetric, ids_sha256
 from vtm.models import VTM, VTMOutput
@@ -212,12 +211,6 @@ class VTMModule(L.LightningModule):
             "train_videos": {"n": len(data.listed("train")) - lost, "missing": lost},
             "tokens": [plans[0].windows * plans[0].num_tokens, *left],
         }
-
-
-def clip_generator(clip: str) -> torch.Generator:
-    """Seed the noise of one clip by its id, on the CPU: the same on every device and in every batch."""
-    seed = int.from_bytes(hashlib.sha256(clip.encode()).digest()[:8], "big")
-    return torch.Generator().manual_seed(seed)
 
 
 def cosine_with_warmup(optimizer: Optimizer, *, total_steps: int, total_epochs: int, warmup_epochs: int) -> LambdaLR:

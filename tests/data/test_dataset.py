@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from vtm.data.dataset import Clip, VideoDataset, collate
+from vtm.data.dataset import Clip, VideoDataset, clip_generator, collate
 from vtm.data.sampling import Single, Windows
 from vtm.data.source import Video, VideoFiles
 from vtm.data.video import VideoError
@@ -155,3 +155,9 @@ def test_collate_wants_motion_in_all_clips_or_none():
     assert batch.from_codec.tolist() == [0.5]
     with pytest.raises(ValueError, match=r"v1@0.00"):
         collate([clip(0, motion=motion), clip(1)])
+
+
+def test_the_clip_s_id_seeds_its_noise():
+    first, again, other = (torch.rand(3, generator=clip_generator(clip)) for clip in ("a@0", "a@0", "a@1"))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)

@@ -1,5 +1,6 @@
 """One clip of one video as a training example, and clips as a batch."""
 
+import hashlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -113,6 +114,12 @@ def collate(clips: Sequence[Clip]) -> Batch:
         damaged=torch.tensor([clip.damaged for clip in clips]),
         from_codec=torch.tensor([clip.from_codec for clip in clips]) if motions else None,
     )
+
+
+def clip_generator(clip: str) -> torch.Generator:
+    """Seed the noise of one clip by its id, on the CPU: the same on every device and in every batch."""
+    seed = int.from_bytes(hashlib.sha256(clip.encode()).digest()[:8], "big")
+    return torch.Generator().manual_seed(seed)
 
 
 def _pad(steps: Tensor, count: int) -> Tensor:

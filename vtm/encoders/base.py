@@ -61,6 +61,8 @@ class Encoder(nn.Module, ABC):
         ValueError: if precision or storage is unknown.
     """
 
+    prefix = 0  # tokens of each step before those of the frame, such as CLS; then the grid is one row
+
     def __init__(
         self,
         name: str,

@@ -73,6 +73,8 @@ class ImageEncoder(Encoder):
                 f"{model_name} does not take encoder.image_size = {choices['image_size']} ({error}); its own is "
                 f"{config['input_size'][-1]}"
             ) from error
+        if cls_in_grid:
+            self.prefix = self.grid[1] - self._side**2
 
     def build(self, *, load: bool) -> Any:
         """Make the model; weights that do not belong to it tensor by tensor are refused."""
@@ -88,7 +90,7 @@ class ImageEncoder(Encoder):
         features: Tensor = backbone.forward_features(frames)
         dimensions = getattr(features, "ndim", 0)  # some models give a list
         prefix = int(getattr(backbone, "num_prefix_tokens", 0))
-        side = math.ceil(self.image_size / self._pixels)
+        side = self._side
         if self.cls_in_grid and not (dimensions == 3 and prefix):
             raise ValueError(f"{self.model_name} has no CLS token; set encoder.cls_in_grid=false")
         if dimensions == 4:
@@ -100,6 +102,11 @@ class ImageEncoder(Encoder):
                 f"grid, such as a ViT or a ResNet"
             )
         return features[:, None] if self.cls_in_grid else features[:, prefix:].unflatten(1, (side, side))
+
+    @property
+    def _side(self) -> int:
+        """Count the tokens along a side of a frame."""
+        return math.ceil(self.image_size / self._pixels)
 
     def _usual(self) -> Any:
         """Make the model as timm defines it, for what it says of itself."""

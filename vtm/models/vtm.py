@@ -349,7 +349,7 @@ class VTM(nn.Module):
                 aux = block.auxiliary(rewindow(aux, rows), merged)
             traces.append(BlockTrace(merged.grouping, merged.targets, merged.saliency))
         logits = self.head(_pool(rewindow(tokens, batch)))
-        learned = self.training and traces[0].saliency is not None
+        learned = self.training and self.blocks[0].auxiliary is not None
         aux_logits = self.head(_pool(rewindow(aux, batch))) if learned else None
         return VTMOutput(logits, aux_logits, tuple(traces))
 

@@ -1,0 +1,223 @@
+"""Say what is in videos: python -m vtm.predict model.safetensors video.mp4."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import glob
+import json
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # what the command needs is imported when its arguments are known to be right
+    from vtm.predictor import Prediction, Predictor
+
+_COLUMNS = ("video", "prediction", "probability", "windows", "seconds", "damaged", "model")
+
+
+class ArgumentError(Exception):
+    """Say what is wrong with an argument of the command, and what to do."""
+
+
+def main() -> None:
+    """Predict what the command line names; end with an error if a video could not be read."""
+    arguments = _parser().parse_args()
+    try:
+        videos = list_videos(arguments.videos)
+        sys.exit(_run(arguments, videos))
+    except ArgumentError as error:
+        sys.exit(str(error))
+    except KeyboardInterrupt:
+        print("interrupted" + (f"; what is done is in {arguments.csv}" if arguments.csv else ""), file=sys.stderr)
+        sys.exit(130)
+
+
+def list_videos(names: Iterable[str]) -> list[Path]:
+    """List files, those of folders, and those that match patterns, each once and in the order of the names.
+
+    Raises:
+        ArgumentError: if a name is none of these, or nothing is there.
+    """
+    from vtm.data.listing import is_video, walk
+
+    found: dict[Path, None] = {}
+    for name in names:
+        path = Path(name)
+        if path.is_dir():
+            files = [file for file in walk(path) if is_video(file)]
+        else:
+            files = [path] if path.exists() else sorted(map(Path, glob.glob(name, recursive=True)))
+        if not files:
+            what = (
+                "no video in or below the folder" if path.is_dir() else "no such file, folder or match of the pattern"
+            )
+            raise ArgumentError(f"{name}: {what}")
+        found |= dict.fromkeys(files)
+    return list(found)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="vtm.predict",
+        description="Say what is in videos, by a model that vtm.export has written.",
+        epilog="Example: python -m vtm.predict scene.safetensors videos/ --csv scenes.csv",
+    )
+    parser.add_argument("model", metavar="MODEL", help="a .safetensors file, or a folder with a model.safetensors")
+    parser.add_argument("videos", metavar="VIDEO", nargs="+", help="files, folders, or patterns in quotation marks")
+    parser.add_argument("--json", action="store_true", help="print a line of JSON for each video")
+    parser.add_argument("--csv", metavar="FILE", help="write a table; videos that are in it already are left out")
+    parser.add_argument("--top", metavar="N", type=int, default=5, help="classes to print of each video (default 5)")
+    parser.add_argument("--timeline", action="store_true", help="also say what each window of a video gives")
+    parser.add_argument("--stream", action="store_true", help="one pass over a frame per second of the whole video")
+    parser.add_argument("--device", metavar="NAME", help="such as cuda:1; the first GPU, or else the CPU, by default")
+    parser.add_argument("--encoder-checkpoint", metavar="FILE", help="where the encoder's own weights lie now")
+    return parser
+
+
+def _run(arguments: argparse.Namespace, videos: Sequence[Path]) -> int:
+    """Predict all videos; return the exit status."""
+    from vtm.model_file import ModelFileError
+
+    try:
+        model = _load(arguments)
+    except ModelFileError as error:
+        raise ArgumentError(str(error)) from None
+    if arguments.csv is None:
+        return _predict_all(model, videos, arguments, None)
+    table = Path(arguments.csv)
+    known = _known(table, model.identity)
+    table.parent.mkdir(parents=True, exist_ok=True)
+    with table.open("a", encoding="utf-8", newline="") as file:
+        rows = csv.DictWriter(file, _COLUMNS)
+        if not file.tell():
+            rows.writeheader()
+        if known:
+            print(f"{len(known)} videos are in {table} already", file=sys.stderr)
+        return _predict_all(model, [video for video in videos if str(video) not in known], arguments, (file, rows))
+
+
+def _load(arguments: argparse.Namespace) -> Predictor:
+    import torch
+
+    from vtm.predictor import load
+
+    device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ArgumentError(f"--device {device} is not to be had here ({reason}); --device cpu is") from None
+    return load(arguments.model, encoder_checkpoint=arguments.encoder_checkpoint, device=device)
+
+
+def _predict_all(
+    model: Predictor, videos: Sequence[Path], arguments: argparse.Namespace, table: tuple[Any, Any] | None
+) -> int:
+    from vtm.data.video import VideoError
+    from vtm.progress import Progress
+
+    failed: dict[Path, str] = {}
+    with Progress("predict", len(videos)) as progress:
+        for video in videos:
+            try:
+                prediction = model.predict(video, stream=arguments.stream)
+            except (VideoError, OSError, ValueError) as error:
+                failed[video] = str(error)
+            else:
+                print("\n".join(_lines(prediction, arguments)), flush=True)
+                if table is not None:
+                    file, rows = table
+                    rows.writerow(_row(prediction, model.identity))
+                    file.flush()
+            progress.advance(f"{len(failed)} failed" if failed else "")
+    for reason in failed.values():
+        print(f"failed: {reason}", file=sys.stderr)
+    if failed:
+        print(f"{len(failed)} of {len(videos)} videos could not be predicted", file=sys.stderr)
+    return int(bool(failed))
+
+
+def _lines(prediction: Prediction, arguments: argparse.Namespace) -> Iterator[str]:
+    """Say in text, or in one line of JSON, what a video is predicted to be."""
+    if arguments.json:
+        yield json.dumps(as_dict(prediction, top=arguments.top, timeline=arguments.timeline), ensure_ascii=False)
+        return
+    windows = f"{len(prediction.windows)} windows" if len(prediction.windows) > 1 else "1 window"
+    damage = ", damaged" if prediction.damaged else ""
+    yield f"{prediction.video}  {_text(prediction.top(arguments.top))}  ({prediction.seconds:.1f} s, {windows}{damage})"
+    if arguments.timeline:
+        for window, best in prediction.timeline(1):
+            yield f"  {window.start:9.1f} to {window.end:.1f} s  {_text(best)}"
+
+
+def as_dict(prediction: Prediction, *, top: int, timeline: bool) -> dict[str, Any]:
+    """Put a prediction into plain containers, as `--json` prints it."""
+    facts = {"video": prediction.video, "seconds": round(prediction.seconds, 3), "damaged": prediction.damaged}
+    return (
+        facts
+        | _answer(prediction.top(top))
+        | {"windows": len(prediction.windows)}
+        | (
+            {
+                "timeline": [
+                    {"start": window.start, "end": round(window.end, 3)} | _answer(best)
+                    for window, best in prediction.timeline(top)
+                ]
+            }
+            if timeline
+            else {}
+        )
+    )
+
+
+def _answer(best: Sequence[tuple[str, float]]) -> dict[str, Any]:
+    name, score = best[0]
+    if name == "value":
+        return {"value": score}
+    return {"label": name, "probability": score, "top": [{"label": k, "probability": p} for k, p in best]}
+
+
+def _text(best: Sequence[tuple[str, float]]) -> str:
+    return ", ".join(f"{score:.4g}" if name == "value" else f"{name} {score:.3f}" for name, score in best)
+
+
+def _row(prediction: Prediction, model: str) -> dict[str, Any]:
+    value = prediction.label is None
+    return {
+        "video": prediction.video,
+        "prediction": prediction.score if value else prediction.label,
+        "probability": "" if value else f"{prediction.score:.6f}",
+        "windows": len(prediction.windows),
+        "seconds": f"{prediction.seconds:.3f}",
+        "damaged": int(prediction.damaged),
+        "model": model,
+    }
+
+
+def _known(table: Path, model: str) -> set[str]:
+    """List the videos of a table, without a last line that was cut off.
+
+    Raises:
+        ArgumentError: if the file is no such table, or of another model.
+    """
+    if not table.exists():
+        return set()
+    content = table.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    if len(whole) < len(content):
+        with table.open("r+b") as file:
+            file.truncate(len(whole))
+    rows = list(csv.DictReader(whole.decode("utf-8").splitlines()))
+    if whole and tuple(rows[0] if rows else whole.decode().strip().split(",")) != _COLUMNS:
+        raise ArgumentError(f"--csv {table}: expected the columns {', '.join(_COLUMNS)}; give another file")
+    if other := {row["model"] for row in rows} - {model}:
+        raise ArgumentError(
+            f"--csv {table} has predictions of the model {other.pop()}, but this one is {model}; give another file"
+        )
+    return {row["video"] for row in rows}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,415 @@
+"""A trained model as its users have it: videos in, answers out, the same as the test of train.py gives."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import torch
+from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
+from torch import Tensor, nn
+
+from vtm.data.dataset import clip_generator
+from vtm.data.sampling import ClipProtocol, Windows, every_second
+from vtm.data.source import Content, Video, VideoFiles
+from vtm.encoders import Precomputed
+from vtm.merging import Grid
+from vtm.merging.partition import Generators
+from vtm.model_file import ModelFileError, build, read_model, weights_sha256, write_model
+from vtm.models import VTM, Stream, VTMOutput
+
+FILE_NAME = "model.safetensors"  # in a folder, as the Hub has it
+_FRAMES_AT_ONCE = 128  # decoded before they are encoded
+_CLIPS_AT_ONCE = 4  # in one forward pass
+
+
+@dataclass(frozen=True)
+class Window:
+    """What the model says of one stretch of a video.
+
+    Attributes:
+        start: in seconds from the first frame.
+        end: in seconds; of the last window, where the video ends.
+        scores: K probabilities, or the one value of a regression.
+    """
+
+    start: float
+    end: float
+    scores: list[float]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the model says of a video: the vote of its windows.
+
+    Attributes:
+        video: the path as it was given.
+        seconds: length of the video.
+        labels: K names of classes; None for a regression.
+        scores: K probabilities averaged over the windows, or the one value of a regression.
+        windows: in order of time; a model that looks at the whole video at once has one.
+        damaged: some frames could not be decoded, and others stand in for them.
+    """
+
+    video: str
+    seconds: float
+    labels: list[str] | None
+    scores: list[float]
+    windows: list[Window]
+    damaged: bool
+
+    def top(self, count: int = 5) -> list[tuple[str, float]]:
+        """List the classes of highest probability, best first; of a regression, ("value", x)."""
+        return ranked(self.labels, self.scores)[:count]
+
+    def timeline(self, count: int = 5) -> list[tuple[Window, list[tuple[str, float]]]]:
+        """List the windows, each with its classes of highest probability as `top` gives them."""
+        return [(window, ranked(self.labels, window.scores)[:count]) for window in self.windows]
+
+    @property
+    def label(self) -> str | None:
+        """The class of highest probability; None for a regression."""
+        return None if self.labels is None else self.top(1)[0][0]
+
+    @property
+    def score(self) -> float:
+        """The probability of `label`, or the value of a regression."""
+        return self.top(1)[0][1]
+
+
+class Look(NamedTuple):
+    """What the model sees of one clip and does with it.
+
+    Attributes:
+        video: the path as it was given.
+        frames: (T, 3, S, S) uint8, the first frame of each step inside the video.
+        times: of the T steps, in seconds from the first frame.
+        output: of one clip, padded to the number of steps that the model takes.
+        grid: of that clip's tokens.
+        prefix: number of tokens of each step that stand before those of the frame, such as CLS; then the grid is a row.
+        window_frames: L of each block that ran.
+        scores: as `Prediction.top`, of this clip.
+    """
+
+    video: str
+    frames: Tensor
+    times: list[float]
+    output: VTMOutput
+    grid: Grid
+    prefix: int
+    window_frames: list[int]
+    scores: list[tuple[str, float]]
+
+
+class Predictor(
+    nn.Module,
+    PyTorchModelHubMixin,
+    library_name="vtm",
+    license="mit",
+    pipeline_tag="video-classification",
+    paper_url="https://arxiv.org/abs/2410.23782",
+    tags=["token-merging", "long-form-video"],
+):
+    """Encode, merge and classify videos by a model that `python -m vtm.export` has written; `vtm.load` reads one.
+
+    Arithmetic is in fp32. The weights of the encoder are no part of the model: they are loaded with the first frames.
+
+    Args:
+        description: what `vtm.model_file` has beside the weights.
+
+    Attributes:
+        network: the `VTM`, without the auxiliary path of training.
+        encoder: the frozen one.
+        protocol: which clips are seen of a video.
+        labels: K names of classes; None for a regression.
+
+    Raises:
+        ModelFileError: if the encoder is not the one of the training.
+    """
+
+    def __init__(self, description: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.description = dict(description)
+        try:
+            self.encoder = build(description["encoder"])
+        except FileNotFoundError as error:
+            raise ModelFileError(
+                f"{error}; the file has moved since the training: name its place by load(…, encoder_checkpoint=…), "
+                "or --encoder-checkpoint of a command"
+            ) from None
+        if self.encoder.key != description["encoder_key"]:
+            raise ModelFileError(
+                f"the model was trained on features of {description['encoder_key']}, but its encoder now gives "
+                f"{self.encoder.key}: give the same weights, and the version of timm that it was trained with"
+            )
+        outputs = description["num_outputs"]
+        self.network: VTM = build(description["model"], self.encoder.channels, outputs)
+        for block in self.network.blocks:
+            block.auxiliary = None
+        self.protocol: ClipProtocol = build(description["protocol"])
+        regression = description["task"] == "regression"
+        names = [str(index) for index in range(outputs)]
+        self.labels: list[str] | None = None if regression else description["classes"] or names
+        self.eval()
+
+    @property
+    def identity(self) -> str:
+        """Name the model by the first digits of the SHA-256 of its weights."""
+        return weights_sha256(self.network.state_dict())[:12]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is, and frames are encoded."""
+        return self.network.head.weight.device
+
+    @torch.no_grad()
+    def forward(
+        self,
+        features: Tensor,
+        motion: Tensor | None = None,
+        mask: Tensor | None = None,
+        *,
+        generator: Generators = None,
+    ) -> Tensor:
+        """Score clips from their features; the arguments are those of `VTM.forward`.
+
+        Returns:
+            (B, K) probabilities, or the (B, 1) values of a regression.
+        """
+        logits: Tensor = self.network(features, motion=motion, mask=mask, generator=generator).logits
+        return logits if self.labels is None else logits.float().softmax(1)
+
+    def predict(self, path: str | Path, *, stream: bool = False) -> Prediction:
+        """Say what is in a video, as the test of train.py would; memory does not grow with its length.
+
+        Args:
+            path: of the video.
+            stream: look at a frame per second of the whole video in one pass, rather than at the clips that the model
+                was tested on: the tokens of all its last windows are averaged into one answer.
+
+        Raises:
+            VideoError: if the file cannot be read, or is too short.
+            ValueError: if the model takes features and no frames, or cannot stream because it samples.
+        """
+        video = _video(path)
+        source = self._source(video)
+        seconds = source.length(video)
+        if stream:
+            scores, damaged = self._streamed(source, video, seconds)
+            return Prediction(str(path), seconds, self.labels, scores, [Window(0.0, seconds, scores)], damaged)
+        windows, damaged = [], False
+        for clips in _groups(self._clips(source, video, seconds), _CLIPS_AT_ONCE):
+            batch = _Clip(*(_stacked(values) for values in zip(*clips, strict=True)))
+            noise = [clip_generator(f"{video.id}@{start:.2f}") for start in batch.start]
+            found = self(batch.features, batch.motion, batch.mask, generator=noise)
+            ends = [min(start + self.protocol.num_frames, seconds) for start in batch.start]
+            ends = ends if isinstance(self.protocol, Windows) else [seconds]
+            windows += [Window(*values) for values in zip(batch.start, ends, found.tolist(), strict=True)]
+            damaged = damaged or any(batch.damaged)
+        votes = torch.tensor([window.scores for window in windows], dtype=torch.float64).mean(0)
+        return Prediction(str(path), seconds, self.labels, votes.tolist(), windows, damaged)
+
+    @torch.no_grad()
+    def look(self, path: str | Path, *, start: float = 0.0) -> Look:
+        """Look at one clip of a video, and keep what was merged.
+
+        Args:
+            path: of the video.
+            start: of the clip, in seconds, for a model that looks at windows.
+
+        Raises:
+            VideoError: if the file cannot be read, or is too short.
+            ValueError: if there is no clip at `start`, or the model takes features and no frames.
+        """
+        video = _video(path)
+        source = self._source(video)
+        seconds = source.length(video)
+        if not 0 <= start < seconds or (start and not isinstance(self.protocol, Windows)):
+            whole = (
+                "" if isinstance(self.protocol, Windows) else "; this model looks at the whole video at once, from 0"
+            )
+            raise ValueError(f"{path}: expected a clip to start in [0, {seconds:.2f}) s, got {start} s{whole}")
+        times = self.protocol.times(start, seconds)
+        content = source.read(video, times)
+        clip = self._clip(start, self._encode(times, content))
+        output: VTMOutput = self.network(
+            clip.features[None],
+            motion=None if clip.motion is None else clip.motion[None],
+            mask=None if clip.mask is None else clip.mask[None],
+            generator=[clip_generator(f"{video.id}@{start:.2f}")],
+        )
+        grid = Grid(self.protocol.num_frames, *self.encoder.grid)
+        scores = output.logits[0] if self.labels is None else output.logits[0].float().softmax(0)
+        return Look(
+            video=str(path),
+            frames=content.inputs[:: self.encoder.frames_per_step],
+            times=times,
+            output=output,
+            grid=grid,
+            prefix=self.encoder.prefix,
+            window_frames=[plan.window_frames for plan in self.network.plan(*grid)],
+            scores=ranked(self.labels, scores.tolist()),
+        )
+
+    def _source(self, video: Video) -> VideoFiles:
+        if isinstance(self.encoder, Precomputed):
+            raise ValueError(
+                f"this model was trained on features ({self.encoder.key}) and cannot look at {video.path}: call it "
+                "with features (B, T, H, W, C)"
+            )
+        motion = self.description["motion"]
+        return VideoFiles(root=video.path.parent, encoder=self.encoder, sampling=self.protocol.sampling, motion=motion)
+
+    def _clips(self, source: VideoFiles, video: Video, seconds: float) -> Iterator[_Clip]:
+        """Put the clips of a video together; each step is encoded once, and held while it is needed."""
+        waiting = deque((start, self.protocol.times(start, seconds)) for start in self.protocol.starts(seconds))
+        held: dict[float, _Step] = {}
+        for steps in self._steps(source, video, sorted({time for _, times in waiting for time in times})):
+            held |= {step.time: step for step in steps}
+            while waiting and waiting[0][1][-1] <= steps[-1].time:
+                start, times = waiting.popleft()
+                yield self._clip(start, [held[time] for time in times])
+                first = waiting[0][1][0] if waiting else float("inf")
+                held = {time: step for time, step in held.items() if time >= first}
+
+    def _clip(self, start: float, steps: Sequence[_Step]) -> _Clip:
+        """Stack steps, and pad them to the number that the model takes."""
+        count = self.protocol.num_frames
+        mask = torch.arange(count, device=self.device) < len(steps)
+        features, motion = _padded([step.features for step in steps], count), None
+        if steps[0].motion is not None:
+            motion = _padded([step.motion for step in steps if step.motion is not None], count)
+        return _Clip(start, features, motion, None if len(steps) == count else mask, any(s.damaged for s in steps))
+
+    def _streamed(self, source: VideoFiles, video: Video, seconds: float) -> tuple[list[float], bool]:
+        """Score the whole video in one pass; also say whether some of it is damaged."""
+        stream, damaged = Stream(self.network), False
+        times = [time for time in every_second(0.0, int(seconds) + 1) if time < seconds or not time]
+        for steps in self._steps(source, video, times):
+            motions = [step.motion for step in steps if step.motion is not None]
+            features = torch.stack([step.features for step in steps])
+            stream.update(features[None], motion=torch.stack(motions)[None] if motions else None)
+            damaged = damaged or any(step.damaged for step in steps)
+        logits = stream.logits()[0]
+        return (logits if self.labels is None else logits.float().softmax(0)).tolist(), damaged
+
+    def _steps(self, source: VideoFiles, video: Video, times: Sequence[float]) -> Iterator[list[_Step]]:
+        """Decode and encode the steps at ascending times, some at once; the next ones are decoded meanwhile."""
+        parts = list(_groups(times, max(1, _FRAMES_AT_ONCE // self.encoder.frames_per_step)))
+        with ThreadPoolExecutor(max_workers=1) as reader:
+            coming = reader.submit(source.read, video, parts[0])
+            for part, after in zip(parts, [*parts[1:], None], strict=True):
+                content = coming.result()
+                if after is not None:
+                    coming = reader.submit(source.read, video, after)
+                yield self._encode(part, content)
+
+    def _encode(self, times: Sequence[float], content: Content) -> list[_Step]:
+        features = self.encoder(content.inputs[None].to(self.device))[0]
+        motion = [None] * len(times) if content.motion is None else content.motion.to(self.device)
+        damaged = content.substituted.bool().tolist()
+        return [_Step(*values) for values in zip(times, features, motion, damaged, strict=True)]
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        write_model(Path(save_directory, FILE_NAME), self.network.state_dict(), self.description)
+
+    @classmethod
+    def _from_pretrained(cls, *, model_id: str, **place: Any) -> Self:
+        """Read a model from a folder, or from the Hub."""
+        place.pop("description", None)  # of config.json, which is there to be read by people
+        path = Path(model_id, FILE_NAME)
+        if not Path(model_id).is_dir():
+            path = Path(hf_hub_download(model_id, FILE_NAME, **place))
+        return cls._read(path)
+
+    @classmethod
+    def _read(cls, path: Path, *, encoder_checkpoint: str | Path | None = None) -> Self:
+        weights, description = read_model(path)
+        if encoder_checkpoint is not None:
+            description["encoder"] |= {"checkpoint": str(encoder_checkpoint)}
+        model = cls(description)
+        model.network.load_state_dict(weights)
+        return model
+
+
+def load(
+    path: str | Path, *, encoder_checkpoint: str | Path | None = None, device: str | torch.device = "cpu"
+) -> Predictor:
+    """Read a model that `python -m vtm.export` has written.
+
+    Args:
+        path: the .safetensors file, or a folder with a `model.safetensors`.
+        encoder_checkpoint: where the weights of the encoder lie now, if it was trained with a file of its own.
+        device: where it is to run.
+
+    Returns:
+        A `Predictor`: `model.predict("video.mp4").label`.
+
+    Raises:
+        ModelFileError: if there is no such file, it is damaged or something else, or the encoder has changed.
+    """
+    path = Path(path, FILE_NAME) if Path(path).is_dir() else Path(path)
+    return Predictor._read(path, encoder_checkpoint=encoder_checkpoint).to(device)
+
+
+def ranked(labels: Sequence[str] | None, scores: Sequence[float]) -> list[tuple[str, float]]:
+    """Pair scores with the names of their classes, best first.
+
+    >>> ranked(["day", "night"], [0.2, 0.8]), ranked(None, [3.5])
+    ([('night', 0.8), ('day', 0.2)], [('value', 3.5)])
+    """
+    if labels is None:
+        return [("value", scores[0])]
+    return sorted(zip(labels, scores, strict=True), key=lambda item: -item[1])
+
+
+class _Step(NamedTuple):
+    """Hold what the model sees at one time of a video."""
+
+    time: float
+    features: Tensor  # (H, W, C)
+    motion: Tensor | None  # (H, W)
+    damaged: bool
+
+
+class _Clip(NamedTuple):
+    """Hold one clip; or several, with another axis in front or as lists."""
+
+    start: Any
+    features: Tensor  # (T, H, W, C)
+    motion: Tensor | None  # (T, H, W)
+    mask: Tensor | None  # (T,)
+    damaged: Any
+
+
+def _video(path: str | Path) -> Video:
+    return Video(id=Path(path).name, path=Path(path), target=0)
+
+
+def _groups(items: Any, size: int) -> Iterator[list[Any]]:
+    """Take `size` items at a time."""
+    group: list[Any] = []
+    for item in items:
+        group.append(item)
+        if len(group) == size:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def _stacked(values: Sequence[Any]) -> Any:
+    """Stack the tensors of several clips; what only some of them have, a mask, is full for the others."""
+    tensors = [value for value in values if isinstance(value, Tensor)]
+    if not tensors:
+        return None if values[0] is None else list(values)
+    return torch.stack([torch.ones_like(tensors[0]) if value is None else value for value in values])
+
+
+def _padded(steps: Sequence[Tensor], count: int) -> Tensor:
+    """Stack the steps of a clip, and zeros after them."""
+    return torch.stack([*steps, *[torch.zeros_like(steps[0])] * (count - len(steps))])
