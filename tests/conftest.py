@@ -5,9 +5,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from vtm.data.video import write_video
+from vtm.export import export
+
+CONF = Path(__file__).parents[1] / "conf"
 
 
 @pytest.fixture(autouse=True)
@@ -27,3 +36,58 @@ def call(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         main()
 
     return call
+
+
+@pytest.fixture(scope="session")
+def make_checkpoint() -> Callable[..., Path]:
+    """Write the checkpoint of a tiny network with random weights, as train.py would: demo with overrides."""
+
+    def make(path: Path, *overrides: str, classes: tuple[str, ...] | None = ("dark", "light", "red")) -> Path:
+        tiny = ["encoder.image_size=32", "encoder.model_args.depth=1", "model.window_frames=[2,4]"]
+        tiny += ["experiment=demo", "model.channels=[8,8]", "model.num_heads=2", "data.protocol.num_frames=4"]
+        chosen = [] if "experiment=needle" in overrides else tiny
+        GlobalHydra.instance().clear()
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            config = compose("train", overrides=["run_dir=runs/x", *chosen, *overrides])
+        encoder = instantiate(config.encoder)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model = instantiate(config.model, encoder.channels, len(classes or "1"))
+            for parameter in model.parameters():
+                torch.nn.init.normal_(parameter, std=0.3)
+        state = {f"model.{name}": value for name, value in model.state_dict().items()}
+        plain = OmegaConf.to_container(config, resolve=True)
+        facts = {"format": 2, "encoder": encoder.key, "classes": classes and list(classes), "config": plain}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save({"vtm": facts, "state_dict": state, "epoch": 2}, path)
+        return path
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_model(make_checkpoint: Callable[..., Path]) -> Callable[..., Path]:
+    """Write the model file of such a checkpoint."""
+
+    def make(path: Path, *overrides: str, classes: tuple[str, ...] | None = ("dark", "light", "red")) -> Path:
+        checkpoint = make_checkpoint(path.parent / "run" / "checkpoints" / "best.ckpt", *overrides, classes=classes)
+        list(export(checkpoint, path, "safetensors"))
+        checkpoint.unlink()
+        return path.with_name(f"{path.name}.safetensors") if path.suffix != ".safetensors" else path
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_video() -> Callable[..., Path]:
+    """Write a video of noise that drifts, so that no two frames and no two places are alike."""
+
+    def make(path: Path, seconds: float, *, fps: int = 8, **options: str) -> Path:
+        picture = np.random.default_rng(len(path.name)).integers(0, 256, (6, 8, 3), np.uint8)
+        picture = picture.repeat(8, 0).repeat(8, 1)  # 48 x 64
+        path.parent.mkdir(parents=True, exist_ok=True)
+        frames = (np.roll(picture, (number, 2 * number), (0, 1)) for number in range(round(seconds * fps)))
+        write_video(path, frames, fps=fps, codec="libx264", options={"g": "12", **options})
+        return path
+
+    return make

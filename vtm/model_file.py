@@ -90,7 +90,7 @@ def build(node: Any, *arguments: Any) -> Any:
         arguments: positional ones of the outermost target.
 
     Raises:
-        ValueError: if a target is none of the classes and functions that vtm offers.
+        ModelFileError: if a target is none of the classes and functions that vtm offers.
 
     >>> build({"_target_": "vtm.data.sampling.Windows", "num_frames": 60, "stride": 1}).times(0.0, 2.5)
     [0.0, 1.0, 2.0]
@@ -113,7 +113,7 @@ def _find(name: str) -> Any:
     if any(f"{module}.".startswith(f"{offered}.") for offered in _OFFERED):
         found = getattr(importlib.import_module(module), attribute, None)
     if not any(f"{getattr(found, '__module__', '')}.".startswith(f"{offered}.") for offered in _OFFERED):
-        raise ValueError(
+        raise ModelFileError(
             f"{name} is none of the classes and functions in {', '.join(_OFFERED)}, and a model file can name no "
             "others: it must hold no code; put yours there"
         )
