@@ -339,6 +339,18 @@ def test_missing_scores_are_an_error_that_names_them(name: str) -> None:
         SCORED[name](full_frames(2, 1, 2, 3), Grid(1, 2, 3), 2)
 
 
+@pytest.mark.parametrize("name", ["uniform", "motion", "saliency"])
+def test_strategies_without_areas_need_no_grid(name: str) -> None:
+    tokens = Tokens(*reference.random_tokens(2, 31, seed=0))
+    assert torch.equal(STRATEGIES[name][0](tokens, None, 3), STRATEGIES[name][0](tokens, Grid(2, 4, 6), 3))
+
+
+@pytest.mark.parametrize("name", ["center", "boundary"])
+def test_strategies_with_areas_name_the_grid_they_lack(name: str) -> None:
+    with pytest.raises(ValueError, match=r"grid.*None.*Grid\(T, H, W\)"):
+        STRATEGIES[name][0](Tokens(*reference.random_tokens(2, 12, seed=0)), None, 3)
+
+
 @all_strategies
 @pytest.mark.parametrize("partition_factor", [0, -2])
 def test_partition_factor_below_one_is_an_error(name: str, partition_factor: int) -> None:

@@ -5,7 +5,7 @@ Notation: B batch, N tokens, M targets, R merged sources, C channels, D width of
 
 from vtm.merging.layer import Merged, NoMerger, SaliencyEstimator, TokenMerger
 from vtm.merging.matching import match_bipartite
-from vtm.merging.merge import Grid, Grouping, Tokens, compose, merge, unmerge
+from vtm.merging.merge import compose, merge, unmerge
 from vtm.merging.partition import (
     boundary_partition,
     center_partition,
@@ -13,6 +13,7 @@ from vtm.merging.partition import (
     saliency_partition,
     uniform_partition,
 )
+from vtm.merging.tokens import Grid, Grouping, Tokens
 from vtm.merging.weights import motion_weights, saliency_weights, size_weights
 
 __all__ = [

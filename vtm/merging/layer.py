@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vtm.merging.matching import match_bipartite
-from vtm.merging.merge import Grid, Grouping, Tokens, merge
+from vtm.merging.merge import merge
 from vtm.merging.partition import Generators, Partition, num_targets
+from vtm.merging.tokens import Grid, Grouping, Tokens
 
 
 class Merged(NamedTuple):
@@ -64,8 +65,8 @@ class TokenMerger(nn.Module):
         merge_count: R, as a fraction of the N − M sources (a float in [0, 1]) or as a number of tokens (an int).
         weighting: maps tokens to their weights (B, N) in the average, such as `size_weights`; None: plain average.
         saliency_weight: λ, the strength of the bias that an auxiliary attention adds for each key's saliency
-            (equation 10); "scale" for the attention's own logit scale 1/√d, equation 10 to the letter. None: no
-            saliency is estimated, and the network needs no auxiliary path.
+            (equation 10); "scale" for the attention's own logit scale 1/√d, equation 10 to the letter. In a network
+            without such an attention any number has the saliency estimated. None: it is not.
         sample_in_eval: sample the targets in evaluation as in training, rather than take the best ones.
     """
 
@@ -115,15 +116,27 @@ class TokenMerger(nn.Module):
             )
         return targets, self.merge_count
 
-    def forward(self, tokens: Tokens, keys: Tensor, grid: Grid, *, generator: Generators = None) -> Merged:
+    def forward(
+        self, tokens: Tokens, keys: Tensor, grid: Grid | None = None, *, generator: Generators = None
+    ) -> Merged:
         """Merge tokens by their keys (B, N, D).
 
         Args:
             tokens: N tokens per batch item.
             keys: (B, N, D) attention keys, all heads concatenated.
-            grid: the token grid of the window before any merging.
-            generator: of the sampling noise, see `vtm.merging.partition`.
+            grid: the token grid of the window before any merging; None will do for strategies without areas.
+            generator: of the sampling noise, see `vtm.merging.partition`; None under activation checkpointing, which
+                draws twice and winds back the global generators only.
+
+        Raises:
+            TypeError: on anything but `Tokens`.
+            ValueError: on keys of another shape, or where the strategy or the weighting lacks what it needs.
         """
+        if not isinstance(tokens, Tokens):
+            raise TypeError(
+                f"expected Tokens, got {type(tokens).__name__}: make them of x (B, N, C) by Tokens.from_sequence(x), "
+                f"of x (B, T, H, W, C) by Tokens.from_grid(x)"
+            )
         expected = (*tokens.x.shape[:2], self.dim)
         if tuple(keys.shape) != expected:
             raise ValueError(f"expected keys (B, N, D) = {expected}, got {tuple(keys.shape)}")
@@ -155,7 +168,9 @@ class NoMerger(nn.Module):
         """Return M = N and R = 0."""
         return num_tokens, 0
 
-    def forward(self, tokens: Tokens, keys: Tensor, grid: Grid, *, generator: Generators = None) -> Merged:
+    def forward(
+        self, tokens: Tokens, keys: Tensor, grid: Grid | None = None, *, generator: Generators = None
+    ) -> Merged:
         """Return the tokens as they are."""
         batch, num_tokens = tokens.x.shape[:2]
         grouping = Grouping.identity(batch, num_tokens, device=tokens.x.device)

@@ -7,8 +7,8 @@ from itertools import repeat
 import torch
 from torch import Tensor
 
-from vtm.merging.merge import Grouping
 from vtm.merging.partition import true_indices
+from vtm.merging.tokens import Grouping
 
 PRODUCTS_AT_ONCE = 2**21  # keys by targets; in fp32 8 MB, which the caches of today's processors hold
 

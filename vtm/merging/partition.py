@@ -2,7 +2,8 @@
 
 Every strategy has one signature, `strategy(tokens, grid, partition_factor, *, sample=False, generator=None)`, and
 returns exactly M = ⌈N/γ⌉ targets per batch item as (B, M) int64, ascending and without repeats. All other tokens are
-sources. Masked (padded) tokens become targets only when the real ones do not suffice.
+sources. Masked (padded) tokens become targets only when the real ones do not suffice. `grid` is that of the window
+before any merging; only the strategies that divide frames into areas need one.
 
 `generator` is None (the device's global one), a `torch.Generator`, or one generator per clip: the B rows are split
 evenly among them, so that a clip's draw does not depend on its neighbours in the batch. Noise is drawn on the
@@ -17,7 +18,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from vtm.merging.merge import Grid, Tokens
+from vtm.merging.tokens import Grid, Tokens
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
 
@@ -26,7 +27,13 @@ class Partition(Protocol):
     """The signature that all strategies share."""
 
     def __call__(
-        self, tokens: Tokens, grid: Grid, partition_factor: int, *, sample: bool = False, generator: Generators = None
+        self,
+        tokens: Tokens,
+        grid: Grid | None,
+        partition_factor: int,
+        *,
+        sample: bool = False,
+        generator: Generators = None,
     ) -> Tensor: ...
 
 
@@ -42,7 +49,7 @@ def num_targets(num_tokens: int, partition_factor: int) -> int:
 
 
 def uniform_partition(
-    tokens: Tokens, grid: Grid, partition_factor: int, *, sample: bool = False, generator: Generators = None
+    tokens: Tokens, grid: Grid | None, partition_factor: int, *, sample: bool = False, generator: Generators = None
 ) -> Tensor:
     """Take every γ-th token: 0, γ, 2γ, … (naïve VTM, equation 1 counted from 0).
 
@@ -64,7 +71,7 @@ def uniform_partition(
 
 
 def center_partition(
-    tokens: Tokens, grid: Grid, partition_factor: int, *, sample: bool = False, generator: Generators = None
+    tokens: Tokens, grid: Grid | None, partition_factor: int, *, sample: bool = False, generator: Generators = None
 ) -> Tensor:
     """Take ⌈M/2⌉ targets from the middle H/2 × W/2 of the frames, the rest from outside.
 
@@ -80,7 +87,7 @@ def center_partition(
 
 
 def boundary_partition(
-    tokens: Tokens, grid: Grid, partition_factor: int, *, sample: bool = False, generator: Generators = None
+    tokens: Tokens, grid: Grid | None, partition_factor: int, *, sample: bool = False, generator: Generators = None
 ) -> Tensor:
     """Take round(M/6) targets from the middle H/2 × W/2 of the frames, the rest from outside.
 
@@ -94,7 +101,7 @@ def boundary_partition(
 
 
 def motion_partition(
-    tokens: Tokens, grid: Grid, partition_factor: int, *, sample: bool = False, generator: Generators = None
+    tokens: Tokens, grid: Grid | None, partition_factor: int, *, sample: bool = False, generator: Generators = None
 ) -> Tensor:
     """Prefer tokens that move: p = softmax(v), v the motion magnitude `tokens.motion` in pixels per frame.
 
@@ -115,7 +122,7 @@ def motion_partition(
 
 
 def saliency_partition(
-    tokens: Tokens, grid: Grid, partition_factor: int, *, sample: bool = False, generator: Generators = None
+    tokens: Tokens, grid: Grid | None, partition_factor: int, *, sample: bool = False, generator: Generators = None
 ) -> Tensor:
     """Prefer salient tokens: p = softmax(s), s the learned saliency `tokens.saliency` (learnable VTM, equation 9).
 
@@ -178,7 +185,9 @@ def _gumbel(scores: Tensor, generator: Generators) -> Tensor:
     return -torch.cat(noise).to(scores.device).log()
 
 
-def _by_area(tokens: Tokens, grid: Grid, count: int, *, inside_count: int) -> Tensor:
+def _by_area(tokens: Tokens, grid: Grid | None, count: int, *, inside_count: int) -> Tensor:
+    if grid is None:
+        raise ValueError("this partition divides frames into areas and needs the grid, got None: pass Grid(T, H, W)")
     y, x = tokens.position[..., 1], tokens.position[..., 2]
     inside = (4 * y + 2 >= grid.height) & (4 * y + 2 < 3 * grid.height)  # H/4 <= y + 1/2 < 3H/4
     inside = inside & (4 * x + 2 >= grid.width) & (4 * x + 2 < 3 * grid.width)

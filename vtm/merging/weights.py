@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vtm.merging.merge import Tokens
+from vtm.merging.tokens import Tokens
 
 
 def size_weights(tokens: Tokens) -> Tensor:

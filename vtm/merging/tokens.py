@@ -1,0 +1,166 @@
+"""What is merged and how: tokens, their grid, and groupings of tokens, all of them pytrees."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.export import register_dataclass
+from torch.utils._pytree import register_pytree_node
+
+
+class Grid(NamedTuple):
+    """The original token grid of a window: T frames of H × W tokens, before any merging."""
+
+    frames: int
+    height: int
+    width: int
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Tokens of a batch of windows, in order of time.
+
+    Attributes:
+        x: (B, N, C), any floating dtype.
+        size: (B, N), how many real tokens of the encoder each token stands for.
+        position: (B, N, 3) int64, (t, y, x) on the original grid; of a merged token, that of its anchor.
+        motion: (B, N) magnitude of motion in pixels per frame, or None.
+        saliency: (B, N) in (-1, 1), or None.
+        mask: (B, N) bool, True = real, False = padding; None when all are real.
+    """
+
+    x: Tensor
+    size: Tensor
+    position: Tensor
+    motion: Tensor | None = None
+    saliency: Tensor | None = None
+    mask: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        shape = getattr(self.x, "shape", None)
+        if shape is None:  # a pytree being rebuilt around something other than tensors
+            return
+        if len(shape) != 3:
+            raise ValueError(f"expected x (B, N, C), got shape {tuple(shape)}")
+        if not self.x.is_floating_point():
+            raise TypeError(f"expected x of a floating dtype, got {self.x.dtype}")
+        for name, tail in (("size", ()), ("position", (3,)), ("motion", ()), ("saliency", ()), ("mask", ())):
+            if (value := getattr(self, name)) is not None:
+                layout = "(B, N, 3)" if tail else "(B, N)"
+                check_shape(f"{name} {layout}", value, (*shape[:2], *tail))
+        if self.mask is not None and self.mask.dtype != torch.bool:
+            raise TypeError(f"expected mask of dtype torch.bool, got {self.mask.dtype}")
+
+    @classmethod
+    def from_grid(cls, x: Tensor, *, motion: Tensor | None = None, mask: Tensor | None = None) -> Tokens:
+        """Lay out a window of features as tokens, frame by frame, row by row.
+
+        Args:
+            x: (B, T, H, W, C) features.
+            motion: (B, T, H, W) magnitude of motion in pixels per frame.
+            mask: (B, T) bool, True = real frame.
+
+        >>> Tokens.from_grid(torch.zeros(1, 2, 1, 2, 3)).position[0].tolist()
+        [[0, 0, 0], [0, 0, 1], [1, 0, 0], [1, 0, 1]]
+        """
+        if x.ndim != 5:
+            raise ValueError(f"expected x (B, T, H, W, C), got shape {tuple(x.shape)}")
+        batch, frames, height, width, channels = x.shape
+        num_tokens = frames * height * width
+        if motion is not None and motion.shape != x.shape[:4]:
+            raise ValueError(f"expected motion (B, T, H, W) = {tuple(x.shape[:4])}, got {tuple(motion.shape)}")
+        if mask is not None and mask.shape != x.shape[:2]:
+            raise ValueError(f"expected mask (B, T) = {tuple(x.shape[:2])}, got {tuple(mask.shape)}")
+        axes = [torch.arange(n, device=x.device) for n in (frames, height, width)]
+        position = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).reshape(num_tokens, 3)
+        real = None if mask is None else mask.repeat_interleave(height * width, dim=1)
+        return cls(
+            x=x.reshape(batch, num_tokens, channels),
+            size=(x.new_ones(batch, num_tokens) if real is None else real).to(accumulator(x.dtype)),
+            position=position.expand(batch, num_tokens, 3),
+            motion=None if motion is None else motion.reshape(batch, num_tokens),
+            mask=real,
+        )
+
+    @classmethod
+    def from_sequence(cls, x: Tensor, *, mask: Tensor | None = None) -> Tokens:
+        """Take tokens in a row, of a transformer on any data: token n has the position (n, 0, 0).
+
+        Args:
+            x: (B, N, C).
+            mask: (B, N) bool, True = real.
+
+        >>> Tokens.from_sequence(torch.zeros(1, 3, 4)).position[0].tolist()
+        [[0, 0, 0], [1, 0, 0], [2, 0, 0]]
+        """
+        if x.ndim != 3:
+            raise ValueError(f"expected x (B, N, C), got shape {tuple(x.shape)}")
+        return cls.from_grid(x[:, :, None, None], mask=mask)
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """A merge as one integer tensor: which group each token goes to.
+
+    Groups are numbered by ascending anchor; the anchor of a group is its target, or the lone unmerged source.
+
+    Attributes:
+        index: (B, N) int64 in [0, num_groups).
+        num_groups: N − R, a Python integer.
+        anchor: (B, num_groups) int64, the token that gives each group its position.
+    """
+
+    index: Tensor
+    num_groups: int
+    anchor: Tensor
+
+    @classmethod
+    def identity(cls, batch: int, num_tokens: int, *, device: torch.device | None = None) -> Grouping:
+        """Put every token in a group of its own.
+
+        >>> Grouping.identity(1, 3).index
+        tensor([[0, 1, 2]])
+        """
+        index = torch.arange(num_tokens, device=device).expand(batch, num_tokens)
+        return cls(index, num_tokens, index)
+
+    def join_windows(self, windows: int) -> Grouping:
+        """Read the grouping of W windows of a clip as one grouping of the clip: (B·W, N) -> (B, W·N).
+
+        Windows follow one another in time; group g of window w becomes group w·num_groups + g.
+
+        >>> Grouping.identity(2, 2).join_windows(2).index
+        tensor([[0, 1, 2, 3]])
+        """
+        rows, num_tokens = self.index.shape
+        if rows % windows:
+            raise ValueError(f"expected rows to be a multiple of windows = {windows}, got {rows}")
+        window = torch.arange(windows, device=self.index.device).repeat(rows // windows)[:, None]
+        return Grouping(
+            index=(self.index + window * self.num_groups).reshape(-1, windows * num_tokens),
+            num_groups=windows * self.num_groups,
+            anchor=(self.anchor + window * num_tokens).reshape(-1, windows * self.num_groups),
+        )
+
+
+def accumulator(dtype: torch.dtype) -> torch.dtype:
+    """Choose the dtype in which sums of values are held: fp32 for half precision, otherwise their own."""
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+
+
+def check_shape(name: str, value: Tensor, expected: tuple[int, ...]) -> None:
+    """Raise a ValueError that prints both shapes where they differ."""
+    if tuple(value.shape) != expected:
+        raise ValueError(f"expected {name} = {expected}, got {tuple(value.shape)}")
+
+
+register_dataclass(Tokens)
+register_pytree_node(  # the number of groups is structure, not data, so that a map over tensors leaves it alone
+    Grouping,
+    lambda grouping: ([grouping.index, grouping.anchor], grouping.num_groups),
+    lambda tensors, num_groups: Grouping(index=(t := list(tensors))[0], num_groups=num_groups, anchor=t[1]),
+    serialized_type_name="vtm.merging.Grouping",
+)
