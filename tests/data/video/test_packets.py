@@ -3,7 +3,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from vtm.data.packets import PacketTable, in_order
+from vtm.data.video.packets import PacketTable, in_order
 
 
 @pytest.fixture
