@@ -303,14 +303,20 @@ def test_arithmetic_grows_with_the_frames_and_nothing_else():
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [
-        ({"features": torch.zeros(2, 3, 8)}, r"\(B, t, H, W, C\) with C = 8, got \(2, 3, 8\)"),
+        ({"features": torch.zeros(2, 3, 8)}, r"\(B, T, H, W, C\) with C = 8, got \(2, 3, 8\)"),
         ({"features": torch.zeros(2, 3, 2, 3, 5)}, r"C = 8, got \(2, 3, 2, 3, 5\)"),
         ({"features": torch.zeros(1, 3, 2, 3, 8)}, r"\(2, 2, 3, False\), got \(1, 2, 3, False\): start a new stream"),
         ({"features": torch.zeros(2, 3, 4, 3, 8)}, r"\(2, 2, 3, False\), got \(2, 4, 3, False\)"),
         (clip(3), r"\(2, 2, 3, False\), got \(2, 2, 3, True\)"),
-        ({"features": clip(3)["features"], "mask": torch.ones(2, 4).bool()}, r"mask of .* \(2, 3\), got \(2, 4\)"),
+        (
+            {"features": clip(3)["features"], "mask": torch.ones(2, 4).bool()},
+            r"mask \(B, T\) = \(2, 3\) .*, got \(2, 4\)",
+        ),
         ({"features": clip(3)["features"], "mask": torch.ones(2, 3)}, r"dtype torch.bool, got .* torch.float32"),
-        ({"features": clip(3)["features"], "motion": torch.ones(2, 4, 2, 3)}, r"motion of .* \(2, 3\), got \(2, 4, 2"),
+        (
+            {"features": clip(3)["features"], "motion": torch.ones(2, 4, 2, 3)},
+            r"motion .* \(2, 3, 2, 3\), got \(2, 4, 2",
+        ),
     ],
 )
 def test_numbers_that_do_not_fit_are_named(inputs, message):

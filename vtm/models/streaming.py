@@ -123,14 +123,8 @@ class Stream:
         return logits
 
     def _check(self, features: Tensor, motion: Tensor | None, mask: Tensor | None) -> None:
-        """Compare the shapes of a chunk with one another and with those of the first chunk."""
-        if features.ndim != 5 or features.shape[-1] != self.model.widths[0]:
-            raise ValueError(
-                f"expected features (B, t, H, W, C) with C = {self.model.widths[0]}, got {tuple(features.shape)}"
-            )
-        for name, value in (("motion", motion), ("mask", mask)):
-            if value is not None and value.shape[:2] != features.shape[:2]:
-                raise ValueError(f"expected {name} of (B, t) = {tuple(features.shape[:2])}, got {tuple(value.shape)}")
+        """Compare the shapes of a chunk with one another, the model and the first chunk."""
+        self.model.check(features, motion, mask)
         batch, _, height, width = features.shape[:4]
         layout = (batch, height, width, motion is not None)
         if self._layout is None:

@@ -290,6 +290,20 @@ class VTM(nn.Module):
             num_tokens, previous = num_tokens - merge_count, length
         return plans
 
+    def check(self, features: Tensor, motion: Tensor | None, mask: Tensor | None) -> None:
+        """Raise a ValueError unless the inputs of `forward` fit the network and one another."""
+        if features.ndim != 5 or features.shape[-1] != self.widths[0]:
+            raise ValueError(
+                f"expected features (B, T, H, W, C) with C = {self.widths[0]}, got {tuple(features.shape)}"
+            )
+        if motion is not None and motion.shape != features.shape[:4]:
+            raise ValueError(f"expected motion (B, T, H, W) = {tuple(features.shape[:4])}, got {tuple(motion.shape)}")
+        if mask is not None and (mask.dtype != torch.bool or mask.shape != features.shape[:2]):
+            raise ValueError(
+                f"expected mask (B, T) = {tuple(features.shape[:2])} of dtype torch.bool, "
+                f"got {tuple(mask.shape)} of dtype {mask.dtype}"
+            )
+
     def embed(
         self, features: Tensor, *, motion: Tensor | None = None, mask: Tensor | None = None, first: int = 0
     ) -> Tokens:
@@ -297,16 +311,8 @@ class VTM(nn.Module):
 
         The other arguments and the errors are those of `forward`.
         """
-        if features.ndim != 5 or features.shape[-1] != self.widths[0]:
-            raise ValueError(
-                f"expected features (B, T, H, W, C) with C = {self.widths[0]}, got {tuple(features.shape)}"
-            )
+        self.check(features, motion, mask)
         if mask is not None:
-            if mask.dtype != torch.bool or mask.shape != features.shape[:2]:
-                raise ValueError(
-                    f"expected mask (B, T) = {tuple(features.shape[:2])} of dtype torch.bool, "
-                    f"got {tuple(mask.shape)} of dtype {mask.dtype}"
-                )
             features = features.masked_fill(~mask[:, :, None, None, None], 0)
         features = features.to(self.head.weight.dtype)
         if self.time_embedding is not None:
