@@ -62,7 +62,7 @@ def test_other_files_are_named_for_what_they_are(tmp_path):
     with pytest.raises(ModelFileError, match="it is for onnxruntime"):
         read_model(tmp_path / "model.onnx")
     save_file({"a": torch.zeros(2)}, tmp_path / "other.safetensors")
-    with pytest.raises(ModelFileError, match="not one that vtm.export has written"):
+    with pytest.raises(ModelFileError, match=r"not one that vtm\.export has written"):
         read_model(tmp_path / "other.safetensors")
 
 
