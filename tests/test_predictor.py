@@ -15,7 +15,7 @@ from vtm.data.source import Video, VideoFiles
 from vtm.data.video import VideoError
 from vtm.model_file import ModelFileError
 from vtm.models import Stream
-from vtm.predictor import Predictor, ranked
+from vtm.predictor import Predictor
 
 WINDOWS = ("data/protocol=windows", "data.protocol.num_frames=4", "data.protocol.stride=1")
 
@@ -219,9 +219,12 @@ def test_pushing_uploads_the_file_and_its_card(model, monkeypatch):
     assert seen.keys() == {"model.safetensors", "config.json", "README.md"}
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_progress_within_a_video_is_told(model, folder, stream):
+    told = []
+    model.predict(folder / "long.mp4", stream=stream, seen=lambda done, total: told.append((done, total)))
+    assert told == ([(9.0, 9.5)] if stream else [(7.0, 9.5), (9.0, 9.5)])
+
+
 def test_the_protocol_is_that_of_the_training(model):
     assert model.protocol == Windows(num_frames=4, stride=1)
-
-
-def test_equal_scores_keep_the_order_of_the_classes():
-    assert ranked(["b", "a", "c"], [0.25, 0.25, 0.5]) == [("c", 0.5), ("b", 0.25), ("a", 0.25)]

@@ -259,13 +259,10 @@ def _trace(model: Predictor, example: dict[str, Tensor]) -> Any:
     """Record the graph of the model for batches of any size."""
     import torch
 
-    batch = torch.export.Dim("batch", min=1)
-    shapes = {name: {0: batch} for name in example} | {
-        name: None for name in ("motion", "mask", "generator") if name not in example
-    }
-    arguments = (example["features"], example.get("motion"), example.get("mask"))
-    ordered = {name: shapes[name] for name in ("features", "motion", "mask")}
-    return torch.export.export(model, arguments, dynamic_shapes=ordered)
+    arguments = {name: example.get(name) for name in ("features", "motion", "mask")}
+    batch = torch.export.Dim("batch")
+    shapes = {name: None if value is None else {0: batch} for name, value in arguments.items()}
+    return torch.export.export(model, tuple(arguments.values()), dynamic_shapes=shapes)
 
 
 def _to_pt2(model: Predictor, example: dict[str, Tensor], about: str) -> tuple[bytes, Callable[..., Tensor]]:
@@ -273,7 +270,9 @@ def _to_pt2(model: Predictor, example: dict[str, Tensor], about: str) -> tuple[b
     import torch
 
     file = io.BytesIO()
-    torch.export.save(_trace(model, example), file, extra_files={"vtm.json": about})
+    program = _trace(model, example)
+    program.example_inputs = None  # which would be most of the file
+    torch.export.save(program, file, extra_files={"vtm.json": about})
     file.seek(0)
     graph = torch.export.load(file).module()
 

@@ -8,11 +8,14 @@ import glob
 import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # what the command needs is imported when its arguments are known to be right
-    from vtm.predictor import Prediction, Predictor
+    from vtm.prediction import Prediction
+    from vtm.predictor import Predictor
+    from vtm.progress import Progress
 
 _COLUMNS = ("video", "prediction", "probability", "windows", "seconds", "damaged", "model")
 
@@ -121,8 +124,9 @@ def _predict_all(
     failed: dict[Path, str] = {}
     with Progress("predict", len(videos)) as progress:
         for video in videos:
+            seen = partial(_show, progress, video.name)
             try:
-                prediction = model.predict(video, stream=arguments.stream)
+                prediction = model.predict(video, stream=arguments.stream, seen=seen)
             except (VideoError, OSError, ValueError) as error:
                 failed[video] = str(error)
             else:
@@ -137,6 +141,11 @@ def _predict_all(
     if failed:
         print(f"{len(failed)} of {len(videos)} videos could not be predicted", file=sys.stderr)
     return int(bool(failed))
+
+
+def _show(progress: Progress, name: str, seconds: float, total: float) -> None:
+    """Say how far a video is, which matters for those of hours."""
+    progress.advance(f"{name}: {seconds:.0f} of {total:.0f} s", to=progress.done)
 
 
 def _lines(prediction: Prediction, arguments: argparse.Namespace) -> Iterator[str]:

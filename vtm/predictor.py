@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -21,88 +20,11 @@ from vtm.merging import Grid
 from vtm.merging.partition import Generators
 from vtm.model_file import ModelFileError, build, read_model, weights_sha256, write_model
 from vtm.models import VTM, Stream, VTMOutput
+from vtm.prediction import Look, Prediction, Window, ranked
 
 FILE_NAME = "model.safetensors"  # in a folder, as the Hub has it
 _FRAMES_AT_ONCE = 128  # decoded before they are encoded
 _CLIPS_AT_ONCE = 4  # in one forward pass
-
-
-@dataclass(frozen=True)
-class Window:
-    """What the model says of one stretch of a video.
-
-    Attributes:
-        start: in seconds from the first frame.
-        end: in seconds; of the last window, where the video ends.
-        scores: K probabilities, or the one value of a regression.
-    """
-
-    start: float
-    end: float
-    scores: list[float]
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What the model says of a video: the vote of its windows.
-
-    Attributes:
-        video: the path as it was given.
-        seconds: length of the video.
-        labels: K names of classes; None for a regression.
-        scores: K probabilities averaged over the windows, or the one value of a regression.
-        windows: in order of time; a model that looks at the whole video at once has one.
-        damaged: some frames could not be decoded, and others stand in for them.
-    """
-
-    video: str
-    seconds: float
-    labels: list[str] | None
-    scores: list[float]
-    windows: list[Window]
-    damaged: bool
-
-    def top(self, count: int = 5) -> list[tuple[str, float]]:
-        """List the classes of highest probability, best first; of a regression, ("value", x)."""
-        return ranked(self.labels, self.scores)[:count]
-
-    def timeline(self, count: int = 5) -> list[tuple[Window, list[tuple[str, float]]]]:
-        """List the windows, each with its classes of highest probability as `top` gives them."""
-        return [(window, ranked(self.labels, window.scores)[:count]) for window in self.windows]
-
-    @property
-    def label(self) -> str | None:
-        """The class of highest probability; None for a regression."""
-        return None if self.labels is None else self.top(1)[0][0]
-
-    @property
-    def score(self) -> float:
-        """The probability of `label`, or the value of a regression."""
-        return self.top(1)[0][1]
-
-
-class Look(NamedTuple):
-    """What the model sees of one clip and does with it.
-
-    Attributes:
-        video: the path as it was given.
-        frames: (T, 3, S, S) uint8, the first frame of each step inside the video.
-        times: of the T steps, in seconds from the first frame.
-        output: of one clip, padded to the number of steps that the model takes.
-        grid: of that clip's tokens.
-        prefix: number of tokens of each step that stand before those of the frame, such as CLS; then the grid is a row.
-        window_frames: L of each block that ran.
-        scores: as `Prediction.top`, of this clip.
-    """
-
-    video: str
-    frames: Tensor
-    times: list[float]
-    output: VTMOutput
-    grid: Grid
-    prefix: int
-    window_frames: list[int]
-    scores: list[tuple[str, float]]
 
 
 class Predictor(
@@ -183,13 +105,14 @@ class Predictor(
         logits: Tensor = self.network(features, motion=motion, mask=mask, generator=generator).logits
         return logits if self.labels is None else logits.float().softmax(1)
 
-    def predict(self, path: str | Path, *, stream: bool = False) -> Prediction:
+    def predict(
+        self, path: str | Path, *, stream: bool = False, seen: Callable[[float, float], None] | None = None
+    ) -> Prediction:
         """Say what is in a video, as the test of train.py would; memory does not grow with its length.
 
         Args:
             path: of the video.
             stream: look at a frame per second of the whole video in one pass, rather than at the clips that the model
-                was tested on: the tokens of all its last windows are averaged into one answer.
 
         Raises:
             VideoError: if the file cannot be read, or is too short.
@@ -199,7 +122,7 @@ class Predictor(
         source = self._source(video)
         seconds = source.length(video)
         if stream:
-            scores, damaged = self._streamed(source, video, seconds)
+            scores, damaged = self._streamed(source, video, seconds, seen)
             return Prediction(str(path), seconds, self.labels, scores, [Window(0.0, seconds, scores)], damaged)
         windows, damaged = [], False
         for clips in _groups(self._clips(source, video, seconds), _CLIPS_AT_ONCE):
@@ -210,6 +133,8 @@ class Predictor(
             ends = ends if isinstance(self.protocol, Windows) else [seconds]
             windows += [Window(*values) for values in zip(batch.start, ends, found.tolist(), strict=True)]
             damaged = damaged or any(batch.damaged)
+            if seen is not None:
+                seen(windows[-1].end, seconds)
         votes = torch.tensor([window.scores for window in windows], dtype=torch.float64).mean(0)
         return Prediction(str(path), seconds, self.labels, votes.tolist(), windows, damaged)
 
@@ -285,7 +210,9 @@ class Predictor(
             motion = _padded([step.motion for step in steps if step.motion is not None], count)
         return _Clip(start, features, motion, None if len(steps) == count else mask, any(s.damaged for s in steps))
 
-    def _streamed(self, source: VideoFiles, video: Video, seconds: float) -> tuple[list[float], bool]:
+    def _streamed(
+        self, source: VideoFiles, video: Video, seconds: float, seen: Callable[[float, float], None] | None
+    ) -> tuple[list[float], bool]:
         """Score the whole video in one pass; also say whether some of it is damaged."""
         stream, damaged = Stream(self.network), False
         times = [time for time in every_second(0.0, int(seconds) + 1) if time < seconds or not time]
@@ -294,6 +221,8 @@ class Predictor(
             features = torch.stack([step.features for step in steps])
             stream.update(features[None], motion=torch.stack(motions)[None] if motions else None)
             damaged = damaged or any(step.damaged for step in steps)
+            if seen is not None:
+                seen(steps[-1].time, seconds)
         logits = stream.logits()[0]
         return (logits if self.labels is None else logits.float().softmax(0)).tolist(), damaged
 
@@ -354,17 +283,6 @@ def load(
     """
     path = Path(path, FILE_NAME) if Path(path).is_dir() else Path(path)
     return Predictor._read(path, encoder_checkpoint=encoder_checkpoint).to(device)
-
-
-def ranked(labels: Sequence[str] | None, scores: Sequence[float]) -> list[tuple[str, float]]:
-    """Pair scores with the names of their classes, best first.
-
-    >>> ranked(["day", "night"], [0.2, 0.8]), ranked(None, [3.5])
-    ([('night', 0.8), ('day', 0.2)], [('value', 3.5)])
-    """
-    if labels is None:
-        return [("value", scores[0])]
-    return sorted(zip(labels, scores, strict=True), key=lambda item: -item[1])
 
 
 class _Step(NamedTuple):
