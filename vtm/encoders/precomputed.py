@@ -17,6 +17,8 @@ class Precomputed(nn.Module):
         channels: C, of a token.
     """
 
+    prefix = 0  # that features have tokens such as CLS is not known
+
     def __init__(self, name: str, *, grid: Sequence[int], channels: int) -> None:
         super().__init__()
         height, width = grid

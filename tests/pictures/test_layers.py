@@ -1,0 +1,135 @@
+"""What is drawn, pixel by pixel, against loops."""
+
+import numpy as np
+import pytest
+import torch
+
+from vtm.pictures.colours import BORDERS, group_colours
+from vtm.pictures.layers import (
+    FADED,
+    HEAT_COLOURS,
+    HEAT_SHARE,
+    TARGET,
+    Painter,
+    Scale,
+    edges,
+    enlarge,
+    fill_groups,
+    heat,
+    heat_shades,
+    mark_targets,
+)
+
+CELL, LINE = 24, 2  # pixels of a token and of its border
+
+
+@pytest.fixture
+def pictures(view):
+    return enlarge(view.frames, view.grid, 3 * CELL)
+
+
+def near_another(number, y, x, width):
+    """Whether a pixel is at most `width` pixels away from one that has another number, or from the outside."""
+    height, breadth = number.shape
+    around = [(v, u) for v in range(y - width, y + width + 1) for u in range(x - width, x + width + 1)]
+    return any(not (0 <= v < height and 0 <= u < breadth) or number[v, u] != number[y, x] for v, u in around)
+
+
+def test_frames_become_whole_pixels_for_each_token(view):
+    assert enlarge(view.frames, (3, 3), 70).shape == (4, 72, 72, 3)
+    assert enlarge(view.frames, (5, 7), 70).shape == (4, 70, 70, 3)
+    flat = torch.full((1, 3, 10, 10), 255, dtype=torch.uint8)
+    assert enlarge(flat, (3, 3), 64).min() == 255
+    same = enlarge(view.frames, (3, 3), 24)
+    assert np.array_equal(same, view.frames.movedim(1, -1).numpy())
+
+
+def test_edges_are_where_numbers_change_and_nowhere_else(view):
+    number = view.blocks[1].group.numpy().repeat(5, 1).repeat(5, 2)
+    for width in (1, 2):
+        found = edges(number, width)
+        for t in range(4):
+            for y in range(15):
+                for x in range(15):
+                    assert found[t, y, x] == near_another(number[t], y, x, width)
+
+
+def test_merged_tokens_show_their_group_within_a_border_and_lone_ones_their_picture(view, pictures):
+    kinds = set()
+    for block in view.blocks:
+        colours = group_colours(view.frames, block)
+        drawn = fill_groups(pictures, block.group.numpy(), colours)
+        number = block.group.numpy().repeat(CELL, 1).repeat(CELL, 2)
+        for t in range(4):
+            for y in range(0, 3 * CELL, 3):
+                for x in range(3 * CELL):
+                    group = number[t, y, x]
+                    if colours.size[group] == 1:
+                        kind, expected = "alone", pictures[t, y, x]
+                    elif near_another(number[t], y, x, LINE):
+                        kind, expected = "border", BORDERS[colours.border[group]]
+                    else:
+                        kind, expected = "inside", colours.fill[group]
+                    kinds.add(kind)
+                    assert drawn[t, y, x].tolist() == expected.tolist()
+    assert kinds == {"alone", "border", "inside"}
+
+
+def test_targets_keep_their_picture_and_the_rest_fades(view, pictures):
+    target = view.blocks[0].target.numpy()
+    assert 0 < target.sum() < target.size
+    drawn = mark_targets(pictures, target)
+    for t, row, column in np.ndindex(*target.shape):
+        cell = np.s_[t, row * CELL : (row + 1) * CELL, column * CELL : (column + 1) * CELL]
+        if target[t, row, column]:
+            inner = np.s_[LINE:-LINE, LINE:-LINE]
+            assert np.array_equal(drawn[cell][inner], pictures[cell][inner])
+            outline = np.ones((CELL, CELL), dtype=bool)
+            outline[inner] = False
+            assert (drawn[cell][outline] == TARGET).all()
+        else:
+            faded = pictures[cell] * FADED + 255 * (1 - FADED)
+            assert np.abs(drawn[cell] - faded).max() <= 0.51
+
+
+def test_heat_is_the_colour_of_the_saliency_over_grey(view, pictures):
+    saliency = view.blocks[1].saliency
+    scale = Scale.of(saliency)
+    assert scale == (saliency.min().item(), saliency.max().item())
+    drawn = heat(pictures, scale.level(saliency))
+    grey = pictures @ [0.299, 0.587, 0.114]
+    for t, row, column in np.ndindex(*saliency.shape):
+        share = (float(saliency[t, row, column]) - scale.low) / (scale.high - scale.low)
+        colour = HEAT_COLOURS[round(255 * share)]
+        y, x = row * CELL + 5, column * CELL + 7
+        expected = HEAT_SHARE * colour + (1 - HEAT_SHARE) * grey[t, y, x]
+        assert np.abs(drawn[t, y, x] - expected).max() <= 0.51
+    assert np.abs(heat_shades()[255] - (HEAT_SHARE * HEAT_COLOURS[255] + (1 - HEAT_SHARE) * 128)).max() <= 0.51
+
+
+def test_brightness_grows_with_the_saliency():
+    assert (np.diff(HEAT_COLOURS @ [0.2126, 0.7152, 0.0722]) > -0.5).all()
+
+
+def test_one_value_of_saliency_has_a_colour_too():
+    saliency = torch.zeros(1, 2, 2)
+    assert Scale.of(saliency).level(saliency).tolist() == [[[0, 0], [0, 0]]]
+
+
+def test_a_painter_draws_some_frames_with_the_colours_of_all(view, pictures):
+    painter = Painter(view.frames, view.blocks[0])
+    together = painter(pictures, np.arange(4))
+    assert [layer.name for layer in together] == ["saliency", "targets", "groups"]
+    assert [layer.scale is None for layer in together] == [False, True, True]
+    for layer, whole in zip(painter(pictures[2:3], np.array([2])), together, strict=True):
+        assert np.array_equal(layer.pictures[0], whole.pictures[2])
+    assert [layer.name for layer in painter(pictures, np.arange(4), ("groups",))] == ["groups"]
+
+
+def test_without_an_estimator_there_is_no_saliency(make_clip):
+    view = make_clip(estimates=False).view()
+    pictures = enlarge(view.frames, view.grid, 24)
+    assert [layer.name for layer in Painter(view.frames, view.blocks[0])(pictures, np.arange(4))] == [
+        "targets",
+        "groups",
+    ]

@@ -1,0 +1,76 @@
+"""The sheet holds the frames, their layers and their times, and is a PNG file for print."""
+
+import numpy as np
+import pytest
+import torch
+from matplotlib import image
+
+from vtm.merging import Grid, Grouping
+from vtm.models import VTMOutput
+from vtm.models.vtm import BlockTrace
+from vtm.pictures import ClipView
+from vtm.pictures.layers import Painter, enlarge
+from vtm.pictures.sheet import draw_sheet, write_sheet
+
+LEFT, TOP, SIDE, GAP, BLOCK_GAP = 170, 186, 252, 10, 36
+
+
+def picture_at(sheet, row, column, blocks):
+    y, x = TOP + row * (SIDE + GAP) + blocks * (BLOCK_GAP - GAP), LEFT + column * (SIDE + GAP)
+    return sheet[y : y + SIDE, x : x + SIDE]
+
+
+def test_every_layer_of_every_block_is_in_its_row(view, scores):
+    sheet = draw_sheet(view, title="a clip", scores=scores)
+    pictures = enlarge(view.frames, view.grid, SIDE)
+    rows = [(0, pictures)]
+    for number, block in enumerate(view.blocks, 1):
+        rows += [(number, layer.pictures) for layer in Painter(view.frames, block)(pictures, np.arange(4))]
+    assert len(rows) == 7
+    for row, (blocks, expected) in enumerate(rows):
+        for column in range(4):
+            assert np.array_equal(picture_at(sheet, row, column, blocks), expected[column])
+
+
+def test_frames_are_spread_evenly(view, scores):
+    sheet = draw_sheet(view, title="a clip", scores=scores, columns=2)
+    pictures = enlarge(view.frames, view.grid, SIDE)
+    for column, place in enumerate((0, 3)):
+        assert np.array_equal(picture_at(sheet, 0, column, 0), pictures[place])
+
+
+@pytest.mark.parametrize("columns", [1, 4])
+def test_there_are_words_in_the_margins_and_none_is_cut_off(view, scores, columns):
+    sheet = draw_sheet(view, title="a clip with a long name " * 9, scores=scores, columns=columns)
+    dark = sheet.min(axis=2) < 200
+    for place in (np.s_[20:70, 170:400], np.s_[75:120, 170:600], np.s_[140:184, 170:392], np.s_[400:, :160]):
+        assert dark[place].any()
+    for edge in (dark[:8], dark[-8:], dark[:, :8], dark[:, -8:]):
+        assert not edge.any()
+
+
+def test_without_saliency_there_are_two_rows_for_each_block(make_clip, scores):
+    with_saliency = draw_sheet(make_clip().view(), title="a clip", scores=scores)
+    without = draw_sheet(make_clip(estimates=False).view(), title="a clip", scores=scores)
+    assert len(with_saliency) - len(without) == 2 * (SIDE + GAP)
+
+
+def test_the_file_is_the_sheet(tmp_path, view, scores):
+    path = tmp_path / "new" / "sheet.png"
+    write_sheet(path, view, title="a clip", scores=scores)
+    found = image.imread(path)  # in [0, 1], with an alpha channel
+    sheet = draw_sheet(view, title="a clip", scores=scores)
+    assert np.array_equal((found[..., :3] * 255).round().astype(np.uint8), sheet)
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_where_nothing_is_merged_all_tokens_are_targets_and_keep_their_picture(scores):
+    identity = Grouping.identity(1, 4)
+    output = VTMOutput(torch.zeros(1, 2), None, (BlockTrace(identity, identity.index, None),))
+    frames = torch.randint(0, 256, (1, 3, 8, 8), dtype=torch.uint8)
+    view = ClipView.of(frames, [0.0], output, Grid(1, 2, 2), window_frames=[1])
+    sheet = draw_sheet(view, title="a still", scores=scores)
+    picture = enlarge(frames, (2, 2), 250)[0]
+    height = len(picture)
+    for top in (186, 186 + height + BLOCK_GAP + height + GAP):  # of the frames and of the groups
+        assert np.array_equal(sheet[top : top + height, LEFT : LEFT + height], picture)

@@ -1,0 +1,87 @@
+"""Every input token against loops that follow it through two merges."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from vtm.merging import Grid
+from vtm.pictures.view import shown_grid
+
+
+def followed(clip):
+    """Follow each input token by hand: per block its group, the saliency it met, and the places of the targets."""
+    frames, height, width = clip.grid
+    found, place, origin = [], list(range(frames * height * width)), None
+    for trace in clip.output.blocks:
+        size, groups = trace.grouping.index.shape[1], trace.grouping.num_groups
+        saliency = None
+        if trace.saliency is not None:
+            saliency = [float(trace.saliency[p // size, p % size]) for p in place]
+        first = origin or place  # of a token that enters the block, the input token that gave it its place
+        targets = {first[row * size + int(t)] for row, some in enumerate(trace.targets) for t in some}
+        anchors = [row * size + int(a) for row, some in enumerate(trace.grouping.anchor) for a in some]
+        origin = [first[anchor] for anchor in anchors]
+        place = [p // size * groups + int(trace.grouping.index[p // size, p % size]) for p in place]
+        found.append((list(place), saliency, targets))
+    return found
+
+
+@pytest.mark.parametrize("estimates", [True, False])
+def test_tokens_are_followed_through_two_merges(make_clip, estimates):
+    clip = make_clip(estimates=estimates)
+    view = clip.view()
+    assert view.grid == (3, 3)
+    assert [block.window_frames for block in view.blocks] == [2, 4]
+    for block, (place, saliency, targets) in zip(view.blocks, followed(clip), strict=True):
+        assert block.group.shape == (4, 3, 3)
+        assert block.group.flatten().tolist() == place
+        assert block.num_groups == len(set(place)) < 36
+        assert set(block.target.flatten().nonzero().flatten().tolist()) == targets
+        if estimates:
+            assert block.saliency.flatten().tolist() == saliency
+        else:
+            assert block.saliency is None
+    assert view.blocks[1].num_groups < view.blocks[0].num_groups
+
+
+def test_padded_steps_are_cut_off(make_clip):
+    clip = make_clip(steps=3)
+    for block, (place, saliency, targets) in zip(clip.view().blocks, followed(clip), strict=True):
+        numbers = {group: number for number, group in enumerate(sorted(set(place[:27])))}
+        assert block.group.flatten().tolist() == [numbers[group] for group in place[:27]]
+        assert block.num_groups == len(numbers)
+        assert block.saliency.flatten().tolist() == saliency[:27]
+        assert set(block.target.flatten().nonzero().flatten().tolist()) == {t for t in targets if t < 27}
+
+
+def test_tokens_before_those_of_the_frame_are_left_out(make_clip):
+    clip = make_clip(height=1, width=11)  # two tokens such as CLS, and 3 × 3
+    view = clip.view(prefix=2)
+    assert view.grid == (3, 3)
+    for block, (place, saliency, targets) in zip(view.blocks, followed(clip), strict=True):
+        kept = [token for token in range(44) if token % 11 >= 2]
+        numbers = {group: number for number, group in enumerate(sorted({place[token] for token in kept}))}
+        assert block.group.flatten().tolist() == [numbers[place[token]] for token in kept]
+        assert block.num_groups == len(numbers)
+        assert block.saliency.flatten().tolist() == [saliency[token] for token in kept]
+        assert block.target.flatten().tolist() == [token in targets for token in kept]
+
+
+def test_what_does_not_fit_together_is_refused(clip):
+    with pytest.raises(ValueError, match=r"expected frames \(T, 3, Y, X\) of dtype torch.uint8, got .* torch.float32"):
+        clip._replace(frames=clip.frames.float()).view()
+    with pytest.raises(ValueError, match="1 to 4, got 4 frames and 3 times"):
+        clip._replace(times=clip.times[:3]).view()
+    with pytest.raises(ValueError, match="of each of 2 blocks, got 1 clips and window_frames = \\[2\\]"):
+        clip.view(window_frames=[2])
+    with pytest.raises(ValueError, match="got 2 clips"):
+        clip._replace(output=replace(clip.output, logits=torch.zeros(2, 3))).view()
+    with pytest.raises(ValueError, match="expected 48 tokens, for a grid of 4 × 3 × 4, got"):
+        clip._replace(grid=Grid(4, 3, 4)).view()
+
+
+@pytest.mark.parametrize(("grid", "prefix"), [((4, 3, 3), 1), ((4, 1, 9), 1), ((4, 1, 1), 1), ((4, 1, 8), -1)])
+def test_a_prefix_needs_a_row_with_a_square(grid, prefix):
+    with pytest.raises(ValueError, match=r"side²\) tokens, got"):
+        shown_grid(Grid(*grid), prefix)

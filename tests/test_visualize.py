@@ -1,0 +1,70 @@
+"""From a model and a video to files that can be looked at."""
+
+from pathlib import Path
+
+import pytest
+from matplotlib import image
+
+import vtm
+from vtm.data.video import duration
+from vtm.visualize import main
+
+WINDOWS = ("data/protocol=windows", "data.protocol.num_frames=4", "data.protocol.stride=1")
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory, make_model, make_video) -> tuple[str, str]:
+    folder = tmp_path_factory.mktemp("given")
+    return str(make_model(folder / "model.safetensors", *WINDOWS)), str(make_video(folder / "drift.mp4", 6.5))
+
+
+def test_three_files_are_written_and_named(call, tmp_path, files, capsys):
+    call(main, tmp_path, *files, "--out", "pictures")
+    names = ["drift_sheet.png", "drift_overlay.mp4", "drift_page.html"]
+    assert capsys.readouterr().out.splitlines() == [str(Path("pictures", name)) for name in names]
+    sheet, film, page = (tmp_path / "pictures" / name for name in names)
+    assert sorted(tmp_path.rglob("*.*")) == sorted([sheet, film, page])
+    assert image.imread(sheet).shape[1] > 4 * 250  # four frames of two blocks
+    assert duration(film) == pytest.approx(4 / 2)
+    best, probability = vtm.load(files[0]).look(files[1]).scores[0]
+    text = page.read_text(encoding="utf-8")
+    assert f'"scores":[["{best}",{probability}' in text
+    assert '"times":["0 s","1 s","2 s","3 s"]' in text
+
+
+@pytest.mark.parametrize(
+    ("kind", "suffix"), [("sheet", "_sheet.png"), ("video", "_overlay.mp4"), ("page", "_page.html")]
+)
+def test_one_kind_of_one_window(call, tmp_path, files, kind, suffix):
+    call(main, tmp_path, *files, "--out", "pictures", "--only", kind, "--start", "4")
+    (path,) = (tmp_path / "pictures").iterdir()
+    assert path.name == f"drift_4s{suffix}"
+    if kind == "page":  # the window goes beyond the end of the video
+        assert '"times":["4 s","5 s","6 s"]' in path.read_text(encoding="utf-8")
+    if kind == "video":
+        assert duration(path) == pytest.approx(3 / 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["none.safetensors", "VIDEO"], "none.safetensors is no file"),
+        (["MODEL", "none.mp4"], "none.mp4"),
+        (["MODEL", "MODEL"], "model.safetensors"),
+        (["MODEL", "VIDEO", "--start", "7"], r"expected a clip to start in \[0, 6.50\) s, got 7.0 s"),
+    ],
+)
+def test_what_cannot_be_shown_is_said_in_a_sentence(call, tmp_path, files, arguments, message):
+    arguments = [{"MODEL": files[0], "VIDEO": files[1]}.get(argument, argument) for argument in arguments]
+    with pytest.raises(SystemExit, match=message) as stopped:
+        call(main, tmp_path, *arguments, "--out", "pictures")
+    assert "\n" not in str(stopped.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_whose_frames_are_rows_with_a_class_token_is_shown_without_it(call, tmp_path, make_model, files):
+    overrides = ("encoder.cls_in_grid=true", "encoder.squash=true", "data.protocol.num_frames=4")
+    model = make_model(tmp_path / "given" / "model.safetensors", *overrides)
+    call(main, tmp_path, str(model), files[1], "--out", "pictures", "--only", "page")
+    text = (tmp_path / "pictures" / "drift_page.html").read_text(encoding="utf-8")
+    assert '"height":2,"width":2,' in text

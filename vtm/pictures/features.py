@@ -1,0 +1,34 @@
+"""Make pictures of features, for clips whose frames are not at hand."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_PIXELS = 16  # of each side of a token
+_OUTSIDE = 0.01  # the share of the tokens beyond either end of a colour's range
+
+
+def feature_colours(features: Tensor) -> Tensor:
+    """Show the first three principal components of features as red, green and blue.
+
+    Args:
+        features: (T, H, W, C), of any floating dtype.
+
+    Returns:
+        (T, 3, 16 · H, 16 · W) uint8; black in the channels of components that there are not.
+    """
+    frames, height, width, channels = features.shape
+    rows = features.reshape(-1, channels).double().cpu()
+    rows = rows - rows.mean(0)
+    values, directions = torch.linalg.eigh(rows.T @ rows)  # ascending
+    values, directions = values[-3:].flip(0), directions[:, -3:].flip(1)
+    strongest = directions.abs().argmax(0, keepdim=True)
+    directions = directions * directions.gather(0, strongest).sign()  # either sign would do: this one every time
+    shares = rows @ directions * (values > 1e-9 * values[0])
+    low, high = (shares.quantile(q, dim=0) for q in (_OUTSIDE, 1 - _OUTSIDE))
+    shares = ((shares - low) / (high - low).clamp(min=1e-30)).clamp(0, 1)
+    colours = torch.zeros(len(rows), 3, dtype=torch.uint8)
+    colours[:, : shares.shape[1]] = (255 * shares).round().byte()
+    picture = colours.reshape(frames, height, width, 3).movedim(-1, 1)
+    return picture.repeat_interleave(_PIXELS, 2).repeat_interleave(_PIXELS, 3)

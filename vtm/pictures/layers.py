@@ -1,0 +1,173 @@
+"""Draw what a block did over the frames of a clip: saliency as heat, targets, merged groups; all frames at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import product
+from math import ceil
+from typing import NamedTuple, TypeVar
+
+import matplotlib
+import numpy as np
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vtm.pictures.colours import BORDERS, Bytes, GroupColours, Ints, group_colours
+from vtm.pictures.view import BlockView
+
+_Value = TypeVar("_Value", bound=np.generic)
+
+LAYERS = ("saliency", "targets", "groups")
+HEAT_COLOURS: Bytes = (matplotlib.colormaps["inferno"](np.arange(256))[:, :3] * 255).round().astype(np.uint8)
+HEAT_SHARE = 0.7  # of the colour in the picture; the rest is the frame in grey
+TARGET: Bytes = np.array([0, 0, 0], dtype=np.uint8)  # outlines a target
+FADED = 0.3  # what remains of the frame where there is no target; the rest is white
+
+
+class Scale(NamedTuple):
+    """Bound the saliency of a block, in all frames."""
+
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, saliency: Tensor) -> Scale:
+        """Take in all that is there."""
+        return cls(saliency.min().item(), saliency.max().item())
+
+    def level(self, saliency: Tensor) -> Bytes:
+        """Count in 255 steps from low to high; 0 where there is but one value."""
+        share = (saliency - self.low) / max(self.high - self.low, 1e-12)
+        return (share.clamp(0, 1) * 255).round().byte().numpy()
+
+
+class Layer(NamedTuple):
+    """Hold one kind of picture of some frames, and the scale of its heat."""
+
+    name: str
+    pictures: Bytes  # (T, Y, X, 3)
+    scale: Scale | None = None
+
+
+class Painter:
+    """Draw all layers of one block, in any of the frames, with the colours and the scale of the whole clip.
+
+    Args:
+        frames: (T, 3, Y, X) uint8, the whole clip.
+        block: what it did to them.
+    """
+
+    def __init__(self, frames: Tensor, block: BlockView) -> None:
+        self.block = block
+        self.colours = group_colours(frames, block)
+        self.scale = None if block.saliency is None else Scale.of(block.saliency)
+
+    def __call__(self, pictures: Bytes, places: Ints, names: Sequence[str] = LAYERS) -> list[Layer]:
+        """Draw those layers that there are: without an estimator there is no saliency.
+
+        Args:
+            pictures: (n, Y, X, 3) from `enlarge`.
+            places: (n,) of these frames in the clip.
+            names: of the layers.
+        """
+        layers = []
+        if "saliency" in names and self.block.saliency is not None and self.scale is not None:
+            level = self.scale.level(self.block.saliency[places])
+            layers.append(Layer("saliency", heat(pictures, level), self.scale))
+        if "targets" in names:
+            layers.append(Layer("targets", mark_targets(pictures, self.block.target[places].numpy())))
+        if "groups" in names:
+            layers.append(Layer("groups", fill_groups(pictures, self.block.group[places].numpy(), self.colours)))
+        return layers
+
+
+def enlarge(frames: Tensor, grid: tuple[int, int], side: int) -> Bytes:
+    """Resize frames (T, 3, Y, X) to (T, H · c, W · d, 3), whole numbers of pixels for each of H × W tokens.
+
+    Args:
+        frames: uint8.
+        grid: (H, W).
+        side: pixels of each side at least.
+    """
+    height, width = (n * ceil(side / n) for n in grid)
+    resized = F.interpolate(frames, (height, width), mode="bicubic", antialias=True)
+    return resized.movedim(1, -1).contiguous().numpy()
+
+
+def heat(pictures: Bytes, level: Bytes) -> Bytes:
+    """Lay saliency over grey pictures.
+
+    Args:
+        pictures: (T, Y, X, 3) from `enlarge`.
+        level: (T, H, W) from `Scale.level`.
+    """
+    grey = np.dot(pictures, np.array([0.299, 0.587, 0.114], dtype=np.float32))
+    return _mix(HEAT_COLOURS[_cells(level, pictures)], grey[..., None], HEAT_SHARE)
+
+
+def heat_shades() -> Bytes:
+    """List the colours of `heat` (256, 3) over a picture of medium grey, for a scale beside it."""
+    return _mix(HEAT_COLOURS, 128.0, HEAT_SHARE)
+
+
+def mark_targets(pictures: Bytes, target: NDArray[np.bool_]) -> Bytes:
+    """Leave the targets as they are, outline each, and fade the rest.
+
+    Args:
+        pictures: (T, Y, X, 3) from `enlarge`.
+        target: (T, H, W).
+    """
+    height, width = target.shape[1:]
+    alone = np.where(target, np.arange(height * width).reshape(height, width), -1)
+    number = _cells(alone, pictures)
+    drawn = np.where((number >= 0)[..., None], pictures, _mix(pictures, 255.0, FADED))
+    drawn[(number >= 0) & edges(number, _line(pictures, alone))] = TARGET
+    return drawn
+
+
+def fill_groups(pictures: Bytes, group: Ints, colours: GroupColours) -> Bytes:
+    """Fill merged tokens with the average of their group, within a border; tokens that stayed alone stay as they are.
+
+    Args:
+        pictures: (T, Y, X, 3) from `enlarge`.
+        group: (T, H, W).
+        colours: of the groups.
+    """
+    number = _cells(group, pictures)
+    merged = colours.size[number] > 1
+    drawn = np.where(merged[..., None], colours.fill[number], pictures)
+    border = merged & edges(number, _line(pictures, group))
+    drawn[border] = BORDERS[colours.border[number[border]]]
+    return drawn
+
+
+def edges(number: Ints, width: int) -> NDArray[np.bool_]:
+    """Find the pixels (T, Y, X) from which another number is at most `width` pixels away; so is what is outside.
+
+    >>> edges(np.array([[[0, 0, 0, 1, 1, 1]] * 5]), 1)[0, 2].astype(int)
+    array([1, 0, 1, 1, 0, 1])
+    """
+    height, breadth = number.shape[1:]
+    padded = np.pad(number, ((0, 0), (width, width), (width, width)), constant_values=-2)
+    found = np.zeros(number.shape, dtype=bool)
+    for y, x in product((0, width, 2 * width), repeat=2):
+        found |= padded[:, y : y + height, x : x + breadth] != number
+    return found
+
+
+def _line(pictures: Bytes, cells: NDArray[np.generic]) -> int:
+    """Choose the width of a border: a tenth of a token."""
+    pixels = int(pictures.shape[1]) // int(cells.shape[1])
+    return max(1, round(pixels / 10))
+
+
+def _cells(values: NDArray[_Value], pictures: Bytes) -> NDArray[_Value]:
+    """Give every pixel of pictures (T, Y, X, 3) the value of its token: (T, H, W) -> (T, Y, X)."""
+    height, width = (pixels // tokens for pixels, tokens in zip(pictures.shape[1:3], values.shape[1:], strict=True))
+    return values.repeat(height, axis=1).repeat(width, axis=2)
+
+
+def _mix(over: Bytes, under: NDArray[np.float32] | float, share: float) -> Bytes:
+    mixed: NDArray[np.float32] = over * np.float32(share) + under * np.float32(1 - share)
+    return mixed.round().astype(np.uint8)
