@@ -1,37 +1,44 @@
 """Train and test a video token merging model: python train.py experiment=demo."""
 
-import sys
-import warnings
 from pathlib import Path
+from typing import Any
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from vtm.launch import processes_to_start, run_folder, start_processes
-from vtm.overrides import errors_in_one_sentence, explained
+from vtm.errors import errors_in_one_sentence
+from vtm.launch import processes_to_start, quietly, resumable, run_folder_or_exit, start_processes
+from vtm.overrides import explained
 
 CONF = Path(__file__).parent / "conf"
-OmegaConf.register_new_resolver("run_folder", errors_in_one_sentence()(run_folder), use_cache=True)
+OmegaConf.register_new_resolver("run_folder", run_folder_or_exit, use_cache=True)
 
 
+@explained(CONF, "train")
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
-@errors_in_one_sentence()
 def main(cfg: DictConfig) -> None:
-    """Instantiate, fit, and test the best and the last checkpoint; in one process per device."""
-    encoder = instantiate(cfg.encoder)
-    data = instantiate(cfg.data, encoder=encoder)
-    task = instantiate(cfg.task, data.num_outputs)
-    if (processes := processes_to_start(cfg.trainer)) > 1:
-        start_processes(processes, Path(__file__), Path(cfg.run_dir))
-        return
+    """Check what there is, then fit and test; in one process per device."""
+    with errors_in_one_sentence():
+        processes = processes_to_start(cfg.trainer)
+        encoder = instantiate(cfg.encoder)
+        data = instantiate(cfg.data, encoder=encoder)
+        task = instantiate(cfg.task, data.num_outputs)
+        data.look(training=cfg.train)
+        with quietly(), resumable(cfg.name, HydraConfig.get().overrides.task, Path(cfg.run_dir)):
+            if processes > 1:
+                start_processes(processes, Path(__file__), Path(cfg.run_dir))
+            else:
+                run(cfg, encoder, data, task)
 
+
+def run(cfg: DictConfig, encoder: Any, data: Any, task: Any) -> None:
+    """Instantiate the rest, fit, and test the best and the last checkpoint, or test the given one."""
     from vtm.callbacks import epoch_seed
     from vtm.lit_module import VTMModule
-    from vtm.loggers import finish_wandb
+    from vtm.loggers import closing_wandb
 
-    noise = "Found .* in eval mode|.*LeafSpec|.*broadcast_buffers|The dirpath has changed"  # nothing to be done about
-    warnings.filterwarnings("ignore", noise)
     epoch_seed(cfg.seed, epoch=0, rank=0)  # the same initial weights on every rank
     model = instantiate(cfg.model, encoder.channels, data.num_outputs)
     rules = {"optimizer": instantiate(cfg.optimizer), "scheduler": instantiate(cfg.scheduler)}
@@ -39,21 +46,16 @@ def main(cfg: DictConfig) -> None:
     if cfg.finetune_from is not None:
         module.load_pretrained(cfg.finetune_from)
     callbacks = instantiate(cfg.callbacks)
-    try:
-        loggers = [*instantiate(cfg.logger).values()]
-        trainer = instantiate(cfg.trainer, callbacks=[*callbacks.values()], logger=loggers)
+    with closing_wandb():
+        trainer = instantiate(cfg.trainer, callbacks=[*callbacks.values()], logger=[*instantiate(cfg.logger).values()])
         checkpoints = {"given": cfg.ckpt_path}
         if cfg.train:
             trainer.fit(module, data, ckpt_path=cfg.ckpt_path)
             checkpoints = {name: callbacks[name].best_model_path for name in ("best", "last")}
-        for callbacks.results.checkpoint, path in checkpoints.items():
-            if path:  # fast_dev_run writes none
-                trainer.validate(module, data, ckpt_path=path, verbose=False)
-                trainer.test(module, data, ckpt_path=path, verbose=False)
-    finally:
-        finish_wandb(exit_code=int(sys.exc_info()[0] is not None))
+        for path in callbacks.results.each(checkpoints):
+            trainer.validate(module, data, ckpt_path=path, verbose=False)
+            trainer.test(module, data, ckpt_path=path, verbose=False)
 
 
 if __name__ == "__main__":
-    with explained(CONF, "train"):
-        main()
+    main()

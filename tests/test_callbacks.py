@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, RandomSampler
 
-from vtm.callbacks import EpochSeed, NeedlesKept, ProgressLines, epoch_seed, progress_bar
+from vtm.callbacks import EpochSeed, NeedlesKept, NetworkSize, ProgressLines, epoch_seed, progress_bar
 from vtm.data.needle import NeedleDataModule, Needles, NeedleSource
 from vtm.data.sampling import Single
 from vtm.merging import TokenMerger, saliency_partition
@@ -177,6 +177,31 @@ def test_lines_show_every_batch_and_every_evaluation(tmp_path: Path, capsys: pyt
     assert sum(line.startswith("val  batch ") for line in lines) == 10
     assert [line[:21] for line in lines if "val/" in line] == ["epoch 1  val/accuracy", "epoch 2  val/accuracy"]
     assert lines[-1].startswith(f"test/accuracy {trainer.callback_metrics['test/accuracy']:.4g}  in 0:00:")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_lines_name_the_checkpoint_that_is_evaluated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    last = ModelCheckpoint(tmp_path, "last", save_on_train_epoch_end=True)
+    trainer, model = make_trainer(tmp_path, ProgressLines(), last, max_epochs=1), Tiny()
+    trainer.fit(model, still(), still())
+    capsys.readouterr()
+    trainer.validate(model, still(), ckpt_path=last.best_model_path, verbose=False)
+    trainer.test(model, still(), ckpt_path=last.best_model_path, verbose=False)
+    assert [line[:19] for line in capsys.readouterr().out.splitlines()] == [
+        "last.ckpt  val/accu",
+        "last.ckpt  test/acc",
+    ]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_size_of_the_network_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = {"enable_model_summary": True, "enable_checkpointing": False}
+    trainer = Trainer(
+        default_root_dir=tmp_path, accelerator="cpu", max_epochs=1, logger=False, enable_progress_bar=False,
+        callbacks=[NetworkSize()], **options,
+    )  # fmt: skip
+    trainer.fit(Tiny(), still(), still())
+    assert capsys.readouterr().out.splitlines()[0].startswith("58 parameters to train, ")
 
 
 @pytest.mark.filterwarnings("ignore")

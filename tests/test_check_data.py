@@ -65,6 +65,7 @@ def test_the_list_of_the_unusable_keeps_what_was_not_checked_now(tmp_path):
     assert not path.exists()  # nothing to list
     _renew(path, [finding("a", "unreadable"), finding("b", "too short"), finding("c", "missing")])
     assert listed(path) == {"a": "why, and what", "b": "why, and what"}
+    assert [file.name for file in path.parent.iterdir()] == ["unusable.csv"]  # and no file of a lock
     _renew(path, [finding("b", "sound"), finding("d", "unreadable")])
     assert set(listed(path)) == {"a", "d"}
     _renew(path, [finding("a", "sound"), finding("d", "sound")])

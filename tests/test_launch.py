@@ -1,10 +1,14 @@
 """Where a job runs: its folder, and how many processes it still needs."""
 
+import sys
+import warnings
+import zipfile
+
 import pytest
 import torch
 from omegaconf import OmegaConf
 
-from vtm.launch import place, processes_to_start, run_folder, start_processes
+from vtm.launch import place, processes_to_start, quietly, resumable, run_folder, start_processes
 
 
 @pytest.fixture(autouse=True)
@@ -60,28 +64,115 @@ def test_several_nodes_need_a_launcher():
 def test_a_resumed_run_goes_on_in_its_folder_and_others_get_a_new_one(tmp_path):
     checkpoint = tmp_path / "checkpoints" / "last.ckpt"
     checkpoint.parent.mkdir()
-    torch.save({}, checkpoint)
-    assert run_folder("demo", True, str(checkpoint)).startswith("runs/demo/2")  # lies in no run
+    torch.save({"vtm": {}}, checkpoint)
+    assert run_folder("demo", True, str(checkpoint), None).startswith("runs/demo/2")  # lies in no run
     (tmp_path / ".hydra").mkdir()
-    assert run_folder("demo", True, str(checkpoint)) == str(tmp_path)
-    assert run_folder("demo", False, str(checkpoint)).startswith("runs/demo/2")
-    assert run_folder("demo", True, None).startswith("runs/demo/2")
+    assert run_folder("demo", True, str(checkpoint), None) == str(tmp_path)
+    assert run_folder("demo", False, str(checkpoint), None).startswith("runs/demo/2")
+    assert run_folder("demo", True, None, None).startswith("runs/demo/2")
 
 
 def test_a_missing_checkpoint_is_named():
     with pytest.raises(FileNotFoundError, match=r"ckpt_path=nowhere/last\.ckpt is no file; checkpoints lie in"):
-        run_folder("demo", True, "nowhere/last.ckpt")
+        run_folder("demo", True, "nowhere/last.ckpt", None)
+    with pytest.raises(FileNotFoundError, match=r"finetune_from=nowhere/best\.ckpt is no file; checkpoints lie in"):
+        run_folder("demo", True, None, "nowhere/best.ckpt")
 
 
 def test_another_file_than_a_checkpoint_is_named(tmp_path):
     (tmp_path / "README.md").write_text("words")
-    with pytest.raises(ValueError, match=r"README\.md is no checkpoint, or a damaged one"):
-        run_folder("demo", True, str(tmp_path / "README.md"))
+    (tmp_path / "empty").touch()
+    with zipfile.ZipFile(tmp_path / "zip", "w") as file:
+        file.writestr("a", "words")
+    torch.save({"state_dict": {}}, tmp_path / "other")
+    torch.save(zipfile.ZipInfo(), tmp_path / "pickle")
+    for name in ("README.md", "empty", "zip", "other", "pickle"):
+        with pytest.raises(ValueError, match=rf"ckpt_path=.*{name} is no checkpoint of vtm, or a damaged one; give"):
+            run_folder("demo", True, str(tmp_path / name), None)
+        with pytest.raises(ValueError, match=rf"finetune_from=.*{name} is no checkpoint of vtm, or a damaged one; gi"):
+            run_folder("demo", True, None, str(tmp_path / name))
 
 
 def test_nothing_to_train_and_nothing_to_test_is_a_mistake():
     with pytest.raises(ValueError, match="train=false needs ckpt_path"):
-        run_folder("demo", False, None)
+        run_folder("demo", False, None, None)
+
+
+@pytest.mark.parametrize("found", [False, True])
+def test_a_gpu_that_is_not_there_is_refused_at_once(monkeypatch, found):
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: found)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2 * found)
+    if found:
+        assert processes_to_start(trainer(accelerator="gpu", devices="auto")) == 2
+    else:
+        with pytest.raises(ValueError, match=r"torch finds no GPU here; use trainer=cpu, or trainer=ddp_cpu"):
+            processes_to_start(trainer(accelerator="gpu", devices="auto"))
+
+
+def by_a_key():
+    raise KeyboardInterrupt
+
+
+def by_lightning():
+    try:
+        raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        sys.exit(1)
+
+
+def interrupted(folder, overrides, interrupt=by_a_key):
+    with pytest.raises(SystemExit) as status, resumable("demo", overrides, folder):
+        interrupt()
+    return status.value.code
+
+
+@pytest.mark.parametrize("interrupt", [by_a_key, by_lightning])
+def test_an_interrupted_run_says_how_it_goes_on(tmp_path, monkeypatch, capsys, interrupt):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["train.py"])
+    folder = tmp_path / "a run"
+    (folder / "checkpoints").mkdir(parents=True)
+    assert interrupted(folder, ["seed=1"], interrupt) == 130
+    said = capsys.readouterr()
+    assert said.out == "experiment demo, in the folder a run\n"
+    assert said.err.startswith("interrupted before an epoch was finished, so nothing was saved")
+    (folder / "checkpoints" / "last.ckpt").touch()
+    overrides = ["model.channels=[8,8]", "ckpt_path=old.ckpt", "seed=1"]
+    assert interrupted(folder, overrides, interrupt) == 130
+    assert capsys.readouterr().err == (
+        "interrupted; to go on after the last epoch that was finished: "
+        "python train.py 'model.channels=[8,8]' seed=1 'ckpt_path=a run/checkpoints/last.ckpt'\n"
+    )
+
+
+def test_processes_that_another_one_started_leave_that_to_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert interrupted(tmp_path, []) == 130
+    assert capsys.readouterr() == ("", "")
+
+
+def test_other_ends_of_a_run_stay_as_they_are(tmp_path):
+    with pytest.raises(SystemExit, match="why"), resumable("demo", [], tmp_path):
+        sys.exit("why")
+    with pytest.raises(ZeroDivisionError), resumable("demo", [], tmp_path):
+        _ = 1 / 0
+
+
+def test_without_overrides_it_is_said_where_the_other_experiments_are_listed(tmp_path, capsys):
+    with resumable("demo", [], tmp_path):
+        pass
+    assert capsys.readouterr().out.startswith("experiment demo (--help lists the other experiments), in the folder ")
+
+
+def test_advice_that_helps_nobody_is_left_out():
+    with warnings.catch_warnings(record=True) as shown, quietly():
+        warnings.warn("The 'train_dataloader' does not have many workers which may be a bottleneck.", stacklevel=1)
+        warnings.warn("This DataLoader will create 4 worker processes in total. Our suggested max", stacklevel=1)
+        assert not shown
+        with warnings.catch_warnings(record=True) as kept:
+            warnings.warn("a video is damaged", stacklevel=1)
+        assert len(kept) == 1
 
 
 def test_a_failing_process_fails_the_run(tmp_path):

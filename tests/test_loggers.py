@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from lightning.pytorch.utilities import rank_zero_only
 
-from vtm.loggers import csv_logger, wandb_logger
+from vtm.loggers import closing_wandb, csv_logger, wandb_logger
 
 
 def test_the_csv_of_a_resumed_run_keeps_what_was_there(tmp_path: Path) -> None:
@@ -94,7 +94,9 @@ def test_a_server_that_does_not_answer_means_offline_unless_online_was_asked_for
     assert calls[0]["settings"].init_timeout == 10
     assert capsys.readouterr().out.startswith("W&B: the server did not accept the run (timed out), so this run is ")
     monkeypatch.setenv("WANDB_MODE", "online")
-    with pytest.raises(wandb.errors.CommError):
+    with pytest.raises(
+        RuntimeError, match=r"WANDB_MODE=online asks for \(timed out\); run `wandb login`, .*logger=csv"
+    ):
         wandb_logger(project="p", save_dir=tmp_path)
 
 
@@ -113,3 +115,13 @@ def test_other_ranks_start_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     logger = wandb_logger(project="p", save_dir=tmp_path / "run")
     assert logger.version is None
     assert not (tmp_path / "run").exists()
+
+
+def test_the_run_of_a_command_that_fails_is_marked_as_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    codes = []
+    monkeypatch.setattr("vtm.loggers.finish_wandb", lambda *, exit_code=0: codes.append(exit_code))
+    with closing_wandb():
+        pass
+    with pytest.raises(SystemExit), closing_wandb():
+        sys.exit("why")
+    assert codes == [0, 1]

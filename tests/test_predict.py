@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import vtm
-from vtm.predict import ArgumentError, list_videos, main
+from vtm.predict import list_videos, main
 
 ROOT = Path(__file__).parents[1]
 WINDOWS = ("data/protocol=windows", "data.protocol.num_frames=4", "data.protocol.stride=1")
@@ -63,7 +63,7 @@ def test_folders_and_patterns_name_videos_once(folder, monkeypatch):
         ("empty", "no video in or below the folder"),
         ("absent*.mp4", "no such file, folder or match"),
     ):
-        with pytest.raises(ArgumentError, match=reason):
+        with pytest.raises(ValueError, match=reason):
             list_videos(["videos", name])
 
 

@@ -112,7 +112,7 @@ def test_results_hold_every_evaluation(tmp_path: Path, capsys: pytest.CaptureFix
     trainer = make_trainer(tmp_path, results, best, last, max_epochs=3, num_sanity_val_steps=0)
     trainer.fit(model, still(), still())
     assert not results.path.exists()  # the validations of a fit are no result
-    for results.checkpoint, path in (("best", best.best_model_path), ("last", last.best_model_path)):
+    for path in results.each({"best": best.best_model_path, "last": last.best_model_path}):
         trainer.validate(model, still(), ckpt_path=path, verbose=False)
         trainer.test(model, still(), ckpt_path=path, verbose=False)
     found = json.loads(results.path.read_text())
@@ -162,13 +162,35 @@ def test_the_epoch_is_that_of_the_checkpoint_in_a_process_that_never_trained(tmp
     last = ModelCheckpoint(tmp_path, "last", save_on_train_epoch_end=True)
     make_trainer(tmp_path, last, max_epochs=2).fit(Tiny(), still(), still())
     results = writer(tmp_path / "results.json")
-    results.checkpoint = "given"
     tester = make_trainer(tmp_path, results)
-    tester.test(Tiny(), still(), ckpt_path=last.best_model_path, verbose=False)
+    for path in results.each({"given": last.best_model_path}):
+        tester.test(Tiny(), still(), ckpt_path=path, verbose=False)
     test = json.loads(results.path.read_text())["test"]
     assert (test["checkpoint"], test["epoch"]) == ("given", 2)
     tester.test(Tiny(), still(), verbose=False)
     assert json.loads(results.path.read_text())["test"]["epoch"] is None  # nor is it that of the test before
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_best_epoch_that_is_the_last_is_tested_once_and_written_as_both(tmp_path: Path) -> None:
+    last = ModelCheckpoint(tmp_path, "last", save_on_train_epoch_end=True)
+    make_trainer(tmp_path, last, max_epochs=2).fit(Tiny(), still(), still())
+    results = writer(tmp_path / "results.json")
+    tester = make_trainer(tmp_path, results)
+    paths = [*results.each({"best": last.best_model_path, "last": last.best_model_path})]
+    assert paths == [last.best_model_path]
+    tester.test(Tiny(), still(), ckpt_path=paths[0], verbose=False)
+    found = json.loads(results.path.read_text())
+    assert (found["test"].pop("checkpoint"), found["test_last"].pop("checkpoint")) == ("best", "last")
+    assert found["test"] == found["test_last"]
+    assert [*results.each({"best": "", "last": ""})] == []  # nothing was saved
+
+
+def test_without_published_figures_there_is_no_note_on_them(tmp_path: Path) -> None:
+    results = ResultsWriter(tmp_path / "results.json", experiment="demo", seed=0, published={})
+    tester = make_trainer(tmp_path, results)
+    tester.test(Tiny(), still(), verbose=False)
+    assert json.loads(results.path.read_text())["published"] == {"figures": {}}
 
 
 class Peak:
@@ -292,6 +314,11 @@ def test_report_without_anything_to_remark_is_the_table_under_two_lines() -> Non
         "best epoch chosen on the validation videos",
         *results_table({"test": score()}).splitlines(),
     ]
+
+
+def test_report_of_a_given_checkpoint_does_not_call_it_the_best() -> None:
+    assert "best" not in report(test=score(checkpoint="given"))
+    assert report(test=score(checkpoint="given")).splitlines()[1] == "a given checkpoint, not one of this run"
 
 
 def test_report_says_that_a_score_was_selected_on_the_test_videos() -> None:

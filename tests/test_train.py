@@ -78,8 +78,12 @@ def test_without_an_account_wandb_goes_offline_and_says_so_once(whole):
 
 
 def test_progress_is_shown_in_a_log_file(whole):
-    assert "epoch 2" in whole[1]
-    assert "val/accuracy" in whole[1]
+    folder, output = whole
+    assert f"experiment demo, in the folder runs/demo/{folder.name}" in output
+    assert "epoch 2" in output
+    assert "val/accuracy" in output
+    assert "INFO" not in output
+    assert "Warning" not in output
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -109,6 +113,21 @@ def test_a_killed_run_resumes_to_the_weights_of_an_uninterrupted_one(tmp_path, r
     assert (folder / "metrics.1.csv").exists()
 
 
+def test_an_interrupted_run_says_how_to_go_on(tmp_path, root):
+    folder = tmp_path / "stopped"
+    process = start(tmp_path, *TINY, root, "logger=csv", "trainer.max_epochs=9999", f"hydra.run.dir={folder}")
+    deadline = time.monotonic() + 300
+    while not (folder / "checkpoints" / "last.ckpt").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, output
+    *_, last = output.splitlines()
+    assert last.startswith("interrupted; to go on after the last epoch that was finished: python ")
+    assert last.endswith(f"{root} logger=csv trainer.max_epochs=9999 ckpt_path=stopped/checkpoints/last.ckpt")
+    assert "Traceback" not in output
+
+
 def test_two_processes_give_the_metrics_of_one(whole, tmp_path, root):
     folder, _ = whole
     one_more = ["train=false", f"ckpt_path={folder / 'checkpoints' / 'best.ckpt'}", "logger=csv"]
@@ -132,6 +151,13 @@ def test_a_sweep_on_two_processes_trains_what_was_asked_in_one_tree(tmp_path, ro
         assert found["config"]["merging"]["partition_factor"] == factor
         assert found["test"]["n"] == 7
         assert torch.load(tree / job / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 2
+
+
+def test_a_launcher_runs_the_jobs_of_a_sweep_in_processes_of_its_own(tmp_path, root):
+    launcher = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "logger=csv", "trainer.max_epochs=1"]
+    train(tmp_path, "-m", *TINY, root, "merging.partition_factor=2,6", *launcher)
+    (tree,) = (tmp_path / "runs" / "demo").iterdir()
+    assert [results(tree / job)["config"]["merging"]["partition_factor"] for job in ("0", "1")] == [2, 6]
 
 
 def test_fine_tuning_starts_from_a_checkpoint(whole, tmp_path, root):

@@ -4,12 +4,13 @@ import random
 import sys
 import time
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
+from lightning.pytorch.callbacks import ModelSummary, ProgressBar, TQDMProgressBar
 from lightning.pytorch.trainer.states import TrainerFn
 
 from vtm.data.datamodule import Split
@@ -83,6 +84,16 @@ class NeedlesKept(Callback):
         module.log_dict(named, batch_size=len(clips), on_epoch=True, sync_dist=True)
 
 
+class NetworkSize(ModelSummary):
+    """Print how many parameters are trained, in a line, instead of Lightning's table; the frozen encoder has none."""
+
+    @staticmethod
+    def summarize(
+        summary_data: Any, total_parameters: int, trainable_parameters: int, model_size: float, *_: Any, **__: Any
+    ) -> None:
+        print(f"{trainable_parameters:,} parameters to train, {model_size:.3g} MB; the encoder is frozen", flush=True)
+
+
 class ProgressLines(ProgressBar):
     """Print a line of progress every so often, for output that goes to a file.
 
@@ -140,7 +151,7 @@ class ProgressLines(ProgressBar):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.sanity_checking:
-            epoch = f"epoch {trainer.current_epoch + 1}  " if trainer.state.fn == TrainerFn.FITTING else ""
+            epoch = f"epoch {trainer.current_epoch + 1}" if trainer.state.fn == TrainerFn.FITTING else ""
             self._print_metrics(epoch, "val/", trainer)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -179,13 +190,14 @@ class ProgressLines(ProgressBar):
         left = f"  remaining {timedelta(seconds=round(remaining))}" if remaining < float("inf") else ""
         print(f"{stage}  batch {batch_idx + 1}/{total}{details}  {rate:.3g} batches/s{left}", flush=True)
 
-    def _print_metrics(self, prefix: str, stage: str, trainer: Trainer) -> None:
+    def _print_metrics(self, epoch: str, stage: str, trainer: Trainer) -> None:
         if self._enabled:
+            what = epoch or (Path(trainer.ckpt_path).name if trainer.ckpt_path else "")
             logged = trainer.callback_metrics.items()
             metrics = {name: value for name, value in logged if name.startswith(stage) and "/details/" not in name}
             line = "  ".join(f"{name} {float(value):.4g}" for name, value in sorted(metrics.items()))
             seconds = round(time.monotonic() - self._evaluation_start)
-            print(f"{prefix}{line}  in {timedelta(seconds=seconds)}", flush=True)
+            print(f"{what}{'  ' * bool(what)}{line}  in {timedelta(seconds=seconds)}", flush=True)
 
 
 def progress_bar(*, every_seconds: float = 10.0) -> ProgressBar:

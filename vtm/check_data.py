@@ -26,14 +26,16 @@ from vtm.data.datamodule import SPLITS, Split, VideoDataModule
 from vtm.data.feature_file import FeatureError, OtherTimesError
 from vtm.data.source import Video
 from vtm.data.video import TooShortError, VideoError
+from vtm.errors import errors_in_one_sentence
 from vtm.files import write_atomically
-from vtm.overrides import errors_in_one_sentence, explained
+from vtm.overrides import explained
 from vtm.progress import Progress
 
 CONF = Path(__file__).parents[1] / "conf"
 STATES = ("sound", "missing", "unreadable", "too short")
 
 
+@explained(CONF, "check_data")
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="check_data")
 @errors_in_one_sentence()
 def main(cfg: DictConfig) -> None:
@@ -126,14 +128,17 @@ def _renew(path: Path, findings: list[Finding]) -> None:
     if not bad and not path.is_file():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_name(f".{path.name}.lock").open("w") as lock:
+    folder = os.open(path.parent, os.O_RDONLY)  # to lock, as a file for that would have to stay
+    try:
         with suppress(OSError):  # a file system without locks
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            fcntl.flock(folder, fcntl.LOCK_EX)
         old: list[Finding] = []
         if path.is_file():
             with path.open(encoding="utf-8", newline="") as file:
                 old = [Finding(**row) for row in csv.DictReader(file) if row["id"] not in checked]
         _write(path, old + bad)
+    finally:
+        os.close(folder)
 
 
 def _write(path: Path, findings: list[Finding]) -> None:
@@ -143,5 +148,4 @@ def _write(path: Path, findings: list[Finding]) -> None:
 
 
 if __name__ == "__main__":
-    with explained(CONF, "check_data"):
-        main()
+    main()

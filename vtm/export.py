@@ -13,11 +13,12 @@ import io
 import json
 import logging
 import pickle
-import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from vtm.errors import errors_in_one_sentence
 
 if TYPE_CHECKING:  # what the command needs is imported when its arguments are known to be right
     from torch import Tensor
@@ -46,14 +47,11 @@ def main() -> None:
     """Export what the command line says."""
     parser = argparse.ArgumentParser(prog="vtm.export", usage=_USAGE.replace("%", "%%"))
     parser.add_argument("settings", nargs="*", help=argparse.SUPPRESS)
-    settings = _settings(parser.parse_args().settings)
-    from vtm.model_file import ModelFileError
-
-    try:
+    arguments = parser.parse_args().settings
+    with errors_in_one_sentence():
+        settings = _settings(arguments)
         for line in export(Path(settings["ckpt_path"]), Path(settings["out"]), settings["format"]):
             print(line, flush=True)
-    except (ModelFileError, PermissionError) as error:
-        sys.exit(str(error))
 
 
 def export(checkpoint: Path, out: Path, formats: str) -> Iterator[str]:
@@ -137,19 +135,21 @@ def from_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def _settings(arguments: list[str]) -> dict[str, str]:
-    """Read `key=value` arguments; leave with a sentence where one is wrong."""
+    """Read `key=value` arguments."""
     settings = {"format": ""}
     for argument in arguments:
         key, equals, value = argument.partition("=")
         if key not in _SETTINGS or not equals or not value:
             near = difflib.get_close_matches(key, _SETTINGS, n=1)
-            sys.exit(
+            raise ValueError(
                 f"{argument!r} is no setting of vtm.export, which are {', '.join(f'{name}=…' for name in _SETTINGS)}"
                 + (f"; did you mean {near[0]}=…?" if near else "")
             )
         settings[key] = value
     if missing := [name for name in ("ckpt_path", "out") if name not in settings]:
-        sys.exit(f"vtm.export needs {' and '.join(f'{name}=…' for name in missing)}; see python -m vtm.export --help")
+        raise ValueError(
+            f"vtm.export needs {' and '.join(f'{name}=…' for name in missing)}; see python -m vtm.export --help"
+        )
     return settings
 
 

@@ -31,8 +31,9 @@ from vtm.data.features import FeatureStore
 from vtm.data.source import Content, Video, VideoFiles
 from vtm.data.video import VideoError
 from vtm.encoders import Encoder
+from vtm.errors import errors_in_one_sentence
 from vtm.launch import place, processes_to_start, start_processes
-from vtm.overrides import errors_in_one_sentence, explained
+from vtm.overrides import explained
 from vtm.packing import Packed, Storage, pack, unpack
 from vtm.progress import Progress
 from vtm.sharing import Work, remove_leftovers
@@ -41,6 +42,7 @@ CONF = Path(__file__).parents[1] / "conf"
 _FRAMES = 64  # to decode in one go, at least
 
 
+@explained(CONF, "extract")
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="extract")
 @errors_in_one_sentence()
 def main(cfg: DictConfig) -> None:
@@ -274,5 +276,4 @@ def _error(tokens: Tensor, storage: Storage) -> float:
 
 
 if __name__ == "__main__":
-    with explained(CONF, "extract"):
-        main()
+    main()

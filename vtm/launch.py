@@ -1,4 +1,4 @@
-"""Where a job runs: its folder, and its processes, one per device of this machine.
+"""Where a job runs: its folder, its processes, one per device of this machine, and how it goes on when interrupted.
 
 Lightning would do it by running the command line again; under a Hydra multirun each child then replays the whole sweep,
 and with a sweeper that samples, each rank trains other hyper-parameters. Here the children read the configuration that
@@ -8,37 +8,68 @@ the parent has composed, and share its folder. Under torchrun or SLURM the proce
 from __future__ import annotations
 
 import os
+import pickle
+import shlex
 import subprocess
 import sys
-import zipfile
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from vtm.errors import errors_in_one_sentence
 
-def run_folder(name: str, train: bool, ckpt_path: str | None) -> str:
+_LOGGERS = (
+    "lightning.pytorch.utilities.rank_zero",
+    "lightning.fabric.utilities.distributed",
+    "lightning.fabric.utilities.rank_zero",
+)
+
+
+def run_folder(name: str, train: bool, ckpt_path: str | None, finetune_from: str | None) -> str:
     """Name the folder of a job: a new one, or that of the run which a checkpoint resumes, where it still lies there.
 
     Args:
         name: of the experiment.
         train: whether the job trains; a mere test of a checkpoint gets a folder of its own.
         ckpt_path: `<folder>/checkpoints/<file>` to resume, or None.
+        finetune_from: the checkpoint whose network a new run starts from, or None.
 
     Raises:
-        ValueError: if there is nothing to train and nothing to test, or the checkpoint is none.
-        FileNotFoundError: if the checkpoint is not there.
+        ValueError: if there is nothing to train and nothing to test, or a checkpoint is none.
+        FileNotFoundError: if a checkpoint is not there.
     """
     if not train and ckpt_path is None:
         raise ValueError("train=false needs ckpt_path=<file>, the checkpoint to test")
+    for key, path in (("ckpt_path", ckpt_path), ("finetune_from", finetune_from)):
+        if path is not None:
+            _check_checkpoint(key, path)
     if ckpt_path is not None:
-        if not Path(ckpt_path).is_file():
-            raise FileNotFoundError(f"ckpt_path={ckpt_path} is no file; checkpoints lie in <run folder>/checkpoints/")
-        if not zipfile.is_zipfile(ckpt_path):  # which every checkpoint of torch is
-            raise ValueError(f"ckpt_path={ckpt_path} is no checkpoint, or a damaged one")
         folder = Path(ckpt_path).parent.parent
         if train and (folder / ".hydra").is_dir():
             return str(folder)
     return f"runs/{name}/{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
+
+
+def _check_checkpoint(key: str, path: str) -> None:
+    import torch
+
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{key}={path} is no file; checkpoints lie in <run folder>/checkpoints/")
+    try:
+        ours = "vtm" in torch.load(path, map_location="cpu", mmap=True, weights_only=True)  # the tensors are not read
+    except (RuntimeError, pickle.UnpicklingError, EOFError):
+        ours = False
+    if not ours:
+        raise ValueError(f"{key}={path} is no checkpoint of vtm, or a damaged one; give one that train.py has written")
+
+
+def run_folder_or_exit(name: str, train: bool, ckpt_path: str | None, finetune_from: str | None) -> str:
+    """Do as `run_folder` for a configuration, which would wrap its errors."""
+    with errors_in_one_sentence():
+        return run_folder(name, train, ckpt_path, finetune_from)
 
 
 def processes_to_start(trainer: Any) -> int:
@@ -48,8 +79,16 @@ def processes_to_start(trainer: Any) -> int:
         trainer: the `trainer` group of the configuration.
 
     Raises:
-        ValueError: if several nodes are asked for without torchrun or SLURM to start them.
+        ValueError: if a GPU is asked for and there is none, or several nodes without torchrun or SLURM to start them.
     """
+    if trainer.get("accelerator") == "gpu":
+        import torch
+
+        if not (torch.cuda.is_available() or torch.backends.mps.is_available()):
+            raise ValueError(
+                "trainer.accelerator = gpu, but torch finds no GPU here; use trainer=cpu, or trainer=ddp_cpu for two "
+                "processes"
+            )
     if "strategy" not in trainer or "LOCAL_RANK" in os.environ:
         return 1
     from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
@@ -91,18 +130,64 @@ def start_processes(count: int, script: Path, run_dir: Path) -> None:
 
     Raises:
         RuntimeError: if a process fails.
+        KeyboardInterrupt: if the run is interrupted; then all of them have ended.
     """
     quoted = str(run_dir).replace("\\", "\\\\").replace('"', '\\"')
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}", str(script)]
     command += ["--config-path", str(run_dir / ".hydra"), "--config-name", "config"]
     command += [f'hydra.run.dir="{quoted}"', "hydra.output_subdir=null", "hydra.mode=RUN"]
-    command += ["hydra.job_logging.root.handlers=[file]"]
+    command += ["hydra.job_logging.root.handlers=[file]"]  # this and the next as in conf/hydra/default.yaml
+    command += [f"+hydra.job_logging.loggers={{{','.join(f'{name}:{{level:WARNING}}' for name in _LOGGERS)}}}"]
     threads = max(1, (os.cpu_count() or 1) // count)
     with subprocess.Popen(command, env={"OMP_NUM_THREADS": str(threads), **os.environ}) as process:
         try:
             code = process.wait()
         except KeyboardInterrupt:  # the children got it too, and may be saving
             process.wait()
-            sys.exit("interrupted")
+            raise
     if code:
         raise RuntimeError(f"one of the {count} processes of the run in {run_dir} failed; its message stands above")
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Leave out what libraries warn of and nothing can or need be done about."""
+    with warnings.catch_warnings():
+        noise = ("Found .* in eval mode", ".*LeafSpec", ".*broadcast_buffers", "The dirpath has changed")
+        workers = (".*does not have many workers", "This DataLoader will create")
+        warnings.filterwarnings("ignore", "|".join((*noise, *workers)))
+        yield
+
+
+@contextmanager
+def resumable(name: str, overrides: Sequence[str], run_dir: Path) -> Iterator[None]:
+    """Say where a run is and, if it is interrupted, how it goes on; then leave the program with status 130.
+
+    Args:
+        name: of the experiment.
+        overrides: of the run.
+        run_dir: its folder.
+    """
+    folder, started_by_another = Path(os.path.relpath(run_dir)), "LOCAL_RANK" in os.environ  # which says all that
+    if not started_by_another:
+        others = "" if overrides else " (--help lists the other experiments)"
+        print(f"experiment {name}{others}, in the folder {folder}", flush=True)
+    try:
+        yield
+    except BaseException as stop:
+        cause: BaseException | None = stop
+        while cause is not None and not isinstance(cause, KeyboardInterrupt):  # of which Lightning makes another one
+            cause = cause.__context__
+        if cause is None:
+            raise
+        if not started_by_another:
+            last = folder / "checkpoints" / "last.ckpt"
+            again = [override for override in overrides if not override.startswith(("ckpt_path=", "finetune_from="))]
+            print(
+                "interrupted; to go on after the last epoch that was finished: "
+                + shlex.join(["python", sys.argv[0], *again, f"ckpt_path={last}"])
+                if last.is_file()
+                else "interrupted before an epoch was finished, so nothing was saved; the same command starts anew",
+                file=sys.stderr,
+            )
+        sys.exit(130)

@@ -3,6 +3,8 @@
 import os
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,9 @@ def wandb_logger(
         name: Of the run; W&B makes one up for None.
         init_timeout: Seconds that the server has to answer. W&B itself adds ten.
         init: More arguments of `wandb.init`, such as `id` to go on with an earlier run.
+
+    Raises:
+        RuntimeError: WANDB_MODE is set, and W&B does not accept the run.
     """
     if getattr(rank_zero_only, "rank", 0):
         return WandbLogger(project=project, save_dir=save_dir, name=name)
@@ -56,7 +61,11 @@ def wandb_logger(
             run = wandb.init(**init, settings=wandb.Settings(init_timeout=init_timeout))
         except wandb.errors.Error as error:
             if chosen:
-                raise
+                raise RuntimeError(
+                    f"W&B did not accept the run, which WANDB_MODE={os.environ['WANDB_MODE']} asks for "
+                    f"({str(error).partition(chr(10))[0]}); run `wandb login`, set WANDB_MODE=offline, or leave W&B "
+                    "out with logger=csv"
+                ) from error
             first_line = str(error).partition("\n")[0]
             reason = f"the server did not accept the run ({first_line})"
     if run is None:
@@ -83,3 +92,14 @@ def finish_wandb(*, exit_code: int = 0) -> None:
         import wandb
 
         wandb.finish(exit_code=exit_code)
+
+
+@contextmanager
+def closing_wandb() -> Iterator[None]:
+    """Close the W&B run that is started within, as failed after an error."""
+    try:
+        yield
+    except BaseException:
+        finish_wandb(exit_code=1)
+        raise
+    finish_wandb()

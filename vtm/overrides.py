@@ -1,14 +1,10 @@
-"""Say what is wrong with a command in one sentence: the near miss of a misspelt override, or what vtm refuses.
-
-Hydra itself only says that a key or an option is unknown, and shows every other error with a stack trace.
-"""
+"""Say what is wrong with the overrides of a command, where Hydra only says that a key or an option is unknown."""
 
 from __future__ import annotations
 
 import difflib
-import os
+import re
 import sys
-import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,97 +13,122 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException, InstantiationException
+from hydra.core.override_parser.types import Override, ValueType
+from hydra.errors import HydraException
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-_PLAIN = (FileNotFoundError, NotADirectoryError, PermissionError)  # which name the file and what is wrong with it
+_OTHER_CONFIG = ("--config", "-cp", "-cn", "-cd", "hydra.searchpath")  # flags that bring keys we do not know of
+_HINTS = {"num_classes": "the annotations tell how many classes there are"}
+_WORDS_TOO = ("trainer.devices", "merging.saliency_weight")  # numbers by default where words are fine as well
 
 
 @contextmanager
 def explained(config_dir: Path, config_name: str) -> Iterator[None]:
-    """Run a command; where it fails, add a line for each override that looks misspelt, to Hydra's own message."""
-    try:
-        yield
-    except SystemExit as stop:
-        if stop.code == 1:
-            for line in near_misses(sys.argv[1:], config_dir, config_name):
-                print(line, file=sys.stderr)
-        raise
-
-
-@contextmanager
-def errors_in_one_sentence() -> Iterator[None]:
-    """Leave the program with just the message of an error that vtm itself raises, which says what to do.
-
-    Errors from elsewhere keep their stack trace; with HYDRA_FULL_ERROR=1 all do.
-    """
-    try:
-        yield
-    except Exception as error:
-        cause: BaseException = error
-        while isinstance(error, InstantiationException) and cause.__cause__ is not None:
-            cause = cause.__cause__
-        last = traceback.extract_tb(cause.__traceback__)[-1]
-        meant = (last.line or "").startswith("raise ")  # and not a mistake of our own, whose place one wants to see
-        ours = meant and Path(last.filename).is_relative_to(Path(__file__).parent)
-        if os.environ.get("HYDRA_FULL_ERROR") == "1" or not (ours or isinstance(cause, _PLAIN)):
-            raise
-        sys.exit(str(cause))
+    """Refuse a command line with a sentence for each of its mistakes before Hydra looks at it."""
+    if lines := near_misses(sys.argv[1:], config_dir, config_name):
+        sys.exit("\n".join(lines))
+    yield
 
 
 def near_misses(arguments: list[str], config_dir: Path, config_name: str) -> list[str]:
-    """Return a sentence for each override whose key or option is unknown.
+    """Return a sentence for each override that is no override, whose key or option is unknown, or whose value is a
+    word where a number or a truth value belongs.
 
     Args:
         arguments: of the command line; flags are passed over.
         config_dir: the folder of the groups.
         config_name: the primary configuration.
     """
-    try:
-        overrides = [OverridesParser.create().parse_override(a) for a in arguments if "=" in a and a[0] != "-"]
-    except HydraException:  # not an override at all; Hydra's message shows where
+    if any(argument.startswith(_OTHER_CONFIG) for argument in arguments):
         return []
+    words = [argument for argument in arguments if argument[:1] != "-"]
+    lines = [
+        f"{word!r} is no override: write key=value, such as experiment={word}"
+        for word in words
+        if re.fullmatch(r"\w+", word)
+    ]
+    try:
+        overrides = [OverridesParser.create().parse_override(word) for word in words if "=" in word]
+    except HydraException:  # Hydra's message shows where
+        return lines
+    overrides = [override for override in overrides if not override.key_or_group.startswith("hydra")]
     groups = {path.relative_to(config_dir).as_posix(): path for path in config_dir.rglob("*") if path.is_dir()}
     options = {name: sorted(file.stem for file in path.glob("*.yaml")) for name, path in groups.items()}
     chosen = [f"{o.key_or_group}={value}" for o in overrides for value in _values(o) if value in _known(o, options)]
-    keys = set(_keys(config_dir, config_name, chosen)) | set(options)
-    lines = []
+    keys = {}
+    if any(override.key_or_group not in options for override in overrides):  # composing takes a moment
+        keys = _keys(config_dir, config_name, chosen) | dict.fromkeys(options)
     for override in overrides:
         name = override.key_or_group
         if name in options:
             lines += [
-                _sentence(f"{name}={value}", [f"{name}={option}" for option in options[name]])
+                _unknown(
+                    f"{name}={value}",
+                    _close(f"{name}={value}", [f"{name}={option}" for option in options[name]]),
+                    f"there are {', '.join(options[name])}",
+                )
                 for value in _values(override)
                 if isinstance(value, str) and value not in options[name]
             ]
-        elif not (override.is_add() or override.is_delete() or name.startswith("hydra") or name in keys):
-            lines.append(_sentence(name, sorted(keys)))
-    return [line for line in lines if line]
+        elif keys and not (override.is_add() or override.is_force_add() or override.is_delete()):
+            if name not in keys:
+                hint = _HINTS.get(name.rpartition(".")[2], "--cfg job shows all keys, and +key=value adds one")
+                lines.append(_unknown(name, _near(name, sorted(keys)), hint))
+            else:
+                found = [_wrong_kind(name, value, keys[name]) for value in _values(override)]
+                lines += [line for line in found if line]
+    return lines
 
 
 def _values(override: Override) -> list[Any]:
-    return list(override.sweep_iterator()) if override.is_sweep_override() else [override.value()]
+    if not override.is_sweep_override():
+        return [override.value()]
+    listed = (ValueType.CHOICE_SWEEP, ValueType.SIMPLE_CHOICE_SWEEP, ValueType.RANGE_SWEEP)
+    return list(override.sweep_iterator()) if override.value_type in listed else []
 
 
 def _known(override: Override, options: dict[str, list[str]]) -> list[str]:
     return options.get(override.key_or_group, [])
 
 
-def _keys(config_dir: Path, config_name: str, chosen: list[str]) -> Iterator[str]:
-    """List the dotted keys of the configuration that the valid choices give."""
+def _keys(config_dir: Path, config_name: str, chosen: list[str]) -> dict[str, Any]:
+    """Map the dotted keys of the configuration that the valid choices give to its values."""
     GlobalHydra.instance().clear()
-    with initialize_config_dir(str(config_dir.resolve()), version_base="1.3"):
-        config = OmegaConf.to_container(compose(config_name, overrides=chosen), resolve=False)
-    yield from _dotted(config)
+    try:
+        with initialize_config_dir(str(config_dir.resolve()), version_base="1.3"):
+            return dict(_dotted(OmegaConf.to_container(compose(config_name, overrides=chosen), resolve=False)))
+    except (HydraException, OmegaConfBaseException):  # the choices do not fit together; Hydra says which
+        return {}
 
 
-def _dotted(node: Any, prefix: str = "") -> Iterator[str]:
-    for key, value in node.items() if isinstance(node, dict) else ():
-        yield f"{prefix}{key}"
+def _dotted(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ():
+        yield f"{prefix}{key}", value
         yield from _dotted(value, f"{prefix}{key}.")
 
 
-def _sentence(name: str, candidates: list[str]) -> str | None:
-    near = difflib.get_close_matches(name, candidates, n=1, cutoff=0.8)
-    return f"{name!r} is unknown; did you mean {near[0]!r}?" if near else None
+def _near(name: str, keys: list[str]) -> list[str]:
+    """Find what was meant by an unknown key: one spelt almost alike, or those with almost the same last part."""
+    if close := _close(name, keys):
+        return close
+    ends: dict[str, list[str]] = {}
+    for key in keys:
+        ends.setdefault(key.rpartition(".")[2], []).append(key)
+    return [key for end in _close(name.rpartition(".")[2], list(ends)) for key in ends[end]][:3]
+
+
+def _close(name: str, candidates: list[str]) -> list[str]:
+    return difflib.get_close_matches(name, candidates, n=1, cutoff=0.8)
+
+
+def _unknown(name: str, near: list[str], otherwise: str) -> str:
+    return f"{name!r} is unknown; " + (f"did you mean {' or '.join(map(repr, near))}?" if near else otherwise)
+
+
+def _wrong_kind(name: str, value: Any, usual: Any) -> str | None:
+    """Refuse a word in the place of a number or a truth value; what a number may be is for the key's owner to say."""
+    if not isinstance(value, str) or "${" in value or name in _WORDS_TOO or not isinstance(usual, int | float):
+        return None
+    kind = "true or false" if isinstance(usual, bool) else f"a {'whole ' * isinstance(usual, int)}number"
+    return f"{name}={value}: expected {kind}, such as {str(usual).lower()}"

@@ -12,6 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vtm.errors import errors_in_one_sentence
+
 if TYPE_CHECKING:  # what the command needs is imported when its arguments are known to be right
     from vtm.prediction import Prediction
     from vtm.predictor import Predictor
@@ -20,28 +22,18 @@ if TYPE_CHECKING:  # what the command needs is imported when its arguments are k
 _COLUMNS = ("video", "prediction", "probability", "windows", "seconds", "damaged", "model")
 
 
-class ArgumentError(Exception):
-    """Say what is wrong with an argument of the command, and what to do."""
-
-
 def main() -> None:
     """Predict what the command line names; end with an error if a video could not be read."""
     arguments = _parser().parse_args()
-    try:
-        videos = list_videos(arguments.videos)
-        sys.exit(_run(arguments, videos))
-    except ArgumentError as error:
-        sys.exit(str(error))
-    except KeyboardInterrupt:
-        print("interrupted" + (f"; what is done is in {arguments.csv}" if arguments.csv else ""), file=sys.stderr)
-        sys.exit(130)
+    with errors_in_one_sentence():
+        sys.exit(_run(arguments, list_videos(arguments.videos)))
 
 
 def list_videos(names: Iterable[str]) -> list[Path]:
     """List files, those of folders, and those that match patterns, each once and in the order of the names.
 
     Raises:
-        ArgumentError: if a name is none of these, or nothing is there.
+        ValueError: if a name is none of these, or nothing is there.
     """
     from vtm.data.listing import is_video, walk
 
@@ -56,7 +48,7 @@ def list_videos(names: Iterable[str]) -> list[Path]:
             what = (
                 "no video in or below the folder" if path.is_dir() else "no such file, folder or match of the pattern"
             )
-            raise ArgumentError(f"{name}: {what}")
+            raise ValueError(f"{name}: {what}")
         found |= dict.fromkeys(files)
     return list(found)
 
@@ -81,12 +73,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(arguments: argparse.Namespace, videos: Sequence[Path]) -> int:
     """Predict all videos; return the exit status."""
-    from vtm.model_file import ModelFileError
-
-    try:
-        model = _load(arguments)
-    except ModelFileError as error:
-        raise ArgumentError(str(error)) from None
+    model = _load(arguments)
     if arguments.csv is None:
         return _predict_all(model, videos, arguments, None)
     table = Path(arguments.csv)
@@ -111,7 +98,7 @@ def _load(arguments: argparse.Namespace) -> Predictor:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).partition("\n")[0]
-        raise ArgumentError(f"--device {device} is not to be had here ({reason}); --device cpu is") from None
+        raise ValueError(f"--device {device} is not to be had here ({reason}); --device cpu is") from None
     return load(arguments.model, encoder_checkpoint=arguments.encoder_checkpoint, device=device)
 
 
@@ -209,7 +196,7 @@ def _known(table: Path, model: str) -> set[str]:
     """List the videos of a table, without a last line that was cut off.
 
     Raises:
-        ArgumentError: if the file is no such table, or of another model.
+        ValueError: if the file is no such table, or of another model.
     """
     if not table.exists():
         return set()
@@ -220,9 +207,9 @@ def _known(table: Path, model: str) -> set[str]:
             file.truncate(len(whole))
     rows = list(csv.DictReader(whole.decode("utf-8").splitlines()))
     if whole and tuple(rows[0] if rows else whole.decode().strip().split(",")) != _COLUMNS:
-        raise ArgumentError(f"--csv {table}: expected the columns {', '.join(_COLUMNS)}; give another file")
+        raise ValueError(f"--csv {table}: expected the columns {', '.join(_COLUMNS)}; give another file")
     if other := {row["model"] for row in rows} - {model}:
-        raise ArgumentError(
+        raise ValueError(
             f"--csv {table} has predictions of the model {other.pop()}, but this one is {model}; give another file"
         )
     return {row["video"] for row in rows}

@@ -7,7 +7,7 @@ import statistics
 import subprocess
 import textwrap
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -55,9 +55,6 @@ class ResultsWriter(Callback):
     - `peak_gb`, the most memory that the first step took above what was in use; null where the system does not tell;
     - `tokens`, as above.
 
-    Attributes:
-        checkpoint: What is being evaluated: set it before `trainer.validate` or `trainer.test`.
-
     Args:
         path: Of the file.
         experiment: Name of the experiment.
@@ -70,7 +67,7 @@ class ResultsWriter(Callback):
         self, path: str | Path, *, experiment: str, seed: int, published: Mapping[str, Mapping[str, Any]]
     ) -> None:
         self.path = Path(path)
-        self.checkpoint = "best"
+        self._checkpoints = ["given"]
         self._run: dict[str, Any] = {
             "experiment": experiment,
             "task": None,
@@ -82,10 +79,19 @@ class ResultsWriter(Callback):
                 **{name: importlib.metadata.version(name) for name in ("lightning", "timm", "vtm")},
             },
             "config": None,
-            "published": {"note": NOTE, "figures": published},
+            "published": {"note": NOTE, "figures": published} if published else {"figures": {}},
         }
         self._scores: dict[str, dict[str, Any]] = {}
         self._steps = _Steps()
+
+    def each(self, checkpoints: Mapping[str, str]) -> Iterator[str]:
+        """Go through the files `best` and `last`, or `given`, to validate and test each; once if of the same epoch."""
+        names: dict[int, list[str]] = {}
+        for name, path in checkpoints.items():
+            if path:  # fast_dev_run writes none
+                names.setdefault(_epoch(path) if len(checkpoints) > 1 else 0, []).append(name)
+        for self._checkpoints in names.values():
+            yield checkpoints[self._checkpoints[0]]
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._steps = _Steps()
@@ -122,12 +128,13 @@ class ResultsWriter(Callback):
 
     def _add(self, stage: str, trainer: Trainer, pl_module: LightningModule) -> None:
         module = cast(Any, pl_module)
-        name = f"{stage}_last" if self.checkpoint == "last" else stage
         summary = module.summary(stage)
         if trainer.is_global_zero:
             cost = {**self._steps.cost(), "tokens": summary.pop("tokens")}
-            evaluated = {"checkpoint": self.checkpoint, "epoch": _epoch(trainer)}
-            self._scores[name] = {**summary, **evaluated, "cost": cost}
+            epoch = _epoch(trainer.ckpt_path) if trainer.ckpt_path else None
+            for name in self._checkpoints:
+                found = {**summary, "checkpoint": name, "epoch": epoch, "cost": cost}
+                self._scores[f"{stage}_last" if name == "last" else stage] = found
             run = {**self._run, "task": module.task.name, "config": module.config}
             content = json.dumps({**run, **self._scores}, indent=2, ensure_ascii=False)
             write_atomically(self.path, f"{content}\n")
@@ -181,7 +188,7 @@ def results_report(run: Mapping[str, Any], scores: Mapping[str, Mapping[str, Any
     train = test["train_videos"]
     lines = [
         f"{run['experiment']}, seed {run['seed']}; {train['n']} training videos, {train['missing']} missing",
-        _SELECTIONS[test["selection"]],
+        _SELECTIONS[test["selection"]] if test["checkpoint"] != "given" else "a given checkpoint, not one of this run",
         results_table(scores),
     ]
     for stage, score in {name.removesuffix("_last"): score for name, score in scores.items()}.items():
@@ -282,13 +289,10 @@ def _or_dash(value: float | None, spec: str) -> str:
     return "-" if value is None else format(value, spec)
 
 
-def _epoch(trainer: Trainer) -> int | None:
-    """Return for how many epochs the evaluated checkpoint was trained; None without a checkpoint."""
-    if trainer.ckpt_path is None:
-        return None
+def _epoch(checkpoint: str | Path) -> int:
+    """Return for how many epochs a checkpoint was trained."""
     # the trainer's own count is that of the end of training; mapped, the file's tensors are not read
-    checkpoint = torch.load(trainer.ckpt_path, map_location="cpu", mmap=True, weights_only=True)
-    return int(checkpoint["epoch"]) + 1
+    return int(torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)["epoch"]) + 1
 
 
 def _git(folder: Path, *arguments: str) -> str:

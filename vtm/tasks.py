@@ -164,7 +164,8 @@ class Classification(Task):
         super().__init__(num_classes, fusion=fusion)
         if num_classes < 2:
             raise ValueError(
-                f"expected at least 2 classes, got {num_classes}; data with one value per video need task=regression"
+                f"task=classification: expected at least 2 classes, got {num_classes}; data with one value per video, "
+                "as with data.regression=true, need task=regression"
             )
         if not 0 <= label_smoothing <= 1:
             raise ValueError(f"expected label_smoothing in [0, 1], got {label_smoothing}")
@@ -226,7 +227,8 @@ class Regression(Task):
         super().__init__(num_outputs, fusion=fusion)
         if num_outputs != 1:
             raise ValueError(
-                f"expected data with one value per video, got {num_outputs} classes; use task=classification"
+                f"task=regression: expected data with one value per video, got {num_outputs} classes; "
+                "use task=classification, or data.regression=true too if the labels of your videos are numbers"
             )
 
     def metric(self) -> VideoMSE:

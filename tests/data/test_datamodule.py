@@ -5,14 +5,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from vtm.data.datamodule import (
-    EvalSampler,
-    TrainSampler,
-    VideoDataModule,
-    find_video,
-    name_classes,
-    read_rows,
-)
+from vtm.data.datamodule import VideoDataModule, find_video, name_classes, read_rows
 from vtm.data.dataset import collate
 from vtm.data.sampling import Windows
 from vtm.data.source import Video
@@ -118,30 +111,6 @@ def test_ranks_evaluate_every_clip_exactly_once(make, root):
     assert [len(part) for part in parts] == [2, 2, 1, 1]
 
 
-def test_train_sampler_leaves_out_other_items_each_epoch():
-    samplers = [TrainSampler(11, seed=0, rank=rank, world_size=4) for rank in range(4)]
-    left_out = set()
-    for epoch in range(20):
-        for sampler in samplers:
-            sampler.set_epoch(epoch)
-        parts = [list(sampler) for sampler in samplers]
-        assert [len(part) for part in parts] == [len(sampler) for sampler in samplers] == [2] * 4
-        assert len(set().union(*parts)) == 8
-        left_out |= set(range(11)).difference(*parts)
-    assert left_out == set(range(11))
-
-
-def test_train_sampler_needs_an_item_for_every_rank():
-    with pytest.raises(ValueError, match=r"3 for 4 devices"):
-        TrainSampler(3, seed=0, rank=0, world_size=4)
-
-
-def test_eval_sampler_may_leave_a_rank_without_items():
-    parts = [EvalSampler(2, rank=rank, world_size=3) for rank in range(3)]
-    assert [list(part) for part in parts] == [[0], [1], []]
-    assert [len(part) for part in parts] == [1, 1, 0]
-
-
 def test_batch_size_must_divide_over_the_devices(make, root):
     with pytest.raises(ValueError, match=r"batch_size = 3 and 2 devices"):
         on_rank(make(root, batch_size=3), 0, 2).val_dataloader()
@@ -186,6 +155,29 @@ def test_a_resumed_run_repeats_the_order(make, root, tmp_path):
     rest, _ = fit(3, tmp_path / "first.ckpt")
     assert first.seen + rest.seen == whole.seen
     assert len({order for epoch in range(3) for order in [tuple(ids for e, ids in whole.seen if e == epoch)]}) == 3
+
+
+def test_a_file_as_root_is_refused(make, root):
+    path = root / "annotations" / "list.csv"
+    with pytest.raises(NotADirectoryError, match=rf"data.root={path} is a file; give the folder"):
+        make(path)
+
+
+@pytest.mark.parametrize("changes", [{"batch_size": 0}, {"num_workers": -1}])
+def test_impossible_numbers_are_refused(make, root, changes):
+    with pytest.raises(ValueError, match=r"data.batch_size of at least 1 and data.num_workers of at least 0, got "):
+        make(root, **changes)
+
+
+def test_looking_finds_what_is_missing_of_what_is_wanted(make, root, tmp_path):
+    (tmp_path / "annotations").symlink_to(root / "annotations")
+    (tmp_path / "videos").mkdir()
+    for path in (root / "videos").iterdir():
+        if path.stem != "train3":
+            (tmp_path / "videos" / path.name).symlink_to(path)
+    make(tmp_path).look(training=False)
+    with pytest.raises(FileNotFoundError, match="1 of the 7 train videos are missing"):
+        make(tmp_path).look(training=True)
 
 
 def test_missing_root_is_one_sentence_that_says_where_help_is(make, tmp_path):

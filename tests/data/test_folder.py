@@ -223,3 +223,9 @@ def test_regression_wants_the_table(make):
 def test_nothing_there_says_what_to_put_where(make, tmp_path):
     with pytest.raises(FileNotFoundError, match=rf"{tmp_path}: expected videos.csv or the folder videos.*README"):
         make().train_targets()
+
+
+def test_classes_with_numbers_as_names_may_be_values_to_predict(make):
+    module = make(videos=[name.replace("/a/", "/0.5/").replace("/b/", "/10/") for name in SPLIT_FOLDERS])
+    with pytest.warns(UserWarning, match=r"all 2 classes have numbers as names; .* task=regression data.regression=tr"):
+        assert module.class_names == ["0.5", "10"]

@@ -165,7 +165,8 @@ def test_the_key_tells_apart_all_that_changes_features(vit):
     keys = [vit(**change).key for change in changes]
     assert len(set(keys)) == len(changes)
     assert all(re.fullmatch(r"[A-Za-z0-9_.=-]+", key) for key in keys)
-    assert keys[0] == "vit_tiny_patch16_224.augreg_in21k_ft_in1k-random0-32px-crop-depth=1-float32-float32"
+    assert keys[0] == "vit_tiny_patch16_224-random0-32px-crop-mean0.5-std0.5-depth=1-float32-float32"
+    assert keys[5] == "vit_tiny_patch16_224.augreg_in21k_ft_in1k-pretrained-32px-crop-depth=1-float32-float32"
 
 
 def test_the_key_is_a_folder_name_whatever_the_backbone_is_called(choices):
@@ -192,3 +193,14 @@ def test_an_unknown_number_format_is_refused(vit, key, value):
 def test_other_inputs_are_refused(vit, clip, error, message):
     with pytest.raises(error, match=message):
         vit()(clip)
+
+
+def test_the_key_of_random_weights_names_no_published_ones_but_how_frames_are_normalised(image_encoder):
+    keys = [
+        image_encoder(f"vit_base_patch16_224.{tag}", image_size=32).key
+        for tag in ("augreg_in21k", "augreg_in1k", "dino")
+    ]
+    assert keys[0] == keys[1]
+    assert "-mean0.5-std0.5-" in keys[0]
+    assert "-mean0.485_0.456_0.406-std0.229_0.224_0.225-" in keys[2]
+    assert not any(word in key for key in keys for word in ("augreg", "dino", "pretrained"))

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from vtm.benchmark.rows import Setting, default_tables, full_tables, long_tables
-from vtm.overrides import errors_in_one_sentence
+from vtm.errors import errors_in_one_sentence
 
 
 def main() -> None:

@@ -1,8 +1,8 @@
-"""What all data sets share: batches from a list of videos, in an order that depends on seed and epoch alone."""
+"""What all data sets share: batches from lists of videos, and what to do about those that are missing."""
 
 import csv
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import compress
@@ -10,13 +10,14 @@ from operator import not_
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
-import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from vtm.data.dataset import Clip, VideoDataset, collate
+from vtm.data.samplers import EvalSampler, TrainSampler
 from vtm.data.sampling import ClipProtocol
 from vtm.data.source import Source, Video
 
@@ -55,6 +56,10 @@ class VideoDataModule(LightningDataModule, ABC):
         seed: Fixes, with the epoch, the order of the training videos.
         allow_missing: Leave out videos that are missing, and those that `python -m vtm.check_data` found unusable;
             every result then says how many and which. Otherwise a missing video stops a run before it starts.
+
+    Raises:
+        NotADirectoryError: The root is a file.
+        ValueError: There is no clip in a step, or fewer than no loading processes.
     """
 
     def __init__(
@@ -71,6 +76,13 @@ class VideoDataModule(LightningDataModule, ABC):
     ) -> None:
         super().__init__()
         self.root = Path(root).expanduser()
+        if self.root.is_file():
+            raise NotADirectoryError(f"data.root={root} is a file; give the folder of the data set, see {_HELP}")
+        if batch_size < 1 or num_workers < 0:
+            raise ValueError(
+                f"expected data.batch_size of at least 1 and data.num_workers of at least 0, got {batch_size} and "
+                f"{num_workers}"
+            )
         self.protocol = protocol
         self.source = source(root=self.root, encoder=encoder, sampling=protocol.sampling)
         self.batch_size = batch_size
@@ -98,6 +110,20 @@ class VideoDataModule(LightningDataModule, ABC):
     def selection(self) -> Split:
         """Name the split on which checkpoints are chosen; "test" where the validation split is the test split."""
         return "val"
+
+    @rank_zero_only
+    def look(self, *, training: bool) -> None:
+        """Look for the videos of a run, after writing those that can be written: before it leaves a trace anywhere.
+
+        Args:
+            training: The training videos are wanted too.
+
+        Raises:
+            FileNotFoundError: The folder, an annotation file or some of the videos are missing.
+        """
+        self.prepare_data()
+        for split in SPLITS if training else SPLITS[1:]:
+            self.videos(split)
 
     def setup(self, stage: str) -> None:
         """Look for all videos of a run before it starts, and for what can be told of them at once."""
@@ -213,62 +239,6 @@ class VideoDataModule(LightningDataModule, ABC):
     def _place(self) -> tuple[int, int]:
         """Return the rank of this process and the number of processes."""
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-
-
-class TrainSampler(Sampler[int]):
-    """Shuffle by seed and epoch and give each rank the same number of items, all different.
-
-    The few items that do not divide evenly are left out, other ones in every epoch.
-
-    Args:
-        size: The number of items.
-        seed: Fixes the orders of all epochs.
-        rank: This process.
-        world_size: The number of processes.
-    """
-
-    def __init__(self, size: int, *, seed: int, rank: int, world_size: int) -> None:
-        if size < world_size:
-            raise ValueError(f"expected at least one training video per device, got {size} for {world_size} devices")
-        self.size = size
-        self.seed = seed
-        self.rank = rank
-        self.world_size = world_size
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the order of the next pass; the trainer calls it at the start of every epoch."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        """Count the items of this rank."""
-        return self.size // self.world_size
-
-    def __iter__(self) -> Iterator[int]:
-        """Go through the items of this rank."""
-        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.size)
-        return iter(order[self.rank : len(self) * self.world_size : self.world_size].tolist())
-
-
-class EvalSampler(Sampler[int]):
-    """Give rank r the items r, r + world_size, …, so that all ranks together see every item exactly once.
-
-    Args:
-        size: The number of items.
-        rank: This process.
-        world_size: The number of processes.
-    """
-
-    def __init__(self, size: int, *, rank: int, world_size: int) -> None:
-        self.items = range(rank, size, world_size)
-
-    def __len__(self) -> int:
-        """Count the items of this rank."""
-        return len(self.items)
-
-    def __iter__(self) -> Iterator[int]:
-        """Go through the items of this rank in order."""
-        return iter(self.items)
 
 
 def read_rows(path: Path, columns: Iterable[str], *, delimiter: str) -> list[dict[str, str]]:

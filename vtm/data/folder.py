@@ -210,11 +210,7 @@ def _checked(items: list[_Item], folder: Path, *, regression: bool) -> list[_Ite
 
 def _check_values(items: list[_Item]) -> None:
     for item in items:
-        try:
-            finite = isfinite(float(item.label))
-        except ValueError:
-            finite = False
-        if not finite:
+        if not _is_number(item.label):
             raise ValueError(
                 f"{item.place}: expected a finite number as label of {item.id}, got {item.label!r}; correct it, or set "
                 "task=classification data.regression=false for names of classes"
@@ -232,3 +228,13 @@ def _check_classes(items: list[_Item], source: Path) -> None:
             )
     if len(classes) < 2:
         raise ValueError(f"{source}: expected at least 2 classes, got only {min(classes)!r}; add videos of another one")
+    if all(map(_is_number, classes)):
+        warnings.warn(f"{source}: all {len(classes)} classes have numbers as names; {remedy}", stacklevel=2)
+
+
+def _is_number(label: str) -> bool:
+    """Tell whether a label is a finite number."""
+    try:
+        return isfinite(float(label))
+    except ValueError:
+        return False

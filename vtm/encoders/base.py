@@ -41,7 +41,8 @@ class Encoder(nn.Module, ABC):
     because kernels are chosen by shape, and with another kernel the last bits differ.
 
     Args:
-        name: of the backbone, for the key.
+        name: of the backbone, for the key. What follows a dot is the tag of published weights, and in the key of these
+            alone; that of others has the mean and standard deviation instead, which go with the tag.
         frames_per_step: f, consecutive frames that give one step of features.
         chunk: frames of one call of the backbone, a multiple of f.
         mean: per colour channel, of frames in [0, 1].
@@ -92,12 +93,15 @@ class Encoder(nn.Module, ABC):
         self.seed = choices["seed"]
         self.precision: Precision = choices["precision"]
         self.storage: Storage = choices["storage"]
+        tagged = "/" in name or (self.pretrained and self.checkpoint is None)
+        named, tag = (name, "") if tagged else name.partition(".")[::2]
         parts = [
-            name,
+            named,
             self._weights(name),
             f"{self.image_size}px",
             "squash" if self.squash else "crop",
             *(() if choices["normalize"] else ("unnormalized",)),
+            *((f"mean{_join(mean)}", f"std{_join(std)}") if tag and choices["normalize"] else ()),
             *details,
             self.precision,
             self.storage,
@@ -178,6 +182,11 @@ class Encoder(nn.Module, ABC):
             )
         with Path(self.checkpoint).open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()[:12]
+
+
+def _join(values: tuple[float, ...]) -> str:
+    """Write numbers in a row, or once if they are all the same."""
+    return "_".join(f"{value:g}" for value in (values if len(set(values)) > 1 else values[:1]))
 
 
 class _Loaded(NamedTuple):

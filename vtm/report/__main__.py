@@ -10,8 +10,8 @@ import argparse
 import os
 from pathlib import Path
 
+from vtm.errors import errors_in_one_sentence
 from vtm.files import write_atomically
-from vtm.overrides import errors_in_one_sentence
 
 
 def main() -> None:
