@@ -45,7 +45,7 @@ _TOLERANCE = 1e-3  # of a score: of thousands of tokens, rounding lets a few tha
 
 def main() -> None:
     """Export what the command line says."""
-    parser = argparse.ArgumentParser(prog="vtm.export", usage=_USAGE.replace("%", "%%"))
+    parser = argparse.ArgumentParser(prog="python -m vtm.export", usage=_USAGE.replace("%", "%%"))
     parser.add_argument("settings", nargs="*", help=argparse.SUPPRESS)
     arguments = parser.parse_args().settings
     with errors_in_one_sentence():

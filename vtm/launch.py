@@ -154,8 +154,8 @@ def quietly() -> Iterator[None]:
     """Leave out what libraries warn of and nothing can or need be done about."""
     with warnings.catch_warnings():
         noise = ("Found .* in eval mode", ".*LeafSpec", ".*broadcast_buffers", "The dirpath has changed")
-        workers = (".*does not have many workers", "This DataLoader will create")
-        warnings.filterwarnings("ignore", "|".join((*noise, *workers)))
+        sizes = ("The number of training batches", ".*does not have many workers", "This DataLoader will create")
+        warnings.filterwarnings("ignore", "|".join((*noise, *sizes)))
         yield
 
 

@@ -55,7 +55,7 @@ def list_videos(names: Iterable[str]) -> list[Path]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="vtm.predict",
+        prog="python -m vtm.predict",
         description="Say what is in videos, by a model that vtm.export has written.",
         epilog="Example: python -m vtm.predict scene.safetensors videos/ --csv scenes.csv",
     )

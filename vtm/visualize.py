@@ -7,9 +7,14 @@ as a sheet for print (PNG), as a video (MP4), and as a page to look at in a brow
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vtm.errors import errors_in_one_sentence
+
+if TYPE_CHECKING:  # what the command needs is imported when its arguments are known to be right
+    from vtm.predictor import Predictor
 
 KINDS = {"sheet": "_sheet.png", "video": "_overlay.mp4", "page": "_page.html"}  # and how the names of the files end
 
@@ -18,33 +23,48 @@ def main() -> None:
     """Draw what the command line names, and print the files."""
     given = _arguments()
     with errors_in_one_sentence():
-        _run(given)
+        import torch
+
+        from vtm.predictor import load
+
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        model = load(given.model, encoder_checkpoint=given.encoder_checkpoint, device=device)
+        kinds = KINDS if given.only is None else (given.only,)
+        for path in visualize(model, given.video, given.out, start=given.start, kinds=kinds):
+            print(path, flush=True)
 
 
-def _run(given: argparse.Namespace) -> None:
-    # slow to import, and not needed for --help
-    import torch
+def visualize(
+    model: Predictor, video: Path, out: Path, *, start: float = 0.0, kinds: Iterable[str] = tuple(KINDS)
+) -> Iterator[Path]:
+    """Write pictures of a clip, one kind after the other; yield the file of each.
 
+    Args:
+        model: looks at the clip.
+        video: any video.
+        out: the folder of the files.
+        start: of the clip in seconds, for a model of windows.
+        kinds: some of `KINDS`.
+
+    Raises:
+        VideoError: if the video cannot be read.
+        ValueError: if there is no clip at `start`.
+    """
     from vtm.pictures import ClipView
     from vtm.pictures.film import write_film
     from vtm.pictures.page import write_page
     from vtm.pictures.sheet import write_sheet
-    from vtm.predictor import load
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = load(given.model, encoder_checkpoint=given.encoder_checkpoint, device=device)
-    look = model.look(given.video, start=given.start)
+    look = model.look(video, start=start)
     view = ClipView.of(
         look.frames, look.times, look.output, look.grid, window_frames=look.window_frames, prefix=look.prefix
     )
-    title = Path(look.video).name
-    name = Path(look.video).stem + (f"_{given.start:g}s" if given.start else "")
-    for kind in KINDS if given.only is None else [given.only]:
-        path = given.out / f"{name}{KINDS[kind]}"
-        {"sheet": write_sheet, "video": write_film, "page": write_page}[kind](
-            path, view, title=title, scores=look.scores
-        )
-        print(path, flush=True)
+    name = video.stem + (f"_{start:g}s" if start else "")
+    write = {"sheet": write_sheet, "video": write_film, "page": write_page}
+    for kind in kinds:
+        path = out / f"{name}{KINDS[kind]}"
+        write[kind](path, view, title=video.name, scores=look.scores)
+        yield path
 
 
 def _arguments() -> argparse.Namespace:
