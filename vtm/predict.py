@@ -7,7 +7,7 @@ import csv
 import glob
 import json
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,9 +75,9 @@ def _run(arguments: argparse.Namespace, videos: Sequence[Path]) -> int:
     """Predict all videos; return the exit status."""
     model = _load(arguments)
     if arguments.csv is None:
-        return _predict_all(model, videos, arguments, None)
-    table = Path(arguments.csv)
-    known = _known(table, model.identity)
+        return _predict_all(model, videos, arguments, lambda prediction: None)
+    table, identity = Path(arguments.csv), model.identity
+    known = _known(table, identity)
     table.parent.mkdir(parents=True, exist_ok=True)
     with table.open("a", encoding="utf-8", newline="") as file:
         rows = csv.DictWriter(file, _COLUMNS)
@@ -85,7 +85,12 @@ def _run(arguments: argparse.Namespace, videos: Sequence[Path]) -> int:
             rows.writeheader()
         if known:
             print(f"{len(known)} videos are in {table} already", file=sys.stderr)
-        return _predict_all(model, [video for video in videos if str(video) not in known], arguments, (file, rows))
+
+        def keep(prediction: Prediction) -> None:
+            rows.writerow(_row(prediction, identity))
+            file.flush()
+
+        return _predict_all(model, [video for video in videos if str(video) not in known], arguments, keep)
 
 
 def _load(arguments: argparse.Namespace) -> Predictor:
@@ -103,8 +108,12 @@ def _load(arguments: argparse.Namespace) -> Predictor:
 
 
 def _predict_all(
-    model: Predictor, videos: Sequence[Path], arguments: argparse.Namespace, table: tuple[Any, Any] | None
+    model: Predictor,
+    videos: Sequence[Path],
+    arguments: argparse.Namespace,
+    keep: Callable[[Prediction], None],
 ) -> int:
+    """Predict videos, print each and hand it on to `keep`; return the exit status."""
     from vtm.data.video import VideoError
     from vtm.progress import Progress
 
@@ -118,10 +127,7 @@ def _predict_all(
                 failed[video] = str(error)
             else:
                 print("\n".join(_lines(prediction, arguments)), flush=True)
-                if table is not None:
-                    file, rows = table
-                    rows.writerow(_row(prediction, model.identity))
-                    file.flush()
+                keep(prediction)
             progress.advance(f"{len(failed)} failed" if failed else "")
     for reason in failed.values():
         print(f"failed: {reason}", file=sys.stderr)
