@@ -7,6 +7,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import timm
 import torch
 
 import vtm
@@ -145,6 +146,17 @@ def test_wrong_arguments_are_answered_in_a_sentence(tmp_path, export, monkeypatc
     torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
     assert reason in export(*arguments)
     assert not list(tmp_path.glob("m*"))
+
+
+def test_weights_of_the_encoder_may_have_moved(tmp_path, make_checkpoint, export):
+    backbone = timm.create_model("vit_tiny_patch16_224", depth=1, img_size=32, num_classes=0)
+    torch.save(backbone.state_dict(), tmp_path / "vit.pth")
+    checkpoint = make_checkpoint(tmp_path / "a.ckpt", f"encoder.checkpoint={tmp_path / 'vit.pth'}")
+    (tmp_path / "vit.pth").rename(tmp_path / "moved.pth")
+    arguments = [f"ckpt_path={checkpoint}", f"out={tmp_path / 'm.safetensors'}"]
+    assert "or encoder_checkpoint=… of vtm.export" in export(*arguments)
+    assert "demo, seed 0" in export(*arguments, f"encoder_checkpoint={tmp_path / 'moved.pth'}")
+    assert vtm.load(tmp_path / "m.safetensors").encoder.checkpoint == str(tmp_path / "moved.pth")
 
 
 def test_a_task_of_somebody_else_is_refused(tmp_path, make_checkpoint):

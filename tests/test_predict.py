@@ -8,9 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import vtm
-from vtm.predict import list_videos, main
+from vtm.predict import as_dict, list_videos, main
+from vtm.prediction import Prediction, Window
+from vtm.predictor import Predictor
 
 ROOT = Path(__file__).parents[1]
 WINDOWS = ("data/protocol=windows", "data.protocol.num_frames=4", "data.protocol.stride=1")
@@ -58,10 +61,11 @@ def test_folders_and_patterns_name_videos_once(folder, monkeypatch):
         Path("videos/deep/b.MP4"),
     ]
     assert list_videos(["videos/**/*.MP4"]) == [Path("videos/deep/b.MP4")]
+    assert list_videos(["videos/*"]) == [Path("videos/a.mp4")]  # not the text beside it, nor what is in the folder
     (folder / "empty").mkdir(exist_ok=True)
     for name, reason in (
         ("empty", "no video in or below the folder"),
-        ("absent*.mp4", "no such file, folder or match"),
+        ("absent*.mp4", "no such file or folder, and no video matches"),
     ):
         with pytest.raises(ValueError, match=reason):
             list_videos(["videos", name])
@@ -108,7 +112,7 @@ def test_a_table_is_written_and_goes_on_where_it_was(predict, folder, tmp_path):
     status, out, err = predict("model.safetensors", "videos", "broken.mp4", "--csv", str(table))
     assert status == 1
     assert "videos/a.mp4" not in out
-    assert "1 videos are in" in err
+    assert f"1 of 3 are in {table} already" in err
     assert table.read_text(encoding="utf-8").startswith(first)
     assert [row["video"] for row in csv.DictReader(table.open(encoding="utf-8"))] == [
         "videos/a.mp4",
@@ -116,17 +120,67 @@ def test_a_table_is_written_and_goes_on_where_it_was(predict, folder, tmp_path):
     ]
 
 
-def test_a_table_of_another_model_or_of_something_else_is_left_alone(predict, tmp_path):
-    header = "video,prediction,probability,windows,seconds,damaged,model\n"
-    for content, reason in (
-        (f"{header}a.mp4,x,1,1,1,0,0123456789ab\n", "0123456789ab"),
-        ("a,b\n1,2\n", "expected the columns"),
-    ):
-        table = tmp_path / "table.csv"
-        table.write_text(content)
-        status, _, _ = predict("model.safetensors", "videos/a.mp4", "--csv", str(table))
-        assert reason in str(status)
-        assert table.read_text() == content
+def test_a_table_of_something_else_is_left_alone(predict, tmp_path):
+    (tmp_path / "notes.csv").write_text("a,b\n1,2")
+    status, _, _ = predict("model.safetensors", "videos/a.mp4", "--csv", str(tmp_path / "notes.csv"))
+    assert "expected a table with the columns" in str(status)
+    assert (tmp_path / "notes.csv").read_text() == "a,b\n1,2"
+
+
+def test_answers_of_a_stream_are_not_mixed_with_others(predict, tmp_path):
+    table = ["--csv", str(tmp_path / "table.csv")]
+    assert predict("model.safetensors", "videos/a.mp4", "--stream", *table)[0] == 0
+    status, _, _ = predict("model.safetensors", "videos/a.mp4", *table)
+    assert "+stream, but this one is" in str(status)
+
+
+def test_out_of_memory_costs_one_video(predict, monkeypatch):
+    right = Predictor.predict
+
+    def wrong(self, path, **arguments):
+        if path.name == "a.mp4":
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return right(self, path, **arguments)
+
+    monkeypatch.setattr(Predictor, "predict", wrong)
+    status, out, err = predict("model.safetensors", "videos")
+    assert status == 1
+    assert out.startswith("videos/deep/b.MP4")
+    assert "failed: videos/a.mp4: out of memory on cpu" in err
+
+
+def test_a_class_may_have_any_name(capsys):
+    prediction = Prediction("a.mp4", 1.0, ["value", "b"], [0.9, 0.1], [Window(0.0, 1.0, [0.9, 0.1])], damaged=False)
+    assert as_dict(prediction, top=1, timeline=False)["label"] == "value"
+
+
+@pytest.mark.parametrize("number", ["0", "-1", "x"])
+def test_the_number_of_classes_is_checked(predict, number):
+    status, _, err = predict("model.safetensors", "videos", "--top", number)
+    assert status == 2
+    assert f"expected a number from 1 on, got {number}" in err
+
+
+def test_nobody_has_to_read_on(folder):
+    command = [sys.executable, "-m", "vtm.predict", "model.safetensors", "videos", "--timeline"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        process.stdout.close()
+        error = process.stderr.read()
+    assert process.returncode == 141
+    assert "Traceback" not in error
+
+
+def test_a_name_that_is_no_text_is_predicted(folder, make_video, tmp_path):
+    model = folder / "model.safetensors"
+    make_video(tmp_path / "a.mp4", 1).rename(tmp_path / os.fsdecode(b"\xff.mp4"))
+    command = [sys.executable, "-m", "vtm.predict", str(model), str(tmp_path), "--json", "--csv", tmp_path / "t.csv"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["video"].endswith("\udcff.mp4")
 
 
 @pytest.mark.parametrize(
@@ -134,7 +188,7 @@ def test_a_table_of_another_model_or_of_something_else_is_left_alone(predict, tm
     [
         (["absent.safetensors", "videos"], "absent.safetensors is no file; `python -m vtm.export"),
         (["broken.mp4", "videos"], "broken.mp4 is no model of vtm"),
-        (["model.safetensors", "absent.mp4"], "absent.mp4: no such file, folder or match of the pattern"),
+        (["model.safetensors", "absent.mp4"], "absent.mp4: no such file or folder, and no video"),
         (["model.safetensors", "videos", "--device", "cuda:99"], "--device cuda:99 is not to be had here"),
     ],
 )

@@ -1,5 +1,6 @@
 """A loaded model gives for a video what the test of train.py gives, window by window, and says what is wrong."""
 
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -13,7 +14,7 @@ from vtm.data.dataset import VideoDataset, clip_generator, collate
 from vtm.data.sampling import Windows
 from vtm.data.source import Video, VideoFiles
 from vtm.data.video import VideoError
-from vtm.model_file import ModelFileError
+from vtm.model_file import ModelFileError, write_model
 from vtm.models import Stream
 from vtm.predictor import Predictor
 
@@ -186,11 +187,42 @@ def test_a_file_of_encoder_weights_may_move(tmp_path, make_model, folder):
     shutil.move(tmp_path / "vit.pth", tmp_path / "elsewhere" / "v.pth")
     with pytest.raises(ModelFileError, match=r"name its place by load\(…, encoder_checkpoint=…\)"):
         vtm.load(path)
-    assert vtm.load(path, encoder_checkpoint=tmp_path / "elsewhere" / "v.pth").predict(folder / "long.mp4") == before
+    moved = tmp_path / "elsewhere" / "v.pth"
+    again = vtm.load(path, encoder_checkpoint=moved)
+    assert again.predict(folder / "long.mp4") == before
+    assert Predictor.from_pretrained(path.parent, encoder_checkpoint=moved).predict(folder / "long.mp4") == before
     with (tmp_path / "elsewhere" / "v.pth").open("ab") as file:
         file.write(b"other")
     with pytest.raises(ModelFileError, match="give the same weights"):
         vtm.load(path, encoder_checkpoint=tmp_path / "elsewhere" / "v.pth")
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"num_outputs": 4}, "expected 4 classes, one for each output, got 3"),
+        ({"classes": None, "num_outputs": 4}, "does not describe a model that this version of vtm can build"),
+        ({"model": {"_target_": "vtm.models.of_the_future.VTM"}}, "is none of the classes and functions in"),
+        ({"model": {"_target_": "vtm.models.VTM", "speed": 3}}, "does not describe a model .*'speed'"),
+    ],
+)
+def test_a_file_that_describes_nothing_we_know_is_refused(tmp_path, model, change, reason):
+    write_model(tmp_path / "model.safetensors", model.network.state_dict(), model.description | change)
+    with pytest.raises(ModelFileError, match=reason):
+        vtm.load(tmp_path)
+
+
+def test_a_file_cannot_have_timm_fetch_anything(tmp_path, model):
+    encoder = model.description["encoder"] | {"model_args": {"checkpoint_path": "/etc/passwd"}}
+    with pytest.raises(ModelFileError, match="cannot say where timm gets weights, but has checkpoint_path"):
+        Predictor({**model.description, "encoder": encoder})
+
+
+def test_a_model_in_half_precision_is_named_and_written(tmp_path, model):
+    half = copy.deepcopy(model).bfloat16()
+    assert half.identity != model.identity
+    half.save_pretrained(tmp_path)
+    assert vtm.load(tmp_path).network.head.weight.dtype == torch.float32
 
 
 def test_a_model_is_shared_through_a_folder(model, folder, tmp_path):

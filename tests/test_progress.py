@@ -25,6 +25,17 @@ def test_a_line_every_so_often_with_rate_and_remaining_time(clock, capsys, caplo
     assert [record.getMessage() for record in caplog.records] == lines
 
 
+def test_results_are_printed_above_the_bar(monkeypatch, capsys):
+    monkeypatch.setattr(progress.sys.stderr, "isatty", lambda: True)
+    with Progress("predicting", 2) as job:
+        job.advance()
+        job.advance("half of the second", to=1)
+        job.print("a.mp4  x 0.9")
+    said = capsys.readouterr()
+    assert said.out.strip() == "a.mp4  x 0.9"
+    assert "half of the second" in said.err
+
+
 def test_what_an_earlier_run_did_counts_but_not_for_the_rate(clock, capsys):
     with Progress("storing", 1000, done=900, every_seconds=0) as job:
         clock[0] += 2

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-_PLAIN = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
 _RAISED_IN_WORKER = re.compile(
     r'Caught \w+ in \w.*\n  File "(?P<file>[^"]+)", line \d+, in [^\n]*\n    raise [^\n]*\n(?:    [^\n]*\n)*'
     r"[\w.]+: (?P<message>.*)",
@@ -32,6 +31,9 @@ def errors_in_one_sentence() -> Iterator[None]:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+    except BrokenPipeError:  # nobody reads on, as after `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
     except Exception as error:
         sentence = None if os.environ.get("HYDRA_FULL_ERROR") == "1" else one_sentence(error)
         if sentence is None:
@@ -58,7 +60,7 @@ def one_sentence(error: BaseException) -> str | None:
         return found["message"].strip() if _is_ours(found["file"]) else None
     if frames and _is_ours(frames[-1].filename) and (frames[-1].line or "").startswith("raise "):
         return text  # meant, and not a mistake of our own
-    if isinstance(cause, _PLAIN):
+    if isinstance(cause, OSError) and (cause.filename or isinstance(cause, FileNotFoundError)):
         return f"{cause.filename}: {cause.strerror}" if cause.filename and cause.strerror else text
     if type(cause).__name__ == "MissingMandatoryValue":  # of omegaconf
         key = getattr(cause, "full_key", None)

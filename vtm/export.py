@@ -29,16 +29,17 @@ FORMATS = ("safetensors", "onnx", "pt2")
 _USAGE = """\
 Make a model for use of a checkpoint, without the auxiliary path of training.
 
-  python -m vtm.export ckpt_path=FILE out=FILE [format=safetensors,onnx,pt2]
+  python -m vtm.export ckpt_path=FILE out=FILE [format=safetensors,onnx,pt2] [encoder_checkpoint=FILE]
 
   ckpt_path   of train.py: runs/<experiment>/<stamp>/checkpoints/best.ckpt
   out         the file to write; its ending is the format
   format      several formats at once; the endings are then added to out
+  encoder_checkpoint   where the encoder's own weights lie now, if they have moved since the training
 
   python -m vtm.export ckpt_path=runs/demo/…/checkpoints/best.ckpt out=demo.safetensors
   python -m vtm.predict demo.safetensors video.mp4
 """
-_SETTINGS = ("ckpt_path", "out", "format")
+_SETTINGS = ("ckpt_path", "out", "format", "encoder_checkpoint")
 _BATCHES = (1, 3)  # at which what is written is compared with the model
 _TOLERANCE = 1e-3  # of a score: of thousands of tokens, rounding lets a few that are as similar merge otherwise
 
@@ -50,17 +51,20 @@ def main() -> None:
     arguments = parser.parse_args().settings
     with errors_in_one_sentence():
         settings = _settings(arguments)
-        for line in export(Path(settings["ckpt_path"]), Path(settings["out"]), settings["format"]):
+        moved = settings.pop("encoder_checkpoint", None)
+        where = Path(settings["ckpt_path"]), Path(settings["out"])
+        for line in export(*where, settings["format"], encoder_checkpoint=moved):
             print(line, flush=True)
 
 
-def export(checkpoint: Path, out: Path, formats: str) -> Iterator[str]:
+def export(checkpoint: Path, out: Path, formats: str, *, encoder_checkpoint: str | None = None) -> Iterator[str]:
     """Write a checkpoint in one or more formats; say of each file what it is, when it is there.
 
     Args:
         checkpoint: of train.py.
         out: a file of one format, or the files without their endings.
         formats: `FORMATS`, separated by commas; empty for that of the ending of `out`.
+        encoder_checkpoint: where the encoder's own weights lie now, if they have moved since the training.
 
     Raises:
         ModelFileError: if the checkpoint is none, a format is unknown or cannot hold a setting of the model.
@@ -74,6 +78,8 @@ def export(checkpoint: Path, out: Path, formats: str) -> Iterator[str]:
         what = "ending of out" if not formats else "format"
         raise ModelFileError(f"expected as {what} {', '.join(FORMATS)}, got {unknown[0]!r}")
     weights, description = from_checkpoint(checkpoint)
+    if encoder_checkpoint is not None:
+        description["encoder"] |= {"checkpoint": encoder_checkpoint}
     model = Predictor(description)
     model.network.load_state_dict(weights)
     if lacks := [name for name in chosen if name != "safetensors"]:

@@ -10,10 +10,12 @@ import importlib
 import json
 import zipfile
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -77,7 +79,7 @@ def weights_sha256(weights: Mapping[str, Tensor], about: str = "") -> str:
     digest = hashlib.sha256(about.encode())
     for name, value in sorted(weights.items()):
         digest.update(f"{name} {tuple(value.shape)} {value.dtype}\n".encode())
-        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -111,7 +113,8 @@ def _find(name: str) -> Any:
     module, _, attribute = name.rpartition(".")
     found = None
     if any(f"{module}.".startswith(f"{offered}.") for offered in _OFFERED):
-        found = getattr(importlib.import_module(module), attribute, None)
+        with suppress(ImportError):
+            found = getattr(importlib.import_module(module), attribute, None)
     if not any(f"{getattr(found, '__module__', '')}.".startswith(f"{offered}.") for offered in _OFFERED):
         raise ModelFileError(
             f"{name} is none of the classes and functions in {', '.join(_OFFERED)}, and a model file can name no "

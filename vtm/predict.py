@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import glob
+import io
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from vtm.errors import errors_in_one_sentence
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:  # what the command needs is imported when its arguments are k
     from vtm.predictor import Predictor
     from vtm.progress import Progress
 
-_COLUMNS = ("video", "prediction", "probability", "windows", "seconds", "damaged", "model")
-
 
 def main() -> None:
     """Predict what the command line names; end with an error if a video could not be read."""
     arguments = _parser().parse_args()
+    for stream in (sys.stdout, sys.stderr):  # names of files may hold what cannot be printed
+        cast(io.TextIOWrapper, stream).reconfigure(errors="backslashreplace")
     with errors_in_one_sentence():
         sys.exit(_run(arguments, list_videos(arguments.videos)))
 
@@ -43,10 +43,11 @@ def list_videos(names: Iterable[str]) -> list[Path]:
         if path.is_dir():
             files = [file for file in walk(path) if is_video(file)]
         else:
-            files = [path] if path.exists() else sorted(map(Path, glob.glob(name, recursive=True)))
+            matches = sorted(map(Path, glob.glob(name, recursive=True)))
+            files = [path] if path.exists() else [file for file in matches if file.is_file() and is_video(file)]
         if not files:
             what = (
-                "no video in or below the folder" if path.is_dir() else "no such file, folder or match of the pattern"
+                "no video in or below the folder" if path.is_dir() else "no such file or folder, and no video matches"
             )
             raise ValueError(f"{name}: {what}")
         found |= dict.fromkeys(files)
@@ -63,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("videos", metavar="VIDEO", nargs="+", help="files, folders, or patterns in quotation marks")
     parser.add_argument("--json", action="store_true", help="print a line of JSON for each video")
     parser.add_argument("--csv", metavar="FILE", help="write a table; videos that are in it already are left out")
-    parser.add_argument("--top", metavar="N", type=int, default=5, help="classes to print of each video (default 5)")
+    parser.add_argument("--top", metavar="N", type=_count, default=5, help="classes to print of each video (default 5)")
     parser.add_argument("--timeline", action="store_true", help="also say what each window of a video gives")
     parser.add_argument("--stream", action="store_true", help="one pass over a frame per second of the whole video")
     parser.add_argument("--device", metavar="NAME", help="such as cuda:1; the first GPU, or else the CPU, by default")
@@ -71,26 +72,26 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _count(text: str) -> int:
+    """Read a number from 1 on."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a number from 1 on, got {text}")
+    return int(text)
+
+
 def _run(arguments: argparse.Namespace, videos: Sequence[Path]) -> int:
     """Predict all videos; return the exit status."""
     model = _load(arguments)
     if arguments.csv is None:
         return _predict_all(model, videos, arguments, lambda prediction: None)
-    table, identity = Path(arguments.csv), model.identity
-    known = _known(table, identity)
-    table.parent.mkdir(parents=True, exist_ok=True)
-    with table.open("a", encoding="utf-8", newline="") as file:
-        rows = csv.DictWriter(file, _COLUMNS)
-        if not file.tell():
-            rows.writeheader()
-        if known:
-            print(f"{len(known)} videos are in {table} already", file=sys.stderr)
+    from vtm.prediction_table import PredictionTable
 
-        def keep(prediction: Prediction) -> None:
-            rows.writerow(_row(prediction, identity))
-            file.flush()
-
-        return _predict_all(model, [video for video in videos if str(video) not in known], arguments, keep)
+    way = model.identity + ("+stream" if arguments.stream else "")
+    with PredictionTable(Path(arguments.csv), way) as table:
+        left = [video for video in videos if str(video) not in table.videos]
+        if len(left) < len(videos):
+            print(f"{len(videos) - len(left)} of {len(videos)} are in {arguments.csv} already", file=sys.stderr)
+        return _predict_all(model, left, arguments, table.add)
 
 
 def _load(arguments: argparse.Namespace) -> Predictor:
@@ -114,22 +115,26 @@ def _predict_all(
     keep: Callable[[Prediction], None],
 ) -> int:
     """Predict videos, print each and hand it on to `keep`; return the exit status."""
+    import torch
+
     from vtm.data.video import VideoError
     from vtm.progress import Progress
 
-    failed: dict[Path, str] = {}
+    failed: list[str] = []
     with Progress("predict", len(videos)) as progress:
         for video in videos:
             seen = partial(_show, progress, video.name)
             try:
                 prediction = model.predict(video, stream=arguments.stream, seen=seen)
+            except torch.OutOfMemoryError:
+                failed.append(f"{video}: out of memory on {model.device}; --device cpu has another")
             except (VideoError, OSError, ValueError) as error:
-                failed[video] = str(error)
+                failed.append(str(error) if str(video) in str(error) else f"{video}: {error}")
             else:
-                print("\n".join(_lines(prediction, arguments)), flush=True)
+                progress.print("\n".join(_lines(prediction, arguments)))
                 keep(prediction)
             progress.advance(f"{len(failed)} failed" if failed else "")
-    for reason in failed.values():
+    for reason in failed:
         print(f"failed: {reason}", file=sys.stderr)
     if failed:
         print(f"{len(failed)} of {len(videos)} videos could not be predicted", file=sys.stderr)
@@ -146,79 +151,38 @@ def _lines(prediction: Prediction, arguments: argparse.Namespace) -> Iterator[st
     if arguments.json:
         yield json.dumps(as_dict(prediction, top=arguments.top, timeline=arguments.timeline), ensure_ascii=False)
         return
+    regression = prediction.labels is None
     windows = f"{len(prediction.windows)} windows" if len(prediction.windows) > 1 else "1 window"
-    damage = ", damaged" if prediction.damaged else ""
-    yield f"{prediction.video}  {_text(prediction.top(arguments.top))}  ({prediction.seconds:.1f} s, {windows}{damage})"
+    facts = f"{prediction.seconds:.1f} s, {windows}" + (", damaged" if prediction.damaged else "")
+    yield f"{prediction.video}  {_text(prediction.top(arguments.top), regression)}  ({facts})"
     if arguments.timeline:
         for window, best in prediction.timeline(1):
-            yield f"  {window.start:9.1f} to {window.end:.1f} s  {_text(best)}"
+            yield f"  {window.start:9.1f} to {window.end:.1f} s  {_text(best, regression)}"
 
 
 def as_dict(prediction: Prediction, *, top: int, timeline: bool) -> dict[str, Any]:
     """Put a prediction into plain containers, as `--json` prints it."""
-    facts = {"video": prediction.video, "seconds": round(prediction.seconds, 3), "damaged": prediction.damaged}
-    return (
-        facts
-        | _answer(prediction.top(top))
-        | {"windows": len(prediction.windows)}
-        | (
-            {
-                "timeline": [
-                    {"start": window.start, "end": round(window.end, 3)} | _answer(best)
-                    for window, best in prediction.timeline(top)
-                ]
-            }
-            if timeline
-            else {}
-        )
-    )
+    regression = prediction.labels is None
+    found: dict[str, Any] = {"video": prediction.video, "seconds": round(prediction.seconds, 3)}
+    found |= {"damaged": prediction.damaged, **_answer(prediction.top(top), regression)}
+    found["windows"] = len(prediction.windows)
+    if timeline:
+        found["timeline"] = [
+            {"start": window.start, "end": round(window.end, 3), **_answer(best, regression)}
+            for window, best in prediction.timeline(top)
+        ]
+    return found
 
 
-def _answer(best: Sequence[tuple[str, float]]) -> dict[str, Any]:
+def _answer(best: Sequence[tuple[str, float]], regression: bool) -> dict[str, Any]:
     name, score = best[0]
-    if name == "value":
+    if regression:
         return {"value": score}
     return {"label": name, "probability": score, "top": [{"label": k, "probability": p} for k, p in best]}
 
 
-def _text(best: Sequence[tuple[str, float]]) -> str:
-    return ", ".join(f"{score:.4g}" if name == "value" else f"{name} {score:.3f}" for name, score in best)
-
-
-def _row(prediction: Prediction, model: str) -> dict[str, Any]:
-    value = prediction.label is None
-    return {
-        "video": prediction.video,
-        "prediction": prediction.score if value else prediction.label,
-        "probability": "" if value else f"{prediction.score:.6f}",
-        "windows": len(prediction.windows),
-        "seconds": f"{prediction.seconds:.3f}",
-        "damaged": int(prediction.damaged),
-        "model": model,
-    }
-
-
-def _known(table: Path, model: str) -> set[str]:
-    """List the videos of a table, without a last line that was cut off.
-
-    Raises:
-        ValueError: if the file is no such table, or of another model.
-    """
-    if not table.exists():
-        return set()
-    content = table.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    if len(whole) < len(content):
-        with table.open("r+b") as file:
-            file.truncate(len(whole))
-    rows = list(csv.DictReader(whole.decode("utf-8").splitlines()))
-    if whole and tuple(rows[0] if rows else whole.decode().strip().split(",")) != _COLUMNS:
-        raise ValueError(f"--csv {table}: expected the columns {', '.join(_COLUMNS)}; give another file")
-    if other := {row["model"] for row in rows} - {model}:
-        raise ValueError(
-            f"--csv {table} has predictions of the model {other.pop()}, but this one is {model}; give another file"
-        )
-    return {row["video"] for row in rows}
+def _text(best: Sequence[tuple[str, float]], regression: bool) -> str:
+    return ", ".join(f"{score:.4g}" if regression else f"{name} {score:.3f}" for name, score in best)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ class Window:
 
     Attributes:
         start: in seconds from the first frame.
-        end: in seconds; of the last window, where the video ends.
+        end: in seconds, not after the end of the video.
         scores: K probabilities, or the one value of a regression.
     """
 

@@ -12,7 +12,7 @@ import torch
 from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
 from torch import Tensor, nn
 
-from vtm.data.dataset import clip_generator
+from vtm.data.dataset import Clip, clip_generator, collate, pad_steps
 from vtm.data.sampling import ClipProtocol, Windows, every_second
 from vtm.data.source import Content, Video, VideoFiles
 from vtm.encoders import Precomputed
@@ -25,6 +25,7 @@ from vtm.prediction import Look, Prediction, Window, ranked
 FILE_NAME = "model.safetensors"  # in a folder, as the Hub has it
 _FRAMES_AT_ONCE = 128  # decoded before they are encoded
 _CLIPS_AT_ONCE = 4  # in one forward pass
+_FETCHING = {"checkpoint_path", "cache_dir", "pretrained_cfg", "pretrained_cfg_overlay"}  # arguments of timm
 
 
 class Predictor(
@@ -56,26 +57,30 @@ class Predictor(
     def __init__(self, description: Mapping[str, Any]) -> None:
         super().__init__()
         self.description = dict(description)
+        if fetched := _FETCHING & (description["encoder"].get("model_args") or {}).keys():
+            raise ModelFileError(f"a model file cannot say where timm gets weights, but has {', '.join(fetched)}")
         try:
             self.encoder = build(description["encoder"])
         except FileNotFoundError as error:
             raise ModelFileError(
                 f"{error}; the file has moved since the training: name its place by load(…, encoder_checkpoint=…), "
-                "or --encoder-checkpoint of a command"
+                "--encoder-checkpoint of a command, or encoder_checkpoint=… of vtm.export"
             ) from None
         if self.encoder.key != description["encoder_key"]:
             raise ModelFileError(
                 f"the model was trained on features of {description['encoder_key']}, but its encoder now gives "
                 f"{self.encoder.key}: give the same weights, and the version of timm that it was trained with"
             )
-        outputs = description["num_outputs"]
+        outputs, classes = description["num_outputs"], description["classes"]
+        if classes and len(classes) != outputs:
+            raise ModelFileError(f"expected {outputs} classes, one for each output, got {len(classes)}")
         self.network: VTM = build(description["model"], self.encoder.channels, outputs)
         for block in self.network.blocks:
             block.auxiliary = None
         self.protocol: ClipProtocol = build(description["protocol"])
         regression = description["task"] == "regression"
         names = [str(index) for index in range(outputs)]
-        self.labels: list[str] | None = None if regression else description["classes"] or names
+        self.labels: list[str] | None = None if regression else classes or names
         self.eval()
 
     @property
@@ -108,11 +113,16 @@ class Predictor(
     def predict(
         self, path: str | Path, *, stream: bool = False, seen: Callable[[float, float], None] | None = None
     ) -> Prediction:
-        """Say what is in a video, as the test of train.py would; memory does not grow with its length.
+        """Say what is in a video, as the test of train.py would, with no more than a window of features in memory.
+
+        Where the model samples its targets in evaluation, the noise depends on the name of the file; in the test of
+        train.py it depends on the id of the video in its data set.
 
         Args:
             path: of the video.
             stream: look at a frame per second of the whole video in one pass, rather than at the clips that the model
+                was tested on: the tokens of all its last windows are averaged into one answer.
+            seen: is told now and then how many seconds are done, and of how many.
 
         Raises:
             VideoError: if the file cannot be read, or is too short.
@@ -125,14 +135,15 @@ class Predictor(
             scores, damaged = self._streamed(source, video, seconds, seen)
             return Prediction(str(path), seconds, self.labels, scores, [Window(0.0, seconds, scores)], damaged)
         windows, damaged = [], False
-        for clips in _groups(self._clips(source, video, seconds), _CLIPS_AT_ONCE):
-            batch = _Clip(*(_stacked(values) for values in zip(*clips, strict=True)))
-            noise = [clip_generator(f"{video.id}@{start:.2f}") for start in batch.start]
-            found = self(batch.features, batch.motion, batch.mask, generator=noise)
-            ends = [min(start + self.protocol.num_frames, seconds) for start in batch.start]
-            ends = ends if isinstance(self.protocol, Windows) else [seconds]
-            windows += [Window(*values) for values in zip(batch.start, ends, found.tolist(), strict=True)]
-            damaged = damaged or any(batch.damaged)
+        for group in _groups(self._clips(source, video, seconds), _CLIPS_AT_ONCE):
+            starts, clips = zip(*group, strict=True)
+            batch = collate(clips)
+            found = self(batch.inputs, batch.motion, batch.mask, generator=[clip_generator(name) for name in batch.id])
+            windows += [
+                Window(start, self._end(start, seconds), scores)
+                for start, scores in zip(starts, found.tolist(), strict=True)
+            ]
+            damaged = damaged or bool(batch.damaged.any())
             if seen is not None:
                 seen(windows[-1].end, seconds)
         votes = torch.tensor([window.scores for window in windows], dtype=torch.float64).mean(0)
@@ -160,12 +171,9 @@ class Predictor(
             raise ValueError(f"{path}: expected a clip to start in [0, {seconds:.2f}) s, got {start} s{whole}")
         times = self.protocol.times(start, seconds)
         content = source.read(video, times)
-        clip = self._clip(start, self._encode(times, content))
+        batch = collate([self._clip(video, start, self._encode(times, content))])
         output: VTMOutput = self.network(
-            clip.features[None],
-            motion=None if clip.motion is None else clip.motion[None],
-            mask=None if clip.mask is None else clip.mask[None],
-            generator=[clip_generator(f"{video.id}@{start:.2f}")],
+            batch.inputs, motion=batch.motion, mask=batch.mask, generator=[clip_generator(name) for name in batch.id]
         )
         grid = Grid(self.protocol.num_frames, *self.encoder.grid)
         scores = output.logits[0] if self.labels is None else output.logits[0].float().softmax(0)
@@ -189,26 +197,37 @@ class Predictor(
         motion = self.description["motion"]
         return VideoFiles(root=video.path.parent, encoder=self.encoder, sampling=self.protocol.sampling, motion=motion)
 
-    def _clips(self, source: VideoFiles, video: Video, seconds: float) -> Iterator[_Clip]:
-        """Put the clips of a video together; each step is encoded once, and held while it is needed."""
-        waiting = deque((start, self.protocol.times(start, seconds)) for start in self.protocol.starts(seconds))
-        held: dict[float, _Step] = {}
-        for steps in self._steps(source, video, sorted({time for _, times in waiting for time in times})):
-            held |= {step.time: step for step in steps}
-            while waiting and waiting[0][1][-1] <= steps[-1].time:
-                start, times = waiting.popleft()
-                yield self._clip(start, [held[time] for time in times])
-                first = waiting[0][1][0] if waiting else float("inf")
-                held = {time: step for time, step in held.items() if time >= first}
+    def _end(self, start: float, seconds: float) -> float:
+        """Tell where a clip ends."""
+        return min(start + self.protocol.num_frames, seconds) if isinstance(self.protocol, Windows) else seconds
 
-    def _clip(self, start: float, steps: Sequence[_Step]) -> _Clip:
+    def _clips(self, source: VideoFiles, video: Video, seconds: float) -> Iterator[tuple[float, Clip]]:
+        """Put the clips of a video together; each step is encoded once, and held while it is needed."""
+        waiting = deque(self.protocol.starts(seconds))
+        wanted = {time for start in waiting for time in self.protocol.times(start, seconds)}
+        held: dict[float, _Step] = {}
+        for steps in self._steps(source, video, sorted(wanted)):
+            held |= {step.time: step for step in steps}
+            while waiting and (times := self.protocol.times(waiting[0], seconds))[-1] <= steps[-1].time:
+                start = waiting.popleft()
+                yield start, self._clip(video, start, [held[time] for time in times])
+                held = {time: step for time, step in held.items() if waiting and time >= waiting[0]}
+
+    def _clip(self, video: Video, start: float, steps: Sequence[_Step]) -> Clip:
         """Stack steps, and pad them to the number that the model takes."""
         count = self.protocol.num_frames
-        mask = torch.arange(count, device=self.device) < len(steps)
-        features, motion = _padded([step.features for step in steps], count), None
-        if steps[0].motion is not None:
-            motion = _padded([step.motion for step in steps if step.motion is not None], count)
-        return _Clip(start, features, motion, None if len(steps) == count else mask, any(s.damaged for s in steps))
+        motions = [step.motion for step in steps if step.motion is not None]
+        shares = [step.from_codec for step in steps if step.from_codec is not None]
+        return Clip(
+            inputs=pad_steps(torch.stack([step.features for step in steps]), count),
+            mask=None if len(steps) == count else torch.arange(count, device=self.device) < len(steps),
+            motion=pad_steps(torch.stack(motions), count) if motions else None,
+            target=torch.tensor(video.target),
+            index=0,
+            id=f"{video.id}@{start:.2f}",
+            damaged=any(step.damaged for step in steps),
+            from_codec=sum(shares) / len(shares) if shares else None,
+        )
 
     def _streamed(
         self, source: VideoFiles, video: Video, seconds: float, seen: Callable[[float, float], None] | None
@@ -240,28 +259,35 @@ class Predictor(
     def _encode(self, times: Sequence[float], content: Content) -> list[_Step]:
         features = self.encoder(content.inputs[None].to(self.device))[0]
         motion = [None] * len(times) if content.motion is None else content.motion.to(self.device)
+        from_codec = [None] * len(times) if content.from_codec is None else content.from_codec.tolist()
         damaged = content.substituted.bool().tolist()
-        return [_Step(*values) for values in zip(times, features, motion, damaged, strict=True)]
+        return [_Step(*values) for values in zip(times, features, motion, from_codec, damaged, strict=True)]
 
     def _save_pretrained(self, save_directory: Path) -> None:
         write_model(Path(save_directory, FILE_NAME), self.network.state_dict(), self.description)
 
     @classmethod
-    def _from_pretrained(cls, *, model_id: str, **place: Any) -> Self:
-        """Read a model from a folder, or from the Hub."""
-        place.pop("description", None)  # of config.json, which is there to be read by people
+    def _from_pretrained(
+        cls, *, model_id: str, encoder_checkpoint: str | Path | None = None, description: Any = None, **place: Any
+    ) -> Self:
+        """Read a model from a folder, or from the Hub; `description` is that of config.json, for people to read."""
         path = Path(model_id, FILE_NAME)
         if not Path(model_id).is_dir():
             path = Path(hf_hub_download(model_id, FILE_NAME, **place))
-        return cls._read(path)
+        return cls._read(path, encoder_checkpoint=encoder_checkpoint)
 
     @classmethod
     def _read(cls, path: Path, *, encoder_checkpoint: str | Path | None = None) -> Self:
         weights, description = read_model(path)
         if encoder_checkpoint is not None:
             description["encoder"] |= {"checkpoint": str(encoder_checkpoint)}
-        model = cls(description)
-        model.network.load_state_dict(weights)
+        try:
+            model = cls(description)
+            model.network.load_state_dict(weights)
+        except (ValueError, TypeError, KeyError, RuntimeError) as error:
+            raise ModelFileError(
+                f"{path} does not describe a model that this version of vtm can build: {error}"
+            ) from error
         return model
 
 
@@ -291,17 +317,8 @@ class _Step(NamedTuple):
     time: float
     features: Tensor  # (H, W, C)
     motion: Tensor | None  # (H, W)
+    from_codec: bool | None
     damaged: bool
-
-
-class _Clip(NamedTuple):
-    """Hold one clip; or several, with another axis in front or as lists."""
-
-    start: Any
-    features: Tensor  # (T, H, W, C)
-    motion: Tensor | None  # (T, H, W)
-    mask: Tensor | None  # (T,)
-    damaged: Any
 
 
 def _video(path: str | Path) -> Video:
@@ -318,16 +335,3 @@ def _groups(items: Any, size: int) -> Iterator[list[Any]]:
             group = []
     if group:
         yield group
-
-
-def _stacked(values: Sequence[Any]) -> Any:
-    """Stack the tensors of several clips; what only some of them have, a mask, is full for the others."""
-    tensors = [value for value in values if isinstance(value, Tensor)]
-    if not tensors:
-        return None if values[0] is None else list(values)
-    return torch.stack([torch.ones_like(tensors[0]) if value is None else value for value in values])
-
-
-def _padded(steps: Sequence[Tensor], count: int) -> Tensor:
-    """Stack the steps of a clip, and zeros after them."""
-    return torch.stack([*steps, *[torch.zeros_like(steps[0])] * (count - len(steps))])

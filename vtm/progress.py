@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from contextlib import nullcontext
 from datetime import timedelta
 from types import TracebackType
 from typing import Self
@@ -30,7 +31,7 @@ class Progress:
         self.done = self._first = done
         self.every_seconds = every_seconds
         self._start = self._last = time.monotonic()
-        self._bar = tqdm(total=total, initial=done, desc=label) if sys.stderr.isatty() else None
+        self._bar = tqdm(total=total, initial=done, desc=label, miniters=0) if sys.stderr.isatty() else None
 
     def __enter__(self) -> Self:
         """Show progress in a block."""
@@ -42,6 +43,11 @@ class Progress:
         """Leave the last state on the screen."""
         if self._bar is not None:
             self._bar.close()
+
+    def print(self, text: str) -> None:
+        """Print a result, above the bar."""
+        with nullcontext() if self._bar is None else tqdm.external_write_mode(sys.stdout):
+            print(text, flush=True)
 
     def advance(self, note: str = "", *, to: int | None = None) -> None:
         """Count one more item.

@@ -76,9 +76,9 @@ class VideoDataset(Dataset[Clip]):
         content = self.source.read(video, [video.start + time for time in times])
         mask = torch.arange(self.protocol.num_frames) < len(times)
         return Clip(
-            inputs=_pad(content.inputs, len(mask) * len(content.inputs) // len(times)),
+            inputs=pad_steps(content.inputs, len(mask) * len(content.inputs) // len(times)),
             mask=None if mask.all() else mask,
-            motion=None if content.motion is None else _pad(content.motion, len(mask)),
+            motion=None if content.motion is None else pad_steps(content.motion, len(mask)),
             target=torch.tensor(video.target, dtype=torch.int64 if isinstance(video.target, int) else torch.float32),
             index=index,
             id=f"{video.id}@{video.start + (times[0] if start is None else start):.2f}",
@@ -118,11 +118,11 @@ def collate(clips: Sequence[Clip]) -> Batch:
 
 def clip_generator(clip: str) -> torch.Generator:
     """Seed the noise of one clip by its id, on the CPU: the same on every device and in every batch."""
-    seed = int.from_bytes(hashlib.sha256(clip.encode()).digest()[:8], "big")
+    seed = int.from_bytes(hashlib.sha256(clip.encode(errors="surrogateescape")).digest()[:8], "big")
     return torch.Generator().manual_seed(seed)
 
 
-def _pad(steps: Tensor, count: int) -> Tensor:
+def pad_steps(steps: Tensor, count: int) -> Tensor:
     """Append zeros to the first axis up to a length."""
     absent = count - len(steps)
     return torch.cat([steps, steps.new_zeros(absent, *steps.shape[1:])]) if absent else steps
