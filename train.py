@@ -43,6 +43,7 @@ def run(cfg: DictConfig, encoder: Any, data: Any, task: Any) -> None:
     model = instantiate(cfg.model, encoder.channels, data.num_outputs)
     rules = {"optimizer": instantiate(cfg.optimizer), "scheduler": instantiate(cfg.scheduler)}
     module = VTMModule(encoder, model, task, **rules, config=OmegaConf.to_container(cfg, resolve=True))
+    module.check_checkpoint(cfg.ckpt_path, data.class_names, resumes=cfg.train)
     if cfg.finetune_from is not None:
         module.load_pretrained(cfg.finetune_from)
     callbacks = instantiate(cfg.callbacks)

@@ -115,3 +115,8 @@ def test_what_hydra_wraps_is_unwrapped():
 def test_a_value_that_must_be_given_is_named():
     config = OmegaConf.create({"data": {"task": "???"}})
     assert one_sentence(caught(lambda: config.data.task)).startswith("data.task has no value: give data.task=…, or")
+
+
+def test_a_loading_process_that_was_ended_says_no_more_than_that():
+    ended = RuntimeError("DataLoader worker (pid 7) is killed by signal: Terminated. ")
+    assert one_sentence(ended) == "terminated from outside"

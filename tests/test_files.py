@@ -37,3 +37,20 @@ def test_others_may_read_what_the_umask_lets_them(tmp_path: Path, umask: int, mo
     finally:
         os.umask(before)
     assert (tmp_path / "file").stat().st_mode & 0o777 == mode
+
+
+def test_errors_name_the_file_and_not_an_unfinished_one(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(IsADirectoryError) as taken:
+        write_atomically(tmp_path / "folder", "")
+    with pytest.raises(OSError, match="too long") as long:
+        write_atomically(tmp_path / ("a" * 256), "")
+    assert taken.value.filename == str(tmp_path / "folder")
+    assert long.value.filename == str(tmp_path / ("a" * 256))
+    assert taken.value.filename2 is long.value.filename2 is None
+    assert [file.name for file in tmp_path.iterdir()] == ["folder"]
+
+
+def test_a_name_may_be_as_long_as_names_can_be(tmp_path: Path) -> None:
+    write_atomically(tmp_path / ("é" * 127), "text")
+    assert (tmp_path / ("é" * 127)).read_text() == "text"

@@ -1,5 +1,8 @@
 """Where a job runs: its folder, and how many processes it still needs."""
 
+import os
+import signal
+import subprocess
 import sys
 import warnings
 import zipfile
@@ -195,3 +198,22 @@ def test_every_process_is_told_the_configuration_and_the_folder(tmp_path):
     assert told[0] == told[1]
     assert "--config-name config" in told[0]
     assert r'hydra.run.dir="' in told[0]
+
+
+def test_an_interruption_leaves_no_traceback(tmp_path):
+    (tmp_path / "waits.py").write_text(
+        "import signal, sys\nprint('ready', flush=True)\ntry: signal.pause()\nexcept KeyboardInterrupt: sys.exit(130)"
+    )
+    (tmp_path / "starts.py").write_text(
+        "import pathlib, sys, vtm.launch\nfolder = pathlib.Path(sys.argv[1])\n"
+        "try: vtm.launch.start_processes(2, folder / 'waits.py', folder)\n"
+        "except KeyboardInterrupt: print('interrupted')"
+    )
+    command = [sys.executable, str(tmp_path / "starts.py"), str(tmp_path)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, start_new_session=True, **pipes) as process:
+        assert process.stdout.readline() == process.stdout.readline() == "ready\n"
+        os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C does
+        said, complained = process.communicate(timeout=60)
+    assert said == "interrupted\n"
+    assert "Traceback" not in complained

@@ -1,4 +1,4 @@
-"""The near miss of a misspelt override is named, and words are refused where numbers belong."""
+"""The near miss of a misspelt override is named, and other values are refused where numbers belong."""
 
 import sys
 from pathlib import Path
@@ -33,6 +33,18 @@ def test_a_misspelt_override_names_the_near_miss(arguments, expected):
     assert line == "{!r} is unknown; did you mean {!r}?".format(*expected)
 
 
+@pytest.mark.parametrize("value", ["[1", "/videos/Übung", "my (videos)", "a,b=c", "runs/…/last.ckpt"])
+def test_a_value_that_hydra_cannot_read_is_to_be_quoted(value):
+    (line,) = near_misses([f"ckpt_path={value}"], CONF, "train")
+    assert line == f"'ckpt_path={value}' cannot be read; quote the value, in the shell too: 'ckpt_path=\"{value}\"'"
+    assert near_misses([f'ckpt_path="{value}"'], CONF, "train") == []
+
+
+def test_a_lone_word_is_no_override():
+    (line,) = near_misses(["data.root=meine", "videos"], CONF, "train")
+    assert line.startswith("'videos' is no override: write key=value, and quote a value with spaces")
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -40,9 +52,13 @@ def test_a_misspelt_override_names_the_near_miss(arguments, expected):
         ["experiment=demo", "+callbacks.mine._target_=a.B", "~logger.wandb", "hydra.run.dir=x"],
         ["experiment=demo", "merging=none"],
         ["--help"],
-        ["experiment=[1"],
+        ["experiment=demo", "--cfg", "job", "--package", "merging"],
+        ["experiment=demo", "-c", "job"],
+        ["experiment=folder", 'data.root="/videos of mine/Übung (1)"'],
         ["++seed=3", "trainer.devices=auto", "trainer.gradient_clip_val=null"],
         ["data/source=features", "data.source.cache=/tmp", "merging.saliency_weight=scale"],
+        ["optimizer.lr=1", "data.scene.pan_speed=4.5", "trainer.max_epochs=-1", "train=false"],
+        ["experiment=lvu_scene", "data/source=features", "data.source.cache_gb=0.5"],
         ["model.window_frames.0=3", "data.scene.object_speed=0.5", "merging.merge_count=64", "data.seed=${seed}"],
         ["-m", "optimizer.lr=interval(0.1,1)", "experiment=glob(lvu_*)", "seed=range(1,4)"],
         ["--config-path", "elsewhere", "--config-name", "config", "nobody.knows=1"],
@@ -67,6 +83,12 @@ def test_nothing_is_said_of_what_is_right(arguments):
         (["data.allow_missing=ture"], "data.allow_missing=ture: expected true or false, such as false"),
         (["train=no"], "train=no: expected true or false, such as true"),
         (["data.batch_size="], "data.batch_size=: expected a whole number, such as 16"),
+        (["trainer.max_epochs=true"], "trainer.max_epochs=true: expected a whole number, such as 8"),
+        (["trainer.max_epochs=2.5"], "trainer.max_epochs=2.5: expected a whole number, such as 8"),
+        (["-m", "trainer.max_epochs=2,2.5"], "trainer.max_epochs=2.5: expected a whole number, such as 8"),
+        (["optimizer.lr=false"], "optimizer.lr=false: expected a number, such as 0.001"),
+        (['optimizer.lr="0.001"'], 'optimizer.lr="0.001": expected a number, such as 0.001'),
+        (["trainer.max_epochs='8'"], "trainer.max_epochs='8': expected a whole number, such as 8"),
     ],
 )
 def test_other_mistakes_are_told_too(arguments, expected):

@@ -177,15 +177,19 @@ def test_features_are_shown_in_colours(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_regression_is_shown_with_its_value(tmp_path, root):
+def test_a_regression_is_shown_with_its_value(tmp_path, root, monkeypatch):
     table = (root / "videos.csv").read_text().replace(",a,", ",1.5,").replace(",b,", ",-2,")
     (tmp_path / "videos.csv").write_text(table)
     (tmp_path / "videos").symlink_to(root / "videos")
     encoder, logger = Patches(), Kept()
     data = videos(tmp_path, encoder, Single(num_frames=4), regression=True)
     task = Regression(1, fusion=TwoLosses(1.0))
+    shown = []
+    monkeypatch.setattr(vtm.picture_logger, "draw_sheet", lambda view, *, title, scores: shown.append(scores))
     fit(tmp_path / "run", module(encoder, task, outputs=1), data, logger, epochs=1)
     assert logger.kept[0]["caption"] == ["01.mp4@0.00, in truth -2.00"]
+    (((name, value),),) = shown
+    assert (name, type(value)) == ("value", float)
 
 
 @pytest.mark.filterwarnings("ignore")

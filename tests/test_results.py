@@ -388,3 +388,14 @@ def test_a_long_list_is_wrapped_between_figures() -> None:
     shown = lines[lines.index("") + 2 : -1]
     assert len(shown) > 1
     assert all(line.endswith("(n=86, clip-level);") for line in shown[:-1])
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_an_earlier_test_found_stays_until_the_next_is_complete(tmp_path: Path) -> None:
+    results = writer(tmp_path / "results.json")
+    results.path.write_text("earlier")
+    trainer = make_trainer(tmp_path, results)
+    trainer.validate(Tiny(), still(), verbose=False)
+    assert results.path.read_text() == "earlier"
+    trainer.test(Tiny(), still(), verbose=False)
+    assert {"val", "test"} <= json.loads(results.path.read_text()).keys()

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -198,3 +199,13 @@ def test_a_checkpoint_of_other_settings_is_refused(whole, tmp_path, root):
     other = [f"ckpt_path={whole[0] / 'checkpoints' / 'best.ckpt'}", "train=false", "merging.partition_factor=2"]
     output = train(tmp_path, *TINY, root, *other, "logger=csv", succeeds=False)
     assert "the checkpoint was trained with merging.partition_factor = 6, but this run has 2" in output
+
+
+def test_a_refused_resume_leaves_the_measurements_of_the_run(tmp_path, whole, root):
+    shutil.copytree(whole[0], tmp_path / "run")
+    before = {path.name for path in (tmp_path / "run").iterdir()}
+    other = [f"ckpt_path={tmp_path / 'run' / 'checkpoints' / 'last.ckpt'}", "merging.partition_factor=2"]
+    output = train(tmp_path, *TINY, root, *other, succeeds=False)
+    assert "a run is resumed with the settings it had" in output
+    assert {path.name for path in (tmp_path / "run").iterdir()} == before  # no further metrics.csv
+    assert len(list((tmp_path / "run" / "wandb").glob("offline-run-*"))) == 1

@@ -20,7 +20,7 @@ def files(tmp_path_factory, make_model, make_video) -> tuple[str, str]:
 
 def test_three_files_are_written_and_named(call, tmp_path, files, capsys):
     call(main, tmp_path, *files, "--out", "pictures")
-    names = ["drift_sheet.png", "drift_overlay.mp4", "drift_page.html"]
+    names = ["drift.mp4_sheet.png", "drift.mp4_overlay.mp4", "drift.mp4_page.html"]
     assert capsys.readouterr().out.splitlines() == [str(Path("pictures", name)) for name in names]
     sheet, film, page = (tmp_path / "pictures" / name for name in names)
     assert sorted(tmp_path.rglob("*.*")) == sorted([sheet, film, page])
@@ -32,13 +32,22 @@ def test_three_files_are_written_and_named(call, tmp_path, files, capsys):
     assert '"times":["0 s","1 s","2 s","3 s"]' in text
 
 
+def test_videos_of_one_name_do_not_replace_each_other(call, tmp_path, files, make_video):
+    other = make_video(tmp_path / "drift.mkv", 6.5)
+    for video in (files[1], str(other)):
+        call(main, tmp_path, files[0], video, "--out", "pictures", "--only", "page")
+    assert sorted(path.name for path in (tmp_path / "pictures").iterdir()) == [
+        "drift.mkv_page.html", "drift.mp4_page.html"
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("kind", "suffix"), [("sheet", "_sheet.png"), ("video", "_overlay.mp4"), ("page", "_page.html")]
 )
 def test_one_kind_of_one_window(call, tmp_path, files, kind, suffix):
     call(main, tmp_path, *files, "--out", "pictures", "--only", kind, "--start", "4")
     (path,) = (tmp_path / "pictures").iterdir()
-    assert path.name == f"drift_4s{suffix}"
+    assert path.name == f"drift.mp4_4s{suffix}"
     if kind == "page":  # the window goes beyond the end of the video
         assert '"times":["4 s","5 s","6 s"]' in path.read_text(encoding="utf-8")
     if kind == "video":
@@ -66,5 +75,5 @@ def test_a_model_whose_frames_are_rows_with_a_class_token_is_shown_without_it(ca
     overrides = ("encoder.cls_in_grid=true", "encoder.squash=true", "data.protocol.num_frames=4")
     model = make_model(tmp_path / "given" / "model.safetensors", *overrides)
     call(main, tmp_path, str(model), files[1], "--out", "pictures", "--only", "page")
-    text = (tmp_path / "pictures" / "drift_page.html").read_text(encoding="utf-8")
+    text = (tmp_path / "pictures" / "drift.mp4_page.html").read_text(encoding="utf-8")
     assert '"height":2,"width":2,' in text

@@ -54,6 +54,8 @@ def one_sentence(error: BaseException) -> str | None:
     text, frames = str(cause), traceback.extract_tb(cause.__traceback__)
     if "OutOfMemoryError" in type(cause).__name__ or "can't allocate memory" in text:
         return _out_of_memory(text)
+    if "killed by signal: Terminated" in text:
+        return "terminated from outside"
     if _WORKER_DIED.search(text):
         return f"{text.splitlines()[0].rstrip('. ')}; this is mostly for want of memory: lower data.num_workers"
     if found := _RAISED_IN_WORKER.match(text):

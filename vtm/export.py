@@ -26,10 +26,9 @@ if TYPE_CHECKING:  # what the command needs is imported when its arguments are k
     from vtm.predictor import Predictor
 
 FORMATS = ("safetensors", "onnx", "pt2")
-_USAGE = """\
+_USAGE = "python -m vtm.export ckpt_path=FILE out=FILE [format=safetensors,onnx,pt2] [encoder_checkpoint=FILE]"
+_HELP = """\
 Make a model for use of a checkpoint, without the auxiliary path of training.
-
-  python -m vtm.export ckpt_path=FILE out=FILE [format=safetensors,onnx,pt2] [encoder_checkpoint=FILE]
 
   ckpt_path   of train.py: runs/<experiment>/<stamp>/checkpoints/best.ckpt
   out         the file to write; its ending is the format
@@ -46,7 +45,9 @@ _TOLERANCE = 1e-3  # of a score: of thousands of tokens, rounding lets a few tha
 
 def main() -> None:
     """Export what the command line says."""
-    parser = argparse.ArgumentParser(prog="python -m vtm.export", usage=_USAGE.replace("%", "%%"))
+    parser = argparse.ArgumentParser(
+        usage=_USAGE, description=_HELP, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("settings", nargs="*", help=argparse.SUPPRESS)
     arguments = parser.parse_args().settings
     with errors_in_one_sentence():
@@ -299,7 +300,7 @@ def _to_onnx(model: Predictor, example: dict[str, Tensor], about: str) -> tuple[
         import onnxruntime
         import onnxscript  # noqa: F401  what torch exports with
     except ImportError as error:
-        raise ModelFileError(f"format onnx needs {error.name}: pip install 'vtm[onnx]'") from None
+        raise ModelFileError(f"format onnx needs {error.name}: pip install onnx onnxruntime onnxscript") from None
     program: Any = torch.onnx.export(
         _trace(model, example), input_names=list(example), output_names=["scores"], dynamo=True, verbose=False
     )

@@ -27,6 +27,16 @@ _LOGGERS = (
     "lightning.fabric.utilities.rank_zero",
 )
 
+_TORCHRUN = """
+import sys
+from torch.distributed.elastic.multiprocessing import SignalException
+from torch.distributed.run import main
+try:
+    main()
+except SignalException:
+    sys.exit(130)
+"""  # without a traceback where the run is interrupted
+
 
 def run_folder(name: str, train: bool, ckpt_path: str | None, finetune_from: str | None) -> str:
     """Name the folder of a job: a new one, or that of the run which a checkpoint resumes, where it still lies there.
@@ -133,7 +143,7 @@ def start_processes(count: int, script: Path, run_dir: Path) -> None:
         KeyboardInterrupt: if the run is interrupted; then all of them have ended.
     """
     quoted = str(run_dir).replace("\\", "\\\\").replace('"', '\\"')
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}", str(script)]
+    command = [sys.executable, "-c", _TORCHRUN, "--standalone", f"--nproc-per-node={count}", str(script)]
     command += ["--config-path", str(run_dir / ".hydra"), "--config-name", "config"]
     command += [f'hydra.run.dir="{quoted}"', "hydra.output_subdir=null", "hydra.mode=RUN"]
     command += ["hydra.job_logging.root.handlers=[file]"]  # this and the next as in conf/hydra/default.yaml

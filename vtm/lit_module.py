@@ -17,11 +17,14 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from vtm.data.dataset import Batch, clip_generator
 from vtm.encoders import Encoder
+from vtm.merging import TokenMerger, boundary_partition, center_partition, motion_partition, motion_weights
 from vtm.metrics import VideoMetric, ids_sha256
 from vtm.models import VTM, VTMOutput
 from vtm.tasks import Task
 
 CHECKPOINT_FORMAT = 2
+
+_BY_PLACE = (center_partition, boundary_partition, motion_partition, motion_weights)
 
 
 class VTMModule(L.LightningModule):
@@ -70,6 +73,7 @@ class VTMModule(L.LightningModule):
                     f"other processes see other {split} videos than this one, {len(data.videos(split))} of them here; "
                     "wait until no files come or go"
                 )
+        self._check_places(data)
         used = len(self.model.plan(data.protocol.num_frames, *self.encoder.grid))  # raises where the clips do not fit
         if stage == "fit":
             self.task.fit_targets(data.train_targets())
@@ -133,20 +137,33 @@ class VTMModule(L.LightningModule):
         checkpoint["vtm"] = {"format": CHECKPOINT_FORMAT, **facts}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Check that the checkpoint is ours and of this encoder and these settings."""
+        """Check that the checkpoint is ours and of this encoder, these classes and these settings."""
+        names = self.trainer.datamodule.class_names  # type: ignore[attr-defined]
+        self._compare(checkpoint, names, self.trainer.state.fn == TrainerFn.FITTING)
+
+    def check_checkpoint(self, path: str | Path | None, class_names: list[str] | None, *, resumes: bool) -> None:
+        """Raise now what loading a checkpoint would raise later, when the run has left traces.
+
+        Args:
+            path: of the checkpoint; None checks nothing.
+            class_names: of the data.
+            resumes: its training goes on; else it is tested.
+        """
+        if path is not None:
+            self._compare(torch.load(path, map_location="cpu", mmap=True, weights_only=True), class_names, resumes)
+
+    def _compare(self, checkpoint: dict[str, Any], has: list[str] | None, resumes: bool) -> None:
         theirs = _config(checkpoint, "the checkpoint", self.encoder)
-        had, has = checkpoint["vtm"]["classes"], self.trainer.datamodule.class_names  # type: ignore[attr-defined]
-        if had != has:
+        if (had := checkpoint["vtm"]["classes"]) != has:
             here, there = next((pair for pair in zip_longest(has or [], had or []) if pair[0] != pair[1]), (has, had))
             raise ValueError(
                 f"the checkpoint was trained on other classes: it has {there} where the data have {here}; use the "
                 "data it was trained on (finetune_from= starts a new run)"
             )
-        resumes = self.trainer.state.fn == TrainerFn.FITTING
         groups = ("merging", "model", "task", *(("optimizer", "scheduler") if resumes else ()))
-        for key, had, has in _differences(theirs, self.config, groups):
+        for key, trained, wanted in _differences(theirs, self.config, groups):
             raise ValueError(
-                f"the checkpoint was trained with {key} = {had}, but this run has {has}; a run is "
+                f"the checkpoint was trained with {key} = {trained}, but this run has {wanted}; a run is "
                 f"{'resumed' if resumes else 'tested'} with the settings it had (finetune_from= starts a new one)"
             )
 
@@ -171,6 +188,22 @@ class VTMModule(L.LightningModule):
                 f"here or have another shape; use the model and merging settings that it was trained with"
             )
         self.model.load_state_dict(theirs, strict=False)
+
+    def _check_places(self, data: Any) -> None:
+        """Refuse to merge by places in the frame where there are none: with CLS, all tokens of a frame are one row."""
+        if not self.encoder.prefix:
+            return
+        mergers = [block.merger for block in self.model.blocks if isinstance(block.merger, TokenMerger)]
+        parts = [part for merger in mergers for part in (merger.partition, merger.weighting)]
+        used = [getattr(part, "func", part) for part in parts]
+        names = [part.__name__ for part in _BY_PLACE if part in used]
+        if data.source.motion:
+            names.append("motion=true")
+        if names:
+            raise ValueError(
+                f"{names[0]} needs the tokens of a frame in rows and columns, but with encoder.cls_in_grid=true they "
+                "are one row; set encoder.cls_in_grid=false, or choose merging=uniform or merging=learnable"
+            )
 
     def _score(self, stage: str, metric: VideoMetric, batch: Batch) -> dict[str, VTMOutput]:
         output: VTMOutput = self(batch)

@@ -63,7 +63,7 @@ def read_model(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             metadata = file.metadata() or {}
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dictionary
     except SafetensorError as error:
-        raise ModelFileError(f"{path} is no model of vtm: {_what_it_is(path)} ({error})") from None
+        raise ModelFileError(f"{path} is no model of vtm: {_what_it_is(path)}") from error
     if _KEY not in metadata:
         raise ModelFileError(f"{path} is a safetensors file, but not one that vtm.export has written")
     if metadata.get(_CHECKSUM) != weights_sha256(weights, metadata[_KEY]):

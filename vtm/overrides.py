@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 _OTHER_CONFIG = ("--config", "-cp", "-cn", "-cd", "hydra.searchpath")  # flags that bring keys we do not know of
 _HINTS = {"num_classes": "the annotations tell how many classes there are"}
+_FLAGS_WITH_A_WORD = ("--cfg", "-c", "--package", "-p", "--info", "-i")
 _WORDS_TOO = ("trainer.devices", "merging.saliency_weight")  # numbers by default where words are fine as well
 
 
@@ -32,8 +32,8 @@ def explained(config_dir: Path, config_name: str) -> Iterator[None]:
 
 
 def near_misses(arguments: list[str], config_dir: Path, config_name: str) -> list[str]:
-    """Return a sentence for each override that is no override, whose key or option is unknown, or whose value is a
-    word where a number or a truth value belongs.
+    """Return a sentence for each override that is no override, whose key or option is unknown, or whose value is of
+    another kind where a number or a truth value belongs.
 
     Args:
         arguments: of the command line; flags are passed over.
@@ -42,16 +42,16 @@ def near_misses(arguments: list[str], config_dir: Path, config_name: str) -> lis
     """
     if any(argument.startswith(_OTHER_CONFIG) for argument in arguments):
         return []
-    words = [argument for argument in arguments if argument[:1] != "-"]
-    lines = [
-        f"{word!r} is no override: write key=value, such as experiment={word}"
-        for word in words
-        if re.fullmatch(r"\w+", word)
-    ]
-    try:
-        overrides = [OverridesParser.create().parse_override(word) for word in words if "=" in word]
-    except HydraException:  # Hydra's message shows where
-        return lines
+    flags = zip(["", *arguments], arguments, strict=False)
+    words = [word for flag, word in flags if word[:1] != "-" and flag not in _FLAGS_WITH_A_WORD]
+    lines = [_no_override(word, config_dir) for word in words if "=" not in word and word[0] != "~"]
+    overrides = []
+    for word in words:
+        try:
+            overrides += [OverridesParser.create().parse_override(word)] if "=" in word else []
+        except HydraException:
+            key, _, value = word.partition("=")
+            lines.append(f"{word!r} cannot be read; quote the value, in the shell too: '{key}=\"{value}\"'")
     overrides = [override for override in overrides if not override.key_or_group.startswith("hydra")]
     groups = {path.relative_to(config_dir).as_posix(): path for path in config_dir.rglob("*") if path.is_dir()}
     options = {name: sorted(file.stem for file in path.glob("*.yaml")) for name, path in groups.items()}
@@ -76,9 +76,15 @@ def near_misses(arguments: list[str], config_dir: Path, config_name: str) -> lis
                 hint = _HINTS.get(name.rpartition(".")[2], "--cfg job shows all keys, and +key=value adds one")
                 lines.append(_unknown(name, _near(name, sorted(keys)), hint))
             else:
-                found = [_wrong_kind(name, value, keys[name]) for value in _values(override)]
+                found = [_wrong_kind(override, value, keys[name]) for value in _values(override)]
                 lines += [line for line in found if line]
     return lines
+
+
+def _no_override(word: str, config_dir: Path) -> str:
+    meant = (config_dir / "experiment" / f"{word}.yaml").is_file()
+    remedy = f"such as experiment={word}" if meant else "and quote a value with spaces: 'key=\"two words\"'"
+    return f"{word!r} is no override: write key=value, {remedy}"
 
 
 def _values(override: Override) -> list[Any]:
@@ -126,9 +132,17 @@ def _unknown(name: str, near: list[str], otherwise: str) -> str:
     return f"{name!r} is unknown; " + (f"did you mean {' or '.join(map(repr, near))}?" if near else otherwise)
 
 
-def _wrong_kind(name: str, value: Any, usual: Any) -> str | None:
-    """Refuse a word in the place of a number or a truth value; what a number may be is for the key's owner to say."""
-    if not isinstance(value, str) or "${" in value or name in _WORDS_TOO or not isinstance(usual, int | float):
+def _wrong_kind(override: Override, value: Any, usual: Any) -> str | None:
+    """Refuse what is no number or truth value where one belongs; what a number may be is for the key's owner to say."""
+    name = override.key_or_group
+    if name in _WORDS_TOO or not isinstance(usual, int | float) or not isinstance(value, str | int | float):
         return None
-    kind = "true or false" if isinstance(usual, bool) else f"a {'whole ' * isinstance(usual, int)}number"
-    return f"{name}={value}: expected {kind}, such as {str(usual).lower()}"
+    if isinstance(usual, bool):
+        kind, fits = "true or false", not isinstance(value, str)
+    else:
+        whole = isinstance(usual, int)
+        kind, fits = f"a {'whole ' * whole}number", type(value) is int or (type(value) is float and not whole)
+    if fits or "${" in str(value):
+        return None
+    given = f"{name}={value}" if override.is_sweep_override() else override.input_line  # with its quotation marks
+    return f"{given}: expected {kind}, such as {str(usual).lower()}"

@@ -16,6 +16,7 @@ from vtm.pictures import ClipView
 from vtm.pictures.features import feature_colours
 from vtm.pictures.sheet import draw_sheet
 from vtm.pictures.view import shown_grid
+from vtm.prediction import ranked
 
 
 class PictureLogger(Callback):
@@ -85,13 +86,8 @@ def _sheet(trainer: Trainer, module: Any, output: VTMOutput, batch: Batch) -> tu
     )
     scores = module.task.scores(output.logits[:1]).flatten().tolist()
     names = data.class_names
-    if names is None:
-        truth, ranked = f"{video.target:.2f}", [("predicted", scores[0])]
-    else:
-        truth = names[video.target]
-        ranked = sorted(zip(names, scores, strict=True), key=lambda pair: -pair[1])
-    title = f"{batch.id[0]}, in truth {truth}"
-    return draw_sheet(view, title=title, scores=ranked), title
+    title = f"{batch.id[0]}, in truth {f'{video.target:.2f}' if names is None else names[video.target]}"
+    return draw_sheet(view, title=title, scores=ranked(names, scores)), title
 
 
 def _first_clip(output: VTMOutput) -> VTMOutput:

@@ -32,7 +32,6 @@ class Predictor(
     nn.Module,
     PyTorchModelHubMixin,
     library_name="vtm",
-    license="mit",
     pipeline_tag="video-classification",
     paper_url="https://arxiv.org/abs/2410.23782",
     tags=["token-merging", "long-form-video"],
@@ -164,11 +163,10 @@ class Predictor(
         video = _video(path)
         source = self._source(video)
         seconds = source.length(video)
-        if not 0 <= start < seconds or (start and not isinstance(self.protocol, Windows)):
-            whole = (
-                "" if isinstance(self.protocol, Windows) else "; this model looks at the whole video at once, from 0"
-            )
-            raise ValueError(f"{path}: expected a clip to start in [0, {seconds:.2f}) s, got {start} s{whole}")
+        if start and not isinstance(self.protocol, Windows):
+            raise ValueError(f"{path}: this model looks at the whole video at once, from 0 s and not from {start} s")
+        if not 0 <= start < seconds:
+            raise ValueError(f"{path}: expected a clip to start in [0, {seconds:.2f}) s, got {start} s")
         times = self.protocol.times(start, seconds)
         content = source.read(video, times)
         batch = collate([self._clip(video, start, self._encode(times, content))])
@@ -322,6 +320,8 @@ class _Step(NamedTuple):
 
 
 def _video(path: str | Path) -> Video:
+    if not Path(path).exists():
+        raise FileNotFoundError(f"{path}: no such file")
     return Video(id=Path(path).name, path=Path(path), target=0)
 
 

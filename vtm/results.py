@@ -123,7 +123,10 @@ class ResultsWriter(Callback):
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._add("test", trainer, pl_module)
-        if trainer.is_global_zero:
+        if trainer.is_global_zero:  # not before: what an earlier test has found stays until this one is complete
+            run = {**self._run, "task": cast(Any, pl_module).task.name, "config": cast(Any, pl_module).config}
+            content = json.dumps({**run, **self._scores}, indent=2, ensure_ascii=False)
+            write_atomically(self.path, f"{content}\n")
             print(results_report(self._run, self._scores), f"written to {self.path}", sep="\n", flush=True)
 
     def _add(self, stage: str, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -135,9 +138,6 @@ class ResultsWriter(Callback):
             for name in self._checkpoints:
                 found = {**summary, "checkpoint": name, "epoch": epoch, "cost": cost}
                 self._scores[f"{stage}_last" if name == "last" else stage] = found
-            run = {**self._run, "task": module.task.name, "config": module.config}
-            content = json.dumps({**run, **self._scores}, indent=2, ensure_ascii=False)
-            write_atomically(self.path, f"{content}\n")
 
 
 class _Steps:

@@ -59,7 +59,7 @@ def visualize(
     view = ClipView.of(
         look.frames, look.times, look.output, look.grid, window_frames=look.window_frames, prefix=look.prefix
     )
-    name = video.stem + (f"_{start:g}s" if start else "")
+    name = video.name + (f"_{start:g}s" if start else "")
     write = {"sheet": write_sheet, "video": write_film, "page": write_page}
     for kind in kinds:
         path = out / f"{name}{KINDS[kind]}"

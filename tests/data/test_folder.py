@@ -112,6 +112,12 @@ def test_table_comes_before_the_folders(make):
     assert make(table=table, videos=SPLIT_FOLDERS).class_names == ["x", "y"]
 
 
+def test_a_link_back_to_its_class_repeats_nothing(make, tmp_path):
+    data = make(videos=[f"{split}/{label}/1.mp4" for split in ("train", "val", "test") for label in "ab"])
+    (tmp_path / "videos" / "train" / "a" / "back").symlink_to(tmp_path / "videos" / "train" / "a")
+    assert [video.id for video in data.read_split("train")] == ["train/a/1.mp4", "train/b/1.mp4"]
+
+
 def test_videos_behind_links_are_found_and_read(stamps, make, tmp_path):
     module = make(videos=["train/b/1.mp4", "val/a/1.mp4"])
     stamps.write(tmp_path / "disk" / "in ner" / "a.Mp4", 20)

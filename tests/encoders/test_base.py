@@ -204,3 +204,12 @@ def test_the_key_of_random_weights_names_no_published_ones_but_how_frames_are_no
     assert "-mean0.5-std0.5-" in keys[0]
     assert "-mean0.485_0.456_0.406-std0.229_0.224_0.225-" in keys[2]
     assert not any(word in key for key in keys for word in ("augreg", "dino", "pretrained"))
+
+
+def test_an_unknown_setting_is_named_with_the_known_ones(vit):
+    known = (
+        "checkpoint, cls_in_grid, image_size, model_args, model_name, normalize, precision, pretrained, seed, squash, "
+        "storage"
+    )
+    with pytest.raises(ValueError, match=rf"encoder\.imagesize is unknown; there are {known}"):
+        vit(imagesize=48)

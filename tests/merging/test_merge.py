@@ -336,3 +336,13 @@ def test_shapes_that_do_not_agree_are_errors_that_print_both() -> None:
     assert "(2, 8, 4)" in str(error.value)
     with pytest.raises(ValueError, match=r"(?s)7.*6|6.*7"):
         compose(grouping, Grouping(*random_groups(6, 2)))
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_batch_without_items_is_merged_to_one_without_items(masked: bool) -> None:
+    mask = torch.ones(0, 12, dtype=torch.bool) if masked else None
+    tokens = Tokens(torch.zeros(0, 12, 8), torch.zeros(0, 12), torch.zeros(0, 12, 3), torch.zeros(0, 12), None, mask)
+    index, anchor = torch.zeros(0, 12, dtype=torch.int64), torch.zeros(0, 5, dtype=torch.int64)
+    merged = merge(tokens, Grouping(index, 5, anchor))
+    assert (merged.x.shape, merged.size.shape, merged.position.shape) == ((0, 5, 8), (0, 5), (0, 5, 3))
+    assert merged.motion.shape == (0, 5)

@@ -1,7 +1,11 @@
 """Pictures lie where they belong, untouched, and words beside them."""
 
-import numpy as np
+import warnings
 
+import numpy as np
+from matplotlib import font_manager
+
+from vtm.pictures import canvas as module
 from vtm.pictures.canvas import Canvas
 from vtm.pictures.layers import Scale, heat_shades
 
@@ -38,3 +42,18 @@ def test_the_scale_runs_from_low_to_high():
     assert drawn[15:30, 30:].min() < 128  # the bounds are written beside both ends
     assert drawn[50:65, 30:].min() < 128
     assert drawn[32:48, 30:].min() == 255
+
+
+def test_letters_that_no_font_has_are_drawn_without_a_warning():
+    canvas = Canvas(300, 40)
+    canvas.write(5, 30, "料理 요리 \U0010fffd", 20)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        drawn = canvas.picture()
+    assert drawn.min() < 128
+
+
+def test_of_the_families_those_that_are_installed_are_tried_in_turn(monkeypatch):
+    installed = ["Noto Sans CJK JP", "Comic Neue", "DejaVu Sans"]
+    monkeypatch.setattr(font_manager.fontManager, "get_font_names", lambda: installed)
+    assert module._families.__wrapped__() == ["DejaVu Sans", "Noto Sans CJK JP"]

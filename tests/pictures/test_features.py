@@ -34,3 +34,18 @@ def test_components_that_there_are_not_stay_black():
     assert picture[:, 0].max() == 255
     assert picture[:, 1:].max() == 0
     assert feature_colours(torch.ones(1, 2, 2, 3)).max() == 0
+
+
+class WithoutDouble(torch.Tensor):
+    """A tensor on a device that has no float64."""
+
+    def double(self):
+        raise TypeError("no float64 here")
+
+    def cpu(self):
+        return self.as_subclass(torch.Tensor)
+
+
+def test_float64_is_left_to_the_cpu():
+    features = torch.randn(1, 2, 3, 4, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(feature_colours(features.as_subclass(WithoutDouble)), feature_colours(features))

@@ -10,13 +10,10 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple, Unpack
 
 from vtm.data.datamodule import SPLITS, Loading, Split, VideoDataModule
+from vtm.data.listing import SUFFIXES, entries, is_video, walk
 from vtm.data.source import Video
 
 _LIKE_SPLITS = frozenset((*SPLITS, "training", "valid", "validation", "dev", "testing"))
-_SUFFIXES = frozenset((
-    ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".vob", ".ts", ".mts", ".m2ts", ".flv", ".f4v",
-    ".wmv", ".asf", ".3gp", ".ogv", ".ogg", ".mxf",
-))  # fmt: skip
 _HELP = 'the section "folder" of data/README.md'
 
 
@@ -133,7 +130,7 @@ def _read_table(path: Path) -> list[_Item]:
 
 
 def _list_folders(folder: Path) -> list[_Item]:
-    names = [path.name for path in _entries(folder) if path.is_dir()]
+    names = [path.name for path in entries(folder) if path.is_dir()]
     if not any(name.casefold() in _LIKE_SPLITS for name in names):
         return list(_list_classes(folder, None))
     unknown = [name for name in names if name not in SPLITS]
@@ -147,32 +144,21 @@ def _list_folders(folder: Path) -> list[_Item]:
 
 def _list_classes(videos: Path, split: Split | None) -> Iterator[_Item]:
     """List the videos in the folders of the classes of a split."""
-    for folder in _entries(videos / (split or "")):
+    for folder in entries(videos / (split or "")):
         if not folder.is_dir():
-            if folder.suffix.lower() in _SUFFIXES:
+            if is_video(folder):
                 raise ValueError(f"{folder}: expected videos in folders of their class; move this one into one")
             continue
-        files = list(_walk(folder))
-        found = [file for file in files if file.suffix.lower() in _SUFFIXES]
+        files = list(walk(folder))
+        found = [file for file in files if is_video(file)]
         if not found:
             raise ValueError(
-                f"{folder}: expected a video, with one of the suffixes {' '.join(sorted(_SUFFIXES))}, got "
+                f"{folder}: expected a video, with one of the suffixes {' '.join(sorted(SUFFIXES))}, got "
                 f"{len(files)} files of other kinds{', such as ' * bool(files)}{', '.join(f.name for f in files[:3])}; "
                 "put videos there, or take the folder away"
             )
         for file in found:
             yield _Item(file.relative_to(videos).as_posix(), folder.name, split, str(folder))
-
-
-def _walk(folder: Path) -> Iterator[Path]:
-    """List the files in and below a folder, those behind links too."""
-    for path in _entries(folder):
-        yield from _walk(path) if path.is_dir() else (path,)
-
-
-def _entries(folder: Path) -> list[Path]:
-    """List what is not hidden in a folder."""
-    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
 
 
 def _checked(items: list[_Item], folder: Path, *, regression: bool) -> list[_Item]:

@@ -19,9 +19,19 @@ def is_video(path: Path) -> bool:
 
 
 def walk(folder: Path) -> Iterator[Path]:
-    """List the files in and below a folder, those behind links too."""
-    for path in entries(folder):
-        yield from walk(path) if path.is_dir() else (path,)
+    """List the files in and below a folder, those behind links too; no folder is entered twice.
+
+    A broken link is listed, for whoever reads it to refuse; what else is no regular file, such as a pipe, is not.
+    """
+    entered, waiting = set[Path](), [folder]
+    while waiting:
+        path = waiting.pop()
+        if path.is_dir():
+            if (place := path.resolve()) not in entered:
+                entered.add(place)
+                waiting += reversed(entries(path))
+        elif path.is_file() or not path.exists():
+            yield path
 
 
 def entries(folder: Path) -> list[Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -59,7 +60,7 @@ class Encoder(nn.Module, ABC):
 
     Raises:
         FileNotFoundError: if the checkpoint is missing.
-        ValueError: if precision or storage is unknown.
+        ValueError: if a choice, the precision or the storage is unknown.
     """
 
     prefix = 0  # tokens of each step before those of the frame, such as CLS; then the grid is one row
@@ -76,6 +77,9 @@ class Encoder(nn.Module, ABC):
         **choices: Unpack[Choices],
     ) -> None:
         super().__init__()
+        if unknown := choices.keys() - Choices.__annotations__.keys():
+            names = {*inspect.signature(type(self)).parameters, *Choices.__annotations__} - {"choices"}
+            raise ValueError(f"encoder.{min(unknown)} is unknown; there are {', '.join(sorted(names))}")
         for key, value, known in (
             ("precision", choices["precision"], get_args(Precision)),
             ("storage", choices["storage"], get_args(Storage)),

@@ -117,7 +117,7 @@ def _average(
     order, starts = bags
     flat = x.reshape(-1, x.shape[-1]).to(share.dtype)
     sums = F.embedding_bag(order, flat, starts, mode="sum", per_sample_weights=share.flatten()[order])
-    return sums.reshape(len(x), grouping.num_groups, -1).to(x.dtype)
+    return sums.reshape(len(x), grouping.num_groups, x.shape[-1]).to(x.dtype)
 
 
 def _bags(grouping: Grouping) -> tuple[Tensor, Tensor] | None:

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import warnings
+from functools import cache
 from typing import Any
 
 import numpy as np
+from matplotlib import font_manager
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from vtm.pictures.colours import Bytes
 from vtm.pictures.layers import Scale, heat_shades
+
+# after the one that comes with matplotlib, those that have what it lacks, such as Chinese, Japanese and Korean
+_FAMILIES = (
+    "DejaVu Sans", "Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans CJK KR", "Noto Sans", "WenQuanYi Micro Hei",
+    "PingFang SC", "Hiragino Sans", "Apple SD Gothic Neo", "Microsoft YaHei", "Yu Gothic", "Malgun Gothic",
+    "Arial Unicode MS",
+)  # fmt: skip
 
 
 class Canvas:
@@ -28,7 +38,9 @@ class Canvas:
         """Write text, `size` pixels high."""
         height, width = self.pixels.shape[:2]
         # a dollar sign in a name is no formula
-        self.figure.text(x / width, 1 - y / height, text, size=size * 0.72, parse_math=False, **style)
+        self.figure.text(
+            x / width, 1 - y / height, text, size=size * 0.72, family=_families(), parse_math=False, **style
+        )
 
     def show(self, x: int, y: int, picture: Bytes) -> None:
         """Place a picture (Y, X, 3)."""
@@ -53,7 +65,16 @@ class Canvas:
     def picture(self) -> Bytes:
         """Return all (Y, X, 3). What is dark wins, for all text is on white."""
         canvas = FigureCanvasAgg(self.figure)
-        canvas.draw()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a box stands for it
+            canvas.draw()
         text: Bytes = np.asarray(canvas.buffer_rgba())[..., :3]
         together: Bytes = np.minimum(self.pixels, text)
         return together
+
+
+@cache
+def _families() -> list[str]:
+    """List the families that are installed here; matplotlib warns of others."""
+    installed = set(font_manager.fontManager.get_font_names())
+    return [family for family in _FAMILIES if family in installed]

@@ -19,7 +19,7 @@ def feature_colours(features: Tensor) -> Tensor:
         (T, 3, 16 · H, 16 · W) uint8; black in the channels of components that there are not.
     """
     frames, height, width, channels = features.shape
-    rows = features.reshape(-1, channels).double().cpu()
+    rows = features.reshape(-1, channels).cpu().double()  # MPS has no float64
     rows = rows - rows.mean(0)
     values, directions = torch.linalg.eigh(rows.T @ rows)  # ascending
     values, directions = values[-3:].flip(0), directions[:, -3:].flip(1)

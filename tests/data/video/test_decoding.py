@@ -47,6 +47,27 @@ def test_an_unknown_codec_is_one_error_with_the_path(stamps, tmp_path):
             read(path)
 
 
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_what_is_no_regular_file_is_not_opened(tmp_path, make):
+    make(tmp_path / "pipe.mp4")
+    for read in (duration, lambda path: read_frames(path, [0.0], size=16)):
+        with pytest.raises(VideoError, match=r"pipe\.mp4: cannot be read as a video \(it is no regular file\)"):
+            read(tmp_path / "pipe.mp4")
+
+
+def test_a_colon_in_a_name_is_no_protocol(stamps, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("12:30 talk.mp4", "file:100%25.mp4", "http://x.mp4"):
+        stamps.write(Path(name), 5)
+        assert stamps.read(read_frames(name, [0.3], size=stamps.size).pixels) == [3]
+    Path("12:30 notes.mp4").write_text("words")
+    for name, reason in (("12:30 notes.mp4", "Invalid data"), ("12:31.mp4", "No such file")):
+        with pytest.raises(VideoError) as error:
+            duration(name)
+        assert str(error.value).startswith(f"{name}: cannot be read as a video ({reason}")
+        assert "file:" not in str(error.value)
+
+
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="counts open files")
 def test_errors_leave_no_file_open(stamps, clip, tmp_path):
     whole = stamps.write(tmp_path / "whole.mp4", 30)

@@ -1,12 +1,15 @@
 """Durations and time stamps come from the packets, whatever headers say."""
 
 import io
+import tracemalloc
 
 import av
+import numpy as np
 import pytest
 
 from tests.data.video.files import packets, remux
-from vtm.data.video import TooShortError, duration, read_frames
+from vtm.data.video import TooShortError, duration, read_frames, write_video
+from vtm.data.video.scanning import packet_table
 
 
 def test_duration_counts_the_time_of_the_last_frame(stamps, clip, tmp_path):
@@ -112,3 +115,18 @@ def test_a_file_that_changes_is_read_anew(stamps, tmp_path):
     stamps.write(path, 20)
     assert duration(path) == pytest.approx(2.0)
     assert stamps.read(read_frames(path, [1.9], size=stamps.size).pixels) == [19]
+
+
+def test_a_long_video_takes_some_bytes_for_each_frame(tmp_path):
+    count, picture = 20_000, np.zeros((16, 16, 3), np.uint8)
+    write_video(
+        tmp_path / "long.mkv", (picture for _ in range(count)), fps=30, codec="mpeg4", options={"g": "300", "bf": "2"}
+    )
+    tracemalloc.start()
+    try:
+        table = packet_table(tmp_path / "long.mkv")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(table.pts) == count
+    assert peak < 120 * count

@@ -33,3 +33,21 @@ def test_write_checks_its_frames(tmp_path, frames, says):
     with pytest.raises(ValueError, match=says):
         write_video(tmp_path / "video.mp4", frames, fps=10)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_cannot_be_written_is_named(stamps, tmp_path):
+    (tmp_path / "folder.mp4").mkdir()
+    for path, reason in ((tmp_path / "folder.mp4", IsADirectoryError), (tmp_path / "no" / "a.mp4", FileNotFoundError)):
+        with pytest.raises(reason) as error:
+            write_video(path, stamps.pictures(2), fps=10)
+        assert error.value.filename == str(path)
+    assert [path.name for path in tmp_path.iterdir()] == ["folder.mp4"]
+
+
+def test_errors_of_the_frames_stay_as_they_are(stamps, tmp_path):
+    def lost():
+        yield from stamps.pictures(2)
+        raise FileNotFoundError(2, "lost", "source.png")
+
+    with pytest.raises(FileNotFoundError, match=r"source\.png"):
+        write_video(tmp_path / "a.mp4", lost(), fps=10)

@@ -47,7 +47,7 @@ class Decoded(NamedTuple):
 def open_video(path: Path | str, vectors: bool = False) -> Iterator[tuple[InputContainer, VideoStream]]:
     """Open a file and its first video stream for decoding; every failure of FFmpeg inside becomes a VideoError."""
     try:
-        with av.open(str(path)) as container:
+        with av.open(local(path)) as container:
             try:
                 stream = container.streams.best("video")  # which is never a cover picture
             except IndexError:  # PyAV did not take over all streams of a damaged header
@@ -62,7 +62,13 @@ def open_video(path: Path | str, vectors: bool = False) -> Iterator[tuple[InputC
                 stream.codec_context.options = {"flags2": "+export_mvs"}
             yield container, stream
     except (av.error.FFmpegError, OSError) as error:
-        raise VideoError(f"{path}: cannot be read as a video ({error}); fetch or encode it again") from error
+        reason = error.strerror or error
+        raise VideoError(f"{path}: cannot be read as a video ({reason}); fetch or encode it again") from error
+
+
+def local(path: Path | str) -> str:
+    """Name a file for FFmpeg, which takes what stands before a colon for a protocol, as in "12:30 talk.mp4"."""
+    return f"file:{path}"
 
 
 def read_packets(

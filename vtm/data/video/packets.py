@@ -49,13 +49,13 @@ class PacketTable(NamedTuple):
             yield key, set(group)
 
 
-def in_order(pts: Sequence[int]) -> NDArray[np.bool_]:
+def in_order(pts: Sequence[int] | NDArray[np.int64]) -> NDArray[np.bool_]:
     """Tell which time stamps are sound; damaged ones lie far from their place in the file.
 
     >>> in_order([10, 9 << 40, *range(11, 100)]).tolist()[:4]
     [True, False, True, True]
     """
-    stamps = np.array(pts)
+    stamps = np.asarray(pts)
     sound = np.ones(len(stamps), np.bool_)
     for _ in range(2):  # a stamp that is far off moves the places of others
         (places,) = np.nonzero(sound)

@@ -6,15 +6,18 @@ Headers lie about the duration of damaged and live-recorded files, and a frame r
 from __future__ import annotations
 
 import os
+from array import array
 from fractions import Fraction
 from functools import lru_cache
-from itertools import pairwise
 from pathlib import Path
+from stat import S_ISREG
 
 import numpy as np
 
 from vtm.data.video.decoding import VideoError, decode_frames, open_video, read_packets
 from vtm.data.video.packets import PacketTable, in_order
+
+_UNSTAMPED = -(1 << 63)  # FFmpeg's own mark, which is no time stamp
 
 
 def duration(path: Path | str) -> float:
@@ -31,40 +34,44 @@ def packet_table(path: Path | str) -> PacketTable:
     try:
         status = os.stat(path)
     except OSError as error:
-        raise VideoError(f"{path}: cannot be read as a video ({error}); fetch or encode it again") from error
+        raise VideoError(f"{path}: cannot be read as a video ({error.strerror}); fetch or encode it again") from error
+    if not S_ISREG(status.st_mode):  # opening a pipe would wait for ever
+        raise VideoError(f"{path}: cannot be read as a video (it is no regular file); give a file")
     return _read_packet_table(str(path), status.st_size, status.st_mtime_ns)
 
 
 @lru_cache(maxsize=16)  # windows of one video are read one after the other
 def _read_packet_table(path: str, size: int, changed_ns: int) -> PacketTable:
     with open_video(path) as (container, stream):
-        packets = [  # without their content, which is the whole file
-            (packet.pts, packet.is_keyframe, packet.duration or 0)
-            for packet in read_packets(container, stream)
-            if packet.size and not packet.is_discard
-        ]
+        times, holds, marks = array("q"), array("q"), bytearray()  # some bytes for each frame of many hours
+        for packet in read_packets(container, stream):
+            if packet.size and not packet.is_discard:
+                times.append(_UNSTAMPED if packet.pts is None else packet.pts)
+                holds.append(packet.duration or 0)
+                marks.append(packet.is_keyframe)
         tick, rate, codec = stream.time_base, stream.guessed_rate or stream.average_rate, stream.codec_context.name
         delayed = container.format.name == "avi" and stream.codec_context.has_b_frames
-    if not packets or tick is None:
+    if not times or tick is None:
         raise VideoError(f"{path}: has no frames; fetch or encode it again")
-    stamped = [(pts, key, hold) for pts, key, hold in packets if pts is not None]
+    pts, hold, key = np.array(times), np.array(holds), np.array(marks, np.bool_)
+    stamped, number = pts != _UNSTAMPED, len(pts)
+    pts, hold, key = pts[stamped], hold[stamped], key[stamped]
     stamps: list[int] | None = None
     # AVI stores no times of display: for H.264 FFmpeg hands out those of decoding, which always ascend, in their place.
-    if 2 * len(stamped) < len(packets) or (delayed and all(one[0] < two[0] for one, two in pairwise(stamped))):
-        if len(stamped) < len(packets):
-            tick, stamped = 1 / (rate or Fraction(25)), [(number, False, 1) for number in range(len(packets))]
-        order = _display_order(path, len(packets))
-        stamps = [stamped[place][0] for place in np.argsort(order)]
-        stamped = [(pts, False, hold) for pts, _, hold in stamped]
-    sound = in_order([pts for pts, _, _ in stamped])
+    if 2 * len(pts) < number or (delayed and (pts[:-1] < pts[1:]).all()):
+        if len(pts) < number:
+            tick, pts, hold = 1 / (rate or Fraction(25)), np.arange(number), np.ones(number, np.int64)
+        order = _display_order(path, number)
+        stamps, key = pts[np.argsort(order)].tolist(), np.zeros(number, np.bool_)
+    sound = in_order(pts)
     if not sound.any():
         raise VideoError(f"{path}: its time stamps jump back and forth; remux or encode it again")
-    found = {pts: (key, hold) for (pts, key, hold), good in zip(stamped, sound, strict=True) if good}
-    pts = np.array(sorted(found))
-    keys = np.array([time for time in pts.tolist() if found[time][0]] or pts[:1])
-    last, count = int(pts[-1]), len(pts) - 1
-    gap = (last - int(pts[0])) // count if count else round(1 / rate / tick) if rate else 1
-    return PacketTable(pts, keys, last + (found[last][1] or gap), tick, codec, stamps)
+    pts, hold, key = pts[sound][::-1], hold[sound][::-1], key[sound][::-1]
+    pts, last = np.unique(pts, return_index=True)  # of packets with one time stamp, the last in the file
+    end, count = int(pts[-1]), len(pts) - 1
+    gap = (end - int(pts[0])) // count if count else round(1 / rate / tick) if rate else 1
+    keys = pts[key[last]]
+    return PacketTable(pts, keys if len(keys) else pts[:1], end + (int(hold[last[-1]]) or gap), tick, codec, stamps)
 
 
 def _display_order(path: str, count: int) -> list[int]:

@@ -15,6 +15,8 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
+from vtm.data.video.decoding import local
+
 
 def write_video(
     path: Path | str,
@@ -34,6 +36,7 @@ def write_video(
         options: The encoder's options, such as `{"crf": "23", "g": "16"}`.
 
     Raises:
+        OSError: The file cannot be written.
         ValueError: There is no frame, or a frame is not (H, W, 3) uint8 with even sides.
     """
     path = Path(path)
@@ -44,7 +47,7 @@ def write_video(
         found = None if head is None else head.shape
         raise ValueError(f"{path}: expected one or more frames (H, W, 3) with even H and W, got {found}")
     try:
-        with av.open(str(partial), "w") as container:
+        with av.open(local(partial), "w") as container:
             rate = Fraction(fps).limit_denominator(1001)
             same_bytes = {"x264-params": "mbtree=0"} if codec == "libx264" else {}  # with AVX-512 its mbtree varies
             stream = cast(VideoStream, container.add_stream(codec, rate=rate, options=same_bytes | dict(options or {})))
@@ -58,5 +61,9 @@ def write_video(
                 container.mux(stream.encode(VideoFrame.from_ndarray(picture, format="rgb24")))
             container.mux(stream.encode(None))
         os.replace(partial, path)
+    except OSError as error:
+        if isinstance(error, av.error.FFmpegError) or error.filename == str(partial):
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
     finally:
         partial.unlink(missing_ok=True)
