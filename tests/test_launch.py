@@ -202,7 +202,8 @@ def test_every_process_is_told_the_configuration_and_the_folder(tmp_path):
 
 def test_an_interruption_leaves_no_traceback(tmp_path):
     (tmp_path / "waits.py").write_text(
-        "import signal, sys\nprint('ready', flush=True)\ntry: signal.pause()\nexcept KeyboardInterrupt: sys.exit(130)"
+        "import signal, sys\ntry:\n    print('ready', flush=True)\n    signal.pause()\n"
+        "except KeyboardInterrupt: sys.exit(130)"
     )
     (tmp_path / "starts.py").write_text(
         "import pathlib, sys, vtm.launch\nfolder = pathlib.Path(sys.argv[1])\n"

@@ -1,6 +1,7 @@
 """The notebooks run from top to bottom at small size, and are stored clean, without outputs."""
 
 import ast
+import gc
 import re
 import subprocess
 import sys
@@ -59,6 +60,7 @@ def execute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tu
         manager = AsyncKernelManager(kernel_name="python3", kernel_spec_manager=KernelSpecManager(kernel_dirs=[]))
         folder = {"metadata": {"path": str(tmp_path / "notebooks")}}
         NotebookClient(notebook, km=manager, timeout=300, resources=folder).execute()
+        gc.collect()  # jupyter's clients log when they go, which at an arbitrary moment may be the wrong one
         return tmp_path, printed(notebook)
 
     return execute
