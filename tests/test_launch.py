@@ -216,5 +216,5 @@ def test_an_interruption_leaves_no_traceback(tmp_path):
         assert process.stdout.readline() == process.stdout.readline() == "ready\n"
         os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C does
         said, complained = process.communicate(timeout=60)
-    assert said == "interrupted\n"
+    assert said == "interrupted\n", complained
     assert "Traceback" not in complained
