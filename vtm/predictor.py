@@ -112,7 +112,7 @@ class Predictor(
     def predict(
         self, path: str | Path, *, stream: bool = False, seen: Callable[[float, float], None] | None = None
     ) -> Prediction:
-        """Say what is in a video, as the test of train.py would, with no more than a window of features in memory.
+        """Say what is in a video, as the test of train.py would; a long one is read and held in parts.
 
         Where the model samples its targets in evaluation, the noise depends on the name of the file; in the test of
         train.py it depends on the id of the video in its data set.
@@ -124,7 +124,8 @@ class Predictor(
             seen: is told now and then how many seconds are done, and of how many.
 
         Raises:
-            VideoError: if the file cannot be read, or is too short.
+            FileNotFoundError: if there is no such file.
+            VideoError: if it cannot be read, or is too short.
             ValueError: if the model takes features and no frames, or cannot stream because it samples.
         """
         video = _video(path)
