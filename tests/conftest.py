@@ -1,7 +1,8 @@
 """What all tests share: one thread each, because the machine may be small and busy, and commands without a shell."""
 
+import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,9 @@ def _one_thread() -> None:
 
 
 @pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+def call(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
     """Call the `main` of a command as from a shell in a folder, without the seconds that a new process takes."""
+    handlers, level = logging.root.handlers[:], logging.root.level
 
     def call(main: Callable[[], Any], folder: Path, *overrides: str) -> None:
         folder.mkdir(exist_ok=True)
@@ -35,7 +37,12 @@ def call(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         GlobalHydra.instance().clear()
         main()
 
-    return call
+    yield call
+    # what a process takes with it when it ends: Hydra's log on a screen that is gone, and the settings of W&B
+    logging.root.handlers[:] = handlers
+    logging.root.setLevel(level)
+    if "wandb" in sys.modules:
+        sys.modules["wandb"].teardown()
 
 
 @pytest.fixture(scope="session")

@@ -54,15 +54,15 @@ def wandb_logger(
     finish_wandb()
     Path(save_dir).mkdir(parents=True, exist_ok=True)
     init = {"project": project, "dir": str(save_dir), "name": name, **init}
-    chosen = "WANDB_MODE" in os.environ
+    mode = os.environ.get("WANDB_MODE")  # of now: W&B itself reads it once in a process
     run, reason = None, "no API key was found"
-    if chosen or "WANDB_API_KEY" in os.environ or wandb.login(prompt=False, verify=False):
+    if mode or "WANDB_API_KEY" in os.environ or wandb.login(prompt=False, verify=False):
         try:
-            run = wandb.init(**init, settings=wandb.Settings(init_timeout=init_timeout))
+            run = wandb.init(**init, mode=mode, settings=wandb.Settings(init_timeout=init_timeout))
         except wandb.errors.Error as error:
-            if chosen:
+            if mode:
                 raise RuntimeError(
-                    f"W&B did not accept the run, which WANDB_MODE={os.environ['WANDB_MODE']} asks for "
+                    f"W&B did not accept the run, which WANDB_MODE={mode} asks for "
                     f"({str(error).partition(chr(10))[0]}); run `wandb login`, set WANDB_MODE=offline, or leave W&B "
                     "out with logger=csv"
                 ) from error

@@ -77,18 +77,19 @@ def test_in_training_the_head_s_part_has_its_backward_pass(monkeypatch):
     assert all(parameter.grad is not None for parameter in trial.model.parameters())
 
 
-def test_the_peak_is_of_the_tensors():
-    setting = replace(SMALL, frames=60, height=8, width=8, channels=64)  # 50 MB of N × N matrices
-    assert_the_peak_is_of_the_tensors(Row("none", plain=True), setting, last(Row("none", plain=True), setting))
-
-
-def test_the_peak_has_nothing_of_the_start_of_a_process():
-    row = Row("learnable")
-    setting = Setting(60, 8, 8, 128, "cpu", 1, 1, 20, ("model.channels=[64,32,32]", "model.window_frames=[4,20,60]"))
-    assert_the_peak_is_of_the_tensors(row, setting, measured_apart(measure, row, setting, None))
-
-
-def assert_the_peak_is_of_the_tensors(row: Row, setting: Setting, result: Result) -> None:
+@pytest.mark.parametrize(
+    ("row", "setting"),
+    [
+        (Row("none", plain=True), replace(SMALL, frames=60, height=8, width=8, channels=64)),  # 50 MB of N × N matrices
+        (
+            Row("learnable"),
+            Setting(60, 8, 8, 128, "cpu", 1, 1, 20, ("model.channels=[64,32,32]", "model.window_frames=[4,20,60]")),
+        ),
+    ],
+)
+def test_the_peak_is_of_the_tensors_and_has_nothing_of_the_start_of_a_process(row, setting):
+    result = measured_apart(measure, row, setting, None)
+    assert result.problem == ""
     if result.peak_bytes is None:
         pytest.skip("the system does not tell how much memory is in use")
     trial = Trial(row, setting)

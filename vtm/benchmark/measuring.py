@@ -107,15 +107,16 @@ def _measured(row: Row, setting: Setting) -> dict[str, Any]:
     with trial.mode():
         if row.compiled:
             details["s to compile"] = _call_seconds(trial, trial)
-        if row.frames is not None:  # minutes: one call must do, after a short clip
+        if row.frames is not None:  # minutes: one call must do for both, after a short clip
             trial.head(trial.features(setting.frames))
-            timed = partial(_stream_seconds, trial) if row.streaming else partial(_call_seconds, trial, trial)
+            with PeakMemory(trial.device) as peak:
+                seconds = _stream_seconds(trial) if row.streaming else _call_seconds(trial, trial)
         else:
-            trial()  # loads the encoder's weights and the libraries, which are no memory of a call
-            timed = partial(median_seconds, trial, device=trial.device, repeats=repeats)
-        trial.model.zero_grad(set_to_none=True)  # gradients are
-        with PeakMemory(trial.device) as peak:
-            seconds = timed()
+            for _ in range(2):  # the first loads the encoder's weights and the libraries, which are no memory of a call
+                trial.model.zero_grad(set_to_none=True)  # gradients are
+                with PeakMemory(trial.device) as peak:
+                    trial()
+            seconds = median_seconds(trial, device=trial.device, repeats=repeats)
         details |= _details(trial, seconds, repeats)
     rate = matrix_rate(trial.device, PRECISIONS[row.precision], repeats=_FEW)
     return {"seconds": seconds, "peak_bytes": peak.bytes, "rate": rate, "details": details}
