@@ -204,7 +204,8 @@ def test_every_process_is_told_the_configuration_and_the_folder(tmp_path):
 def test_an_interruption_leaves_no_traceback(tmp_path):
     heard = "signal.signal(signal.SIGINT, signal.default_int_handler)  # also where the tests run in the background\n"
     (tmp_path / "waits.py").write_text(
-        f"import os, signal, sys\n{heard}try:\n    os.write(1, b'ready\\n')  # at one go, unlike print\n    signal.pause()\n"
+        f"import os, signal, sys\n{heard}try:\n"
+        "    os.write(1, b'ready\\n')  # at one go, unlike print\n    signal.pause()\n"
         "except KeyboardInterrupt: sys.exit(130)"
     )
     (tmp_path / "starts.py").write_text(
