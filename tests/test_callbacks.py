@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, RandomSampler
 
-from vtm.callbacks import EpochSeed, NeedlesKept, NetworkSize, ProgressLines, epoch_seed, progress_bar
+from vtm.callbacks import BestCheckpoint, EpochSeed, NeedlesKept, NetworkSize, ProgressLines, epoch_seed, progress_bar
 from vtm.data.needle import NeedleDataModule, Needles, NeedleSource
 from vtm.data.sampling import Single
 from vtm.merging import TokenMerger, saliency_partition
@@ -147,6 +147,38 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     moments, resumed = (trainer.optimizers[0].state_dict()["state"] for trainer in (whole_trainer, rest_trainer))
     assert all(torch.equal(moments[index][key], resumed[index][key]) for index in moments for key in moments[index])
     assert whole_trainer.global_step == rest_trainer.global_step == 12
+
+
+class Told(Tiny):
+    """A network whose validation gives what it is told, by epochs."""
+
+    def __init__(self, scores: list[float], losses: list[float]) -> None:
+        super().__init__()
+        self.told = {"val/score": scores, "val/loss": losses}
+
+    def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
+        self.log_dict({name: values[self.current_epoch] for name, values in self.told.items()})
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("scores", "losses", "epoch"),
+    [
+        ([0.5, 0.75, 0.75, 0.75, 0.5], [1.0, 0.4, 0.2, 0.3, 0.1], 2),  # of three the one with the lowest loss
+        ([0.5, 0.75, 0.5, 0.75, 0.75], [0.9, 0.8, 0.1, 0.8, 0.9], 1),  # and the first, where that is equal too
+        ([0.5, 0.75, 1.0, 0.75, 0.75], [0.1, 0.2, 0.9, 0.3, 0.1], 2),  # a better score before a lower loss
+    ],
+)
+def test_the_best_epoch_is_of_the_highest_score_and_among_equals_of_the_lowest_loss(
+    tmp_path: Path, scores: list[float], losses: list[float], epoch: int
+) -> None:
+    last = None
+    for epochs in (3, 5):  # interrupted after three
+        callbacks = BestCheckpoint(str(tmp_path)), ModelCheckpoint(tmp_path, "last", enable_version_counter=False)
+        trainer = make_trainer(tmp_path, *callbacks, max_epochs=epochs, num_sanity_val_steps=0)
+        trainer.fit(Told(scores, losses), still(), still(), ckpt_path=last, weights_only=True)
+        last = tmp_path / "last.ckpt"
+    assert torch.load(tmp_path / "best.ckpt", weights_only=True)["epoch"] == epoch
 
 
 def test_epochs_and_ranks_draw_different_numbers() -> None:

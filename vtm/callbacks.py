@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelSummary, ProgressBar, TQDMProgressBar
+from lightning.pytorch.callbacks import ModelCheckpoint, ModelSummary, ProgressBar, TQDMProgressBar
 from lightning.pytorch.trainer.states import TrainerFn
 
 from vtm.data.datamodule import Split
@@ -49,6 +49,42 @@ class EpochSeed(Callback):
             # other; those of later epochs it makes after this hook
             iter(loader)
         self._first_epoch = False
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """Keep the weights of the epoch with the highest `val/score`, among equal ones of that with the lowest `val/loss`.
+
+    A validation set of a few dozen videos often gives several epochs the same score.
+
+    Args:
+        dirpath: folder of the file `best.ckpt`.
+    """
+
+    def __init__(self, dirpath: str) -> None:
+        super().__init__(
+            dirpath=dirpath,
+            filename="best",
+            monitor="val/score",
+            mode="max",
+            save_on_train_epoch_end=True,
+            enable_version_counter=False,
+        )
+        self.loss = float("inf")  # of the epoch that is kept
+
+    def check_monitor_top_k(self, trainer: Trainer, current: torch.Tensor | None = None) -> bool:
+        loss = float(trainer.callback_metrics["val/loss"])
+        equal = current is not None and self.best_model_score is not None and bool(current == self.best_model_score)
+        kept = super().check_monitor_top_k(trainer, current) or (equal and loss < self.loss)
+        if kept:
+            self.loss = loss
+        return kept
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "loss": self.loss}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self.loss = state_dict["loss"]
 
 
 class NeedlesKept(Callback):
