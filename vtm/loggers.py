@@ -54,7 +54,7 @@ def wandb_logger(
     finish_wandb()
     Path(save_dir).mkdir(parents=True, exist_ok=True)
     init = {"project": project, "dir": str(save_dir), "name": name, **init}
-    mode = os.environ.get("WANDB_MODE")  # of now: W&B itself reads it once in a process
+    mode: Any = os.environ.get("WANDB_MODE")  # of now: W&B itself reads it once in a process
     run, reason = None, "no API key was found"
     if mode or "WANDB_API_KEY" in os.environ or wandb.login(prompt=False, verify=False):
         try:
