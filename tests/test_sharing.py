@@ -109,6 +109,7 @@ def test_without_locks_everything_is_done_once_by_somebody_and_it_is_said(tmp_pa
         ("elsewhere.1", 90_000, False),
         (f"x_{host_name()}.999999999", 0, True),
     ],
+    ids=["alive", "dead", "elsewhere", "elsewhere for a day", "another host of a like name"],
 )
 def test_leftovers_of_the_dead_are_removed(tmp_path, name, age, stays):
     path = tmp_path / "ab" / f".video.with.dots.{name}.part"
