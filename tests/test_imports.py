@@ -20,6 +20,8 @@ LAYERS = {
     "vtm.metrics": 2,
     "vtm.pictures": 2,
     "vtm.tasks": 2,
+    "vtm.encoded_video": 2,
+    "vtm.model_card": 2,
     "vtm.model_file": 2,
     "vtm.prediction": 2,
     "vtm.predictor": 3,

@@ -1,8 +1,10 @@
 """The command `python -m vtm.predict`: files, folders and patterns; failures; tables that go on where they were."""
 
+import argparse
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +13,9 @@ import pytest
 import torch
 
 import vtm
-from vtm.predict import as_dict, list_videos, main
+from vtm.predict import _load, as_dict, list_videos, main
 from vtm.prediction import Prediction, Window
+from vtm.prediction_table import COLUMNS
 from vtm.predictor import Predictor
 
 ROOT = Path(__file__).parents[1]
@@ -106,7 +109,11 @@ def test_a_table_is_written_and_goes_on_where_it_was(predict, folder, tmp_path):
     predict("model.safetensors", "videos/a.mp4", "--csv", str(table))
     first = table.read_text(encoding="utf-8")
     (row,) = csv.DictReader(first.splitlines())
-    assert (row["video"], row["windows"], row["damaged"]) == ("videos/a.mp4", "2", "0")
+    assert (row["video"], row["windows"], row["short"], row["damaged"]) == ("videos/a.mp4", "2", "0", "0")
+    best = vtm.load("model.safetensors").predict("videos/a.mp4").top(3)
+    names = [row["prediction"], row["prediction_2"], row["prediction_3"]]
+    values = [row["probability"], row["probability_2"], row["probability_3"]]
+    assert list(zip(names, values, strict=True)) == [(name, f"{value:.6f}") for name, value in best]
     assert row["model"] == vtm.load("model.safetensors").identity
     table.write_text(first + "videos/deep/b.MP4,dar", encoding="utf-8")  # killed in the middle of a row
     status, out, err = predict("model.safetensors", "videos", "broken.mp4", "--csv", str(table))
@@ -114,10 +121,95 @@ def test_a_table_is_written_and_goes_on_where_it_was(predict, folder, tmp_path):
     assert "videos/a.mp4" not in out
     assert f"1 of 3 are in {table} already" in err
     assert table.read_text(encoding="utf-8").startswith(first)
-    assert [row["video"] for row in csv.DictReader(table.open(encoding="utf-8"))] == [
-        "videos/a.mp4",
-        "videos/deep/b.MP4",
+    *found, failed = csv.DictReader(table.open(encoding="utf-8"))
+    assert [row["video"] for row in found] == ["videos/a.mp4", "videos/deep/b.MP4"]
+    assert (failed["video"], failed["prediction"], failed["damaged"]) == ("broken.mp4", "", "")
+    assert failed["error"].startswith("cannot be read as a video")
+
+
+def test_what_failed_is_tried_again(predict, folder, tmp_path):
+    table = tmp_path / "table.csv"
+    arguments = ["model.safetensors", "videos/a.mp4", str(tmp_path / "late.mp4"), "--csv", str(table)]
+    (tmp_path / "late.mp4").write_bytes(b"")
+    assert predict(*arguments)[0] == 1
+    shutil.copy(folder / "videos" / "deep" / "b.MP4", tmp_path / "late.mp4")
+    assert predict(*arguments)[0] == 0
+    assert [(Path(row["video"]).name, row["error"]) for row in csv.DictReader(table.open(encoding="utf-8"))] == [
+        ("a.mp4", ""),
+        ("late.mp4", ""),
     ]
+
+
+@pytest.mark.slow
+def test_processes_write_one_table(folder, make_video, tmp_path):
+    model, table = folder / "model.safetensors", tmp_path / "table.csv"
+    videos = [make_video(tmp_path / "videos" / f"{number}.mp4", 1) for number in range(8)]
+    (tmp_path / "videos" / "broken.mp4").write_bytes(b"no video")
+    command = [sys.executable, "-m", "vtm.predict", str(model), str(tmp_path / "videos"), "--csv", str(table)]
+    environments = [
+        os.environ | {"OMP_NUM_THREADS": "1", "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2"} for rank in "01"
+    ]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    processes = [subprocess.Popen(command, env=environment, **pipes) for environment in environments]
+    answers = [process.communicate() for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], answers  # for torchrun would stop the other one
+    printed = [line.partition("  ")[0] for out, _ in answers for line in out.splitlines()]
+    assert sorted(printed) == sorted(map(str, videos))
+    rows = list(csv.DictReader(table.open(encoding="utf-8")))
+    assert sorted(row["video"] for row in rows) == sorted([*map(str, videos), str(tmp_path / "videos" / "broken.mp4")])
+    assert sum(bool(row["error"]) for row in rows) == 1
+
+
+def test_processes_without_a_table_are_refused(predict, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    status, out, _ = predict("model.safetensors", "videos")
+    assert status == "2 processes share the videos by the table that they write: give --csv FILE"
+    assert not out
+
+
+def test_an_interruption_says_what_is_done(predict, monkeypatch, tmp_path):
+    right = Predictor.predict
+
+    def interrupted(self, path, **arguments):
+        if path.name == "b.MP4":
+            raise KeyboardInterrupt
+        return right(self, path, **arguments)
+
+    monkeypatch.setattr(Predictor, "predict", interrupted)
+    table = tmp_path / "table.csv"
+    status, _, err = predict("model.safetensors", "videos", "--csv", str(table))
+    assert status == 130
+    assert f"interrupted with 1 of 2 videos in {table}; the same command goes on" in err
+    monkeypatch.undo()
+    _, out, _ = predict("model.safetensors", "videos", "--csv", str(table))
+    assert out.startswith("videos/deep/b.MP4")
+
+
+def test_every_process_has_a_gpu(monkeypatch, folder):
+    given = []
+    monkeypatch.setattr("torch.empty", lambda *_, device: given.append(device))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("vtm.predictor.load", lambda *_, **__: None)
+    for rank, device in (("0", None), ("1", None), ("2", "cuda"), ("1", "cuda:0"), ("1", "cpu")):
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        _load(argparse.Namespace(device=device, model="", encoder_checkpoint=None))
+    assert given == ["cuda:0", "cuda:1", "cuda:0", "cuda:0", "cpu"]
+
+
+def test_a_short_video_is_called_so(predict, make_video, tmp_path):
+    make_video(tmp_path / "one\nframe.mp4", 1 / 8)
+    _, out, _ = predict("model.safetensors", str(tmp_path), "--top", "1")
+    assert out.endswith("(0.1 s, 1 window, short)\n")
+    assert out.startswith(f"{tmp_path}/one\\nframe.mp4  ")
+    assert json.loads(predict("model.safetensors", str(tmp_path), "--json")[1])["short"] is True
+    assert json.loads(predict("model.safetensors", "videos/a.mp4", "--json")[1])["short"] is False
+
+
+def test_help_names_every_column_of_a_table(predict):
+    _, out, _ = predict("--help")
+    described = [line.split()[0] for line in out.splitlines() if line.startswith("  ") and line.split()[0] in COLUMNS]
+    assert described == list(COLUMNS)
 
 
 def test_a_table_of_something_else_is_left_alone(predict, tmp_path):
@@ -150,7 +242,9 @@ def test_out_of_memory_costs_one_video(predict, monkeypatch):
 
 
 def test_a_class_may_have_any_name(capsys):
-    prediction = Prediction("a.mp4", 1.0, ["value", "b"], [0.9, 0.1], [Window(0.0, 1.0, [0.9, 0.1])], damaged=False)
+    prediction = Prediction(
+        "a.mp4", 1.0, ["value", "b"], [0.9, 0.1], [Window(0.0, 1.0, [0.9, 0.1])], short=False, damaged=False
+    )
     assert as_dict(prediction, top=1, timeline=False)["label"] == "value"
 
 

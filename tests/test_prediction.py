@@ -8,7 +8,7 @@ from vtm.prediction import Prediction, Window, ranked
 @pytest.fixture
 def prediction():
     windows = [Window(0.0, 4.0, [0.1, 0.7, 0.2]), Window(1.0, 4.5, [0.5, 0.1, 0.4])]
-    return Prediction("a.mp4", 4.5, ["x", "y", "z"], [0.3, 0.4, 0.3], windows, damaged=False)
+    return Prediction("a.mp4", 4.5, ["x", "y", "z"], [0.3, 0.4, 0.3], windows, short=False, damaged=False)
 
 
 def test_the_best_class_comes_first(prediction):
@@ -24,7 +24,7 @@ def test_the_timeline_ranks_each_window(prediction):
 
 
 def test_a_value_has_no_label():
-    prediction = Prediction("a.mp4", 4.5, None, [3.5], [Window(0.0, 4.5, [3.5])], damaged=False)
+    prediction = Prediction("a.mp4", 4.5, None, [3.5], [Window(0.0, 4.5, [3.5])], short=False, damaged=False)
     assert (prediction.label, prediction.score, prediction.top()) == (None, 3.5, [("value", 3.5)])
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 import torch
+from huggingface_hub import ModelCard
 
 import vtm
 from vtm.data.dataset import VideoDataset, clip_generator, collate
@@ -77,6 +78,16 @@ def test_a_video_gets_what_the_test_of_training_gives_it(tmp_path, make_model, f
     assert prediction.label == ["dark", "light", "red"][votes.index(max(votes))]
 
 
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("protocol", [WINDOWS, ("data/protocol=single",)], ids=["windows", "single"])
+def test_a_video_with_fewer_frames_than_a_clip_has_steps_is_short(tmp_path, make_model, folder, protocol, stream):
+    model = vtm.load(make_model(tmp_path / "model.safetensors", *protocol))
+    short = {name: model.predict(folder / name, stream=stream).short for name in ("long.mp4", "one frame.mp4")}
+    assert short == {"long.mp4": False, "one frame.mp4": True}
+    seconds = stream or protocol is WINDOWS  # else the frames of 2.4 s are enough
+    assert model.predict(folder / "short.mp4", stream=stream).short == seconds
+
+
 def test_windows_say_where_they_are(model, folder):
     windows = model.predict(folder / "long.mp4").windows
     assert [(window.start, window.end) for window in windows] == [(s, s + 4) for s in range(6)]
@@ -85,7 +96,7 @@ def test_windows_say_where_they_are(model, folder):
 
 
 def test_every_step_of_a_long_video_is_encoded_once(model, folder, monkeypatch):
-    monkeypatch.setattr("vtm.predictor._FRAMES_AT_ONCE", 3)  # so that windows reach over what is read at once
+    monkeypatch.setattr("vtm.encoded_video._FRAMES_AT_ONCE", 3)  # so that windows reach over what is read at once
     seen = []
     model.encoder.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].shape[1]))
     before = model.predict(folder / "long.mp4")
@@ -232,7 +243,14 @@ def test_a_model_is_shared_through_a_folder(model, folder, tmp_path):
     assert vtm.load(tmp_path / "shared").identity == model.identity
     config = json.loads((tmp_path / "shared" / "config.json").read_text(encoding="utf-8"))
     assert config["description"]["classes"] == ["dark", "light", "red"]
-    assert "vtm" in (tmp_path / "shared" / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_card_is_that_of_the_model_and_takes_a_licence(model, tmp_path):
+    model.save_pretrained(tmp_path, model_card_kwargs={"license": "mit"})
+    card = ModelCard.load(tmp_path / "README.md")
+    assert (card.data.license, card.data.library_name, card.data.pipeline_tag) == ("mit", "vtm", "video-classification")
+    assert {"token-merging", "long-form-video"} <= set(card.data.tags)
+    assert "`dark`, `light`, `red`" in card.text
 
 
 def test_pushing_uploads_the_file_and_its_card(model, monkeypatch):

@@ -1,4 +1,10 @@
-"""Say what is in videos: python -m vtm.predict model.safetensors video.mp4."""
+"""Say what is in videos: python -m vtm.predict model.safetensors video.mp4.
+
+Any number of processes, on any number of machines that see the file, may write one table (`--csv`) at the same time:
+each takes videos that no other has taken. They may be stopped at any moment; the same command goes on, and does again
+only the videos that were in hand. On all GPUs of a machine:
+torchrun --nproc-per-node=gpu -m vtm.predict model.safetensors videos/ --csv table.csv
+"""
 
 from __future__ import annotations
 
@@ -7,17 +13,43 @@ import glob
 import io
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from vtm.errors import errors_in_one_sentence
+from vtm.launch import place
 
 if TYPE_CHECKING:  # what the command needs is imported when its arguments are known to be right
     from vtm.prediction import Prediction
+    from vtm.prediction_table import PredictionTable
     from vtm.predictor import Predictor
     from vtm.progress import Progress
+
+_EPILOG = """\
+A table (--csv) has the columns
+
+  video         as it was named on the command line
+  prediction    the class of highest probability, or the value of a regression
+  probability   of that class
+  windows       how many clips of the video voted
+  seconds       its length
+  short         1 if it has fewer frames to look at than a clip has steps; padding or repeated frames fill the rest
+  damaged       1 if frames could not be decoded; their nearest neighbours stand in for them
+  error         why there is no prediction; the other columns are empty then, but for video and model
+  model         what predicted: the first digits of the SHA-256 of its weights, and +stream
+  prediction_2, probability_2, ...   the other classes, as many as --top says and the model has
+
+and a row for each video that is done. The same command goes on with the videos that are not in the table,
+and tries those again that have an error. Several processes share the videos when they write the same table, here
+those that torchrun starts, one per GPU:
+
+  python -m vtm.predict scene.safetensors videos/ --csv scenes.csv
+  torchrun --nproc-per-node=gpu -m vtm.predict scene.safetensors videos/ --csv scenes.csv
+
+The exit status is 1 where a video could not be predicted; with torchrun it is 0, since another would stop the others.
+"""
 
 
 def main() -> None:
@@ -58,16 +90,17 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m vtm.predict",
         description="Say what is in videos, by a model that vtm.export has written.",
-        epilog="Example: python -m vtm.predict scene.safetensors videos/ --csv scenes.csv",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("model", metavar="MODEL", help="a .safetensors file, or a folder with a model.safetensors")
     parser.add_argument("videos", metavar="VIDEO", nargs="+", help="files, folders, or patterns in quotation marks")
     parser.add_argument("--json", action="store_true", help="print a line of JSON for each video")
-    parser.add_argument("--csv", metavar="FILE", help="write a table; videos that are in it already are left out")
-    parser.add_argument("--top", metavar="N", type=_count, default=5, help="classes to print of each video (default 5)")
+    parser.add_argument("--csv", metavar="FILE", help="write a table, or go on with one; see below")
+    parser.add_argument("--top", metavar="N", type=_count, default=5, help="classes to list of each video (default 5)")
     parser.add_argument("--timeline", action="store_true", help="also say what each window of a video gives")
     parser.add_argument("--stream", action="store_true", help="one pass over a frame per second of the whole video")
-    parser.add_argument("--device", metavar="NAME", help="such as cuda:1; the first GPU, or else the CPU, by default")
+    parser.add_argument("--device", metavar="NAME", help="such as cuda:1; by default a GPU of each process, or the CPU")
     parser.add_argument("--encoder-checkpoint", metavar="FILE", help="where the encoder's own weights lie now")
     return parser
 
@@ -81,17 +114,31 @@ def _count(text: str) -> int:
 
 def _run(arguments: argparse.Namespace, videos: Sequence[Path]) -> int:
     """Predict all videos; return the exit status."""
+    processes = place().world_size
+    if processes > 1 and arguments.csv is None:
+        raise ValueError(f"{processes} processes share the videos by the table that they write: give --csv FILE")
     model = _load(arguments)
     if arguments.csv is None:
-        return _predict_all(model, videos, arguments, lambda prediction: None)
+        return int(bool(_predict_all(model, videos, arguments, None)))
     from vtm.prediction_table import PredictionTable
 
     way = model.identity + ("+stream" if arguments.stream else "")
-    with PredictionTable(Path(arguments.csv), way) as table:
-        left = [video for video in videos if str(video) not in table.videos]
-        if len(left) < len(videos):
-            print(f"{len(videos) - len(left)} of {len(videos)} are in {arguments.csv} already", file=sys.stderr)
-        return _predict_all(model, left, arguments, table.add)
+    classes = 1 if model.labels is None else min(arguments.top, len(model.labels))
+    with PredictionTable(Path(arguments.csv), way, classes=classes) as table:
+        if processes > 1 and not table.locked:
+            raise ValueError(f"{processes} processes cannot share {table.path} there: give --csv FILE on another disk")
+        names = set(map(str, videos))
+        if known := len(names & table.videos):
+            print(f"{known} of {len(videos)} are in {table.path} already", file=sys.stderr)
+        try:
+            failed = _predict_all(model, videos, arguments, table)
+        except KeyboardInterrupt:
+            found = f"{len(names & table.videos)} of {len(videos)} videos in {table.path}"
+            print(f"interrupted with {found}; the same command goes on", file=sys.stderr)
+            return 130
+        if others := len(names - table.videos):
+            print(f"{others} of {len(videos)} videos are in the hands of other processes", file=sys.stderr)
+    return int(failed and processes == 1)  # else a process that ends in failure would take the others along
 
 
 def _load(arguments: argparse.Namespace) -> Predictor:
@@ -100,6 +147,8 @@ def _load(arguments: argparse.Namespace) -> Predictor:
     from vtm.predictor import load
 
     device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device == "cuda":
+        device = f"cuda:{place().local_rank % max(1, torch.cuda.device_count())}"
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
@@ -109,36 +158,39 @@ def _load(arguments: argparse.Namespace) -> Predictor:
 
 
 def _predict_all(
-    model: Predictor,
-    videos: Sequence[Path],
-    arguments: argparse.Namespace,
-    keep: Callable[[Prediction], None],
-) -> int:
-    """Predict videos, print each and hand it on to `keep`; return the exit status."""
+    model: Predictor, videos: Sequence[Path], arguments: argparse.Namespace, table: PredictionTable | None
+) -> bool:
+    """Predict the videos that are not in a table, print each, and add it; return whether some failed."""
     import torch
 
     from vtm.data.video import VideoError
     from vtm.progress import Progress
 
-    failed: list[str] = []
-    with Progress("predict", len(videos)) as progress:
-        for video in videos:
-            seen = partial(_show, progress, video.name)
+    failed: dict[Path, str] = {}
+    before = 0 if table is None else len(table.videos.intersection(map(str, videos)))
+    known = 0 if table is None else len(table.videos)
+    with Progress("predict", len(videos), done=before) as progress:
+        for video in videos if table is None else table.take(videos):
+            seen = partial(_show, progress, _printable(video.name))
             try:
                 prediction = model.predict(video, stream=arguments.stream, seen=seen)
             except torch.OutOfMemoryError:
-                failed.append(f"{video}: out of memory on {model.device}; --device cpu has another")
+                failed[video] = f"out of memory on {model.device}; --device cpu has another"
             except (VideoError, OSError, ValueError) as error:
-                failed.append(str(error) if str(video) in str(error) else f"{video}: {error}")
-            else:
+                failed[video] = str(error).removeprefix(f"{video}: ")
+            if table is not None and video in failed:
+                table.add_failure(video, failed[video])
+            elif video not in failed:
                 progress.print("\n".join(_lines(prediction, arguments)))
-                keep(prediction)
-            progress.advance(f"{len(failed)} failed" if failed else "")
-    for reason in failed:
-        print(f"failed: {reason}", file=sys.stderr)
+                if table is not None:
+                    table.add(prediction)
+            note = f"{len(failed)} failed" if failed else ""
+            progress.advance(note, to=None if table is None else before + len(table.videos) - known)
+    for video, reason in failed.items():
+        print(_printable(f"failed: {video}: {reason}"), file=sys.stderr)
     if failed:
         print(f"{len(failed)} of {len(videos)} videos could not be predicted", file=sys.stderr)
-    return int(bool(failed))
+    return bool(failed)
 
 
 def _show(progress: Progress, name: str, seconds: float, total: float) -> None:
@@ -152,9 +204,10 @@ def _lines(prediction: Prediction, arguments: argparse.Namespace) -> Iterator[st
         yield json.dumps(as_dict(prediction, top=arguments.top, timeline=arguments.timeline), ensure_ascii=False)
         return
     regression = prediction.labels is None
-    windows = f"{len(prediction.windows)} windows" if len(prediction.windows) > 1 else "1 window"
-    facts = f"{prediction.seconds:.1f} s, {windows}" + (", damaged" if prediction.damaged else "")
-    yield f"{prediction.video}  {_text(prediction.top(arguments.top), regression)}  ({facts})"
+    facts = [f"{prediction.seconds:.1f} s"]
+    facts += [f"{len(prediction.windows)} windows" if len(prediction.windows) > 1 else "1 window"]
+    facts += ["short"] * prediction.short + ["damaged"] * prediction.damaged
+    yield f"{_printable(prediction.video)}  {_text(prediction.top(arguments.top), regression)}  ({', '.join(facts)})"
     if arguments.timeline:
         for window, best in prediction.timeline(1):
             yield f"  {window.start:9.1f} to {window.end:.1f} s  {_text(best, regression)}"
@@ -164,7 +217,8 @@ def as_dict(prediction: Prediction, *, top: int, timeline: bool) -> dict[str, An
     """Put a prediction into plain containers, as `--json` prints it."""
     regression = prediction.labels is None
     found: dict[str, Any] = {"video": prediction.video, "seconds": round(prediction.seconds, 3)}
-    found |= {"damaged": prediction.damaged, **_answer(prediction.top(top), regression)}
+    found |= {"short": prediction.short, "damaged": prediction.damaged}
+    found |= _answer(prediction.top(top), regression)
     found["windows"] = len(prediction.windows)
     if timeline:
         found["timeline"] = [
@@ -183,6 +237,11 @@ def _answer(best: Sequence[tuple[str, float]], regression: bool) -> dict[str, An
 
 def _text(best: Sequence[tuple[str, float]], regression: bool) -> str:
     return ", ".join(f"{score:.4g}" if regression else f"{name} {score:.3f}" for name, score in best)
+
+
+def _printable(text: str) -> str:
+    """Escape what would break a line or move the cursor, as names of files may."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
 if __name__ == "__main__":

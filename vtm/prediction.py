@@ -37,6 +37,7 @@ class Prediction:
         labels: K names of classes; None for a regression.
         scores: K probabilities averaged over the windows, or the one value of a regression.
         windows: in order of time; a model that looks at the whole video at once has one.
+        short: the video has fewer frames to look at than a clip has steps; padding or repeated frames fill the rest.
         damaged: some frames could not be decoded, and others stand in for them.
     """
 
@@ -45,6 +46,7 @@ class Prediction:
     labels: list[str] | None
     scores: list[float]
     windows: list[Window]
+    short: bool
     damaged: bool
 
     def top(self, count: int = 5) -> list[tuple[str, float]]:

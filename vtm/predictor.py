@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import torch
-from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
+from huggingface_hub import ModelCard, PyTorchModelHubMixin, hf_hub_download
 from torch import Tensor, nn
 
-from vtm.data.dataset import Clip, clip_generator, collate, pad_steps
+from vtm.data.dataset import clip_generator, collate
 from vtm.data.sampling import ClipProtocol, Windows, every_second
-from vtm.data.source import Content, Video, VideoFiles
-from vtm.encoders import Precomputed
+from vtm.encoded_video import EncodedVideo
 from vtm.merging import Grid
 from vtm.merging.partition import Generators
+from vtm.model_card import model_card
 from vtm.model_file import ModelFileError, build, read_model, weights_sha256, write_model
 from vtm.models import VTM, Stream, VTMOutput
 from vtm.prediction import Look, Prediction, Window, ranked
 
 FILE_NAME = "model.safetensors"  # in a folder, as the Hub has it
-_FRAMES_AT_ONCE = 128  # decoded before they are encoded
 _CLIPS_AT_ONCE = 4  # in one forward pass
 _FETCHING = {"checkpoint_path", "cache_dir", "pretrained_cfg", "pretrained_cfg_overlay"}  # arguments of timm
 
@@ -128,14 +125,12 @@ class Predictor(
             VideoError: if it cannot be read, or is too short.
             ValueError: if the model takes features and no frames, or cannot stream because it samples.
         """
-        video = _video(path)
-        source = self._source(video)
-        seconds = source.length(video)
+        video = self._open(path)
+        seconds = video.seconds
         if stream:
-            scores, damaged = self._streamed(source, video, seconds, seen)
-            return Prediction(str(path), seconds, self.labels, scores, [Window(0.0, seconds, scores)], damaged)
+            return self._stream(path, video, seen)
         windows, damaged = [], False
-        for group in _groups(self._clips(source, video, seconds), _CLIPS_AT_ONCE):
+        for group in _groups(video.clips(), _CLIPS_AT_ONCE):
             starts, clips = zip(*group, strict=True)
             batch = collate(clips)
             found = self(batch.inputs, batch.motion, batch.mask, generator=[clip_generator(name) for name in batch.id])
@@ -146,8 +141,9 @@ class Predictor(
             damaged = damaged or bool(batch.damaged.any())
             if seen is not None:
                 seen(windows[-1].end, seconds)
+        short = video.is_short(self.protocol.times(0.0, seconds))
         votes = torch.tensor([window.scores for window in windows], dtype=torch.float64).mean(0)
-        return Prediction(str(path), seconds, self.labels, votes.tolist(), windows, damaged)
+        return Prediction(str(path), seconds, self.labels, votes.tolist(), windows, short=short, damaged=damaged)
 
     @torch.no_grad()
     def look(self, path: str | Path, *, start: float = 0.0) -> Look:
@@ -161,16 +157,14 @@ class Predictor(
             VideoError: if the file cannot be read, or is too short.
             ValueError: if there is no clip at `start`, or the model takes features and no frames.
         """
-        video = _video(path)
-        source = self._source(video)
-        seconds = source.length(video)
+        video = self._open(path)
+        seconds = video.seconds
         if start and not isinstance(self.protocol, Windows):
             raise ValueError(f"{path}: this model looks at the whole video at once, from 0 s and not from {start} s")
         if not 0 <= start < seconds:
             raise ValueError(f"{path}: expected a clip to start in [0, {seconds:.2f}) s, got {start} s")
-        times = self.protocol.times(start, seconds)
-        content = source.read(video, times)
-        batch = collate([self._clip(video, start, self._encode(times, content))])
+        clip, frames = video.clip(start)
+        batch = collate([clip])
         output: VTMOutput = self.network(
             batch.inputs, motion=batch.motion, mask=batch.mask, generator=[clip_generator(name) for name in batch.id]
         )
@@ -178,8 +172,8 @@ class Predictor(
         scores = output.logits[0] if self.labels is None else output.logits[0].float().softmax(0)
         return Look(
             video=str(path),
-            frames=content.inputs[:: self.encoder.frames_per_step],
-            times=times,
+            frames=frames[:: self.encoder.frames_per_step],
+            times=self.protocol.times(start, seconds),
             output=output,
             grid=grid,
             prefix=self.encoder.prefix,
@@ -187,54 +181,24 @@ class Predictor(
             scores=ranked(self.labels, scores.tolist()),
         )
 
-    def _source(self, video: Video) -> VideoFiles:
-        if isinstance(self.encoder, Precomputed):
-            raise ValueError(
-                f"this model was trained on features ({self.encoder.key}) and cannot look at {video.path}: call it "
-                "with features (B, T, H, W, C)"
-            )
+    def generate_model_card(self, *_: Any, **metadata: Any) -> ModelCard:
+        """Say what the model is, for `save_pretrained` and `push_to_hub`."""
+        usual: dict[str, Any] = self._hub_mixin_info.model_card_data.to_dict()  # type: ignore[no-untyped-call]
+        return ModelCard(model_card(self.description, **usual | metadata))
+
+    def _open(self, path: str | Path) -> EncodedVideo:
         motion = self.description["motion"]
-        return VideoFiles(root=video.path.parent, encoder=self.encoder, sampling=self.protocol.sampling, motion=motion)
+        return EncodedVideo(Path(path), self.encoder, self.protocol, motion=motion, device=self.device)
 
     def _end(self, start: float, seconds: float) -> float:
         """Tell where a clip ends."""
         return min(start + self.protocol.num_frames, seconds) if isinstance(self.protocol, Windows) else seconds
 
-    def _clips(self, source: VideoFiles, video: Video, seconds: float) -> Iterator[tuple[float, Clip]]:
-        """Put the clips of a video together; each step is encoded once, and held while it is needed."""
-        waiting = deque(self.protocol.starts(seconds))
-        wanted = {time for start in waiting for time in self.protocol.times(start, seconds)}
-        held: dict[float, _Step] = {}
-        for steps in self._steps(source, video, sorted(wanted)):
-            held |= {step.time: step for step in steps}
-            while waiting and (times := self.protocol.times(waiting[0], seconds))[-1] <= steps[-1].time:
-                start = waiting.popleft()
-                yield start, self._clip(video, start, [held[time] for time in times])
-                held = {time: step for time, step in held.items() if waiting and time >= waiting[0]}
-
-    def _clip(self, video: Video, start: float, steps: Sequence[_Step]) -> Clip:
-        """Stack steps, and pad them to the number that the model takes."""
-        count = self.protocol.num_frames
-        motions = [step.motion for step in steps if step.motion is not None]
-        shares = [step.from_codec for step in steps if step.from_codec is not None]
-        return Clip(
-            inputs=pad_steps(torch.stack([step.features for step in steps]), count),
-            mask=None if len(steps) == count else torch.arange(count, device=self.device) < len(steps),
-            motion=pad_steps(torch.stack(motions), count) if motions else None,
-            target=torch.tensor(video.target),
-            index=0,
-            id=f"{video.id}@{start:.2f}",
-            damaged=any(step.damaged for step in steps),
-            from_codec=sum(shares) / len(shares) if shares else None,
-        )
-
-    def _streamed(
-        self, source: VideoFiles, video: Video, seconds: float, seen: Callable[[float, float], None] | None
-    ) -> tuple[list[float], bool]:
-        """Score the whole video in one pass; also say whether some of it is damaged."""
-        stream, damaged = Stream(self.network), False
+    def _stream(self, path: str | Path, video: EncodedVideo, seen: Callable[[float, float], None] | None) -> Prediction:
+        """Score the whole video in one pass."""
+        stream, damaged, seconds = Stream(self.network), False, video.seconds
         times = [time for time in every_second(0.0, int(seconds) + 1) if time < seconds or not time]
-        for steps in self._steps(source, video, times):
+        for steps in video.steps(times):
             motions = [step.motion for step in steps if step.motion is not None]
             features = torch.stack([step.features for step in steps])
             stream.update(features[None], motion=torch.stack(motions)[None] if motions else None)
@@ -242,25 +206,9 @@ class Predictor(
             if seen is not None:
                 seen(steps[-1].time, seconds)
         logits = stream.logits()[0]
-        return (logits if self.labels is None else logits.float().softmax(0)).tolist(), damaged
-
-    def _steps(self, source: VideoFiles, video: Video, times: Sequence[float]) -> Iterator[list[_Step]]:
-        """Decode and encode the steps at ascending times, some at once; the next ones are decoded meanwhile."""
-        parts = list(_groups(times, max(1, _FRAMES_AT_ONCE // self.encoder.frames_per_step)))
-        with ThreadPoolExecutor(max_workers=1) as reader:
-            coming = reader.submit(source.read, video, parts[0])
-            for part, after in zip(parts, [*parts[1:], None], strict=True):
-                content = coming.result()
-                if after is not None:
-                    coming = reader.submit(source.read, video, after)
-                yield self._encode(part, content)
-
-    def _encode(self, times: Sequence[float], content: Content) -> list[_Step]:
-        features = self.encoder(content.inputs[None].to(self.device))[0]
-        motion = [None] * len(times) if content.motion is None else content.motion.to(self.device)
-        from_codec = [None] * len(times) if content.from_codec is None else content.from_codec.tolist()
-        damaged = content.substituted.bool().tolist()
-        return [_Step(*values) for values in zip(times, features, motion, from_codec, damaged, strict=True)]
+        scores = (logits if self.labels is None else logits.float().softmax(0)).tolist()
+        windows, short = [Window(0.0, seconds, scores)], video.is_short(times)
+        return Prediction(str(path), seconds, self.labels, scores, windows, short=short, damaged=damaged)
 
     def _save_pretrained(self, save_directory: Path) -> None:
         write_model(Path(save_directory, FILE_NAME), self.network.state_dict(), self.description)
@@ -310,23 +258,7 @@ def load(
     return Predictor._read(path, encoder_checkpoint=encoder_checkpoint).to(device)
 
 
-class _Step(NamedTuple):
-    """Hold what the model sees at one time of a video."""
-
-    time: float
-    features: Tensor  # (H, W, C)
-    motion: Tensor | None  # (H, W)
-    from_codec: bool | None
-    damaged: bool
-
-
-def _video(path: str | Path) -> Video:
-    if not Path(path).exists():
-        raise FileNotFoundError(f"{path}: no such file")
-    return Video(id=Path(path).name, path=Path(path), target=0)
-
-
-def _groups(items: Any, size: int) -> Iterator[list[Any]]:
+def _groups(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
     """Take `size` items at a time."""
     group: list[Any] = []
     for item in items:
