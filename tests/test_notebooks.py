@@ -93,7 +93,7 @@ def test_what_was_merged_ends_in_pictures_of_all_strategies(execute):
         "02_what_was_merged.ipynb", VIDEO="data/demo/videos/test/cyan-blue/0002.mp4", SETTINGS=SMALL_DEMO
     )
     assert re.findall(r"^(\w+) +tokens after each block \[\d", text, flags=re.MULTILINE) == STRATEGIES
-    assert {path.suffix for path in folder.glob("runs/demo/*/pictures/*")} == {".png", ".mp4", ".html"}
+    assert {path.suffix for path in folder.glob("runs/demo/*/pictures/*")} == {".png", ".pdf", ".mp4", ".html"}
     assert text.count("image/png") == 4
     assert "video/mp4" in text
 
@@ -113,7 +113,7 @@ def test_own_videos_end_in_predictions_and_pictures(execute):
     folder, text = execute("04_your_own_videos.ipynb", FOLDER="data/mine", **SMALL_FOLDER)
     assert len(list(folder.glob("data/mine/features/*/*/*.safetensors"))) == 12
     assert len(re.findall(r"^[a-z-]+\.mp4: [a-z-]+, probability 0\.\d{3}$", text, flags=re.MULTILINE)) == 4
-    assert {path.suffix for path in folder.glob("runs/folder/*/pictures/*")} == {".png", ".mp4", ".html"}
+    assert {path.suffix for path in folder.glob("runs/folder/*/pictures/*")} == {".png", ".pdf", ".mp4", ".html"}
     assert "image/png" in text
     assert "video/mp4" in text
 

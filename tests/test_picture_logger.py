@@ -115,7 +115,7 @@ def first_row(sheet: Any, frames: Tensor, grid: tuple[int, int]) -> bool:
     pictures = enlarge(frames, grid, 250)
     _, height, width, _ = pictures.shape
     places = [
-        np.s_[186 : 186 + height, x : x + width] for x in range(170, 170 + len(frames) * (width + 10), width + 10)
+        np.s_[196 : 196 + height, x : x + width] for x in range(232, 232 + len(frames) * (width + 10), width + 10)
     ]
     return all(np.array_equal(sheet[at], picture) for at, picture in zip(places, pictures, strict=True))
 
@@ -155,7 +155,7 @@ def test_the_frames_are_those_of_the_batch(tmp_path, root, row, frames_per_step,
     batch = next(iter(data.val_dataloader()))
     (kept,) = logger.kept
     assert first_row(kept["images"][0], batch.inputs[0][::frames_per_step][:steps], (2, 2))
-    assert kept["images"][0].shape[1] == 170 + max(steps * 260 - 10, 750) + 160
+    assert kept["images"][0].shape[1] == 232 + max(steps * 260 - 10, 1000) + 36
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -185,11 +185,23 @@ def test_a_regression_is_shown_with_its_value(tmp_path, root, monkeypatch):
     data = videos(tmp_path, encoder, Single(num_frames=4), regression=True)
     task = Regression(1, fusion=TwoLosses(1.0))
     shown = []
-    monkeypatch.setattr(vtm.picture_logger, "draw_sheet", lambda view, *, title, scores: shown.append(scores))
+    monkeypatch.setattr(vtm.picture_logger, "draw_sheet", lambda view, **words: shown.append(words))
     fit(tmp_path / "run", module(encoder, task, outputs=1), data, logger, epochs=1)
-    assert logger.kept[0]["caption"] == ["01.mp4@0.00, in truth -2.00"]
-    (((name, value),),) = shown
+    assert logger.kept[0]["caption"] == ["01.mp4@0.00, in truth −2.00"]
+    (words,) = shown
+    ((name, value),) = words["scores"]
     assert (name, type(value)) == ("value", float)
+    assert (words["title"], words["truth"]) == ("01.mp4@0.00", "−2.00")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_sheet_says_the_true_class_beside_the_predicted_one(tmp_path, root, monkeypatch):
+    encoder, shown = Patches(), []
+    monkeypatch.setattr(vtm.picture_logger, "draw_sheet", lambda view, **words: shown.append(words))
+    fit(tmp_path, module(encoder), videos(root, encoder, Single(num_frames=4)), Kept(), epochs=1)
+    (words,) = shown
+    assert (words["title"], words["truth"]) == ("01.mp4@0.00", "b")
+    assert sorted(name for name, _ in words["scores"]) == ["a", "b"]
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -18,12 +18,13 @@ def files(tmp_path_factory, make_model, make_video) -> tuple[str, str]:
     return str(make_model(folder / "model.safetensors", *WINDOWS)), str(make_video(folder / "drift.mp4", 6.5))
 
 
-def test_three_files_are_written_and_named(call, tmp_path, files, capsys):
+def test_files_are_written_and_named(call, tmp_path, files, capsys):
     call(main, tmp_path, *files, "--out", "pictures")
-    names = ["drift.mp4_sheet.png", "drift.mp4_overlay.mp4", "drift.mp4_page.html"]
+    names = ["drift.mp4_sheet.png", "drift.mp4_sheet.pdf", "drift.mp4_overlay.mp4", "drift.mp4_page.html"]
     assert capsys.readouterr().out.splitlines() == [str(Path("pictures", name)) for name in names]
-    sheet, film, page = (tmp_path / "pictures" / name for name in names)
-    assert sorted(tmp_path.rglob("*.*")) == sorted([sheet, film, page])
+    sheet, pdf, film, page = (tmp_path / "pictures" / name for name in names)
+    assert sorted(tmp_path.rglob("*.*")) == sorted([sheet, pdf, film, page])
+    assert pdf.read_bytes().startswith(b"%PDF")
     assert image.imread(sheet).shape[1] > 4 * 250  # four frames of two blocks
     assert duration(film) == pytest.approx(4 / 2)
     best, probability = vtm.load(files[0]).look(files[1]).scores[0]
@@ -42,12 +43,13 @@ def test_videos_of_one_name_do_not_replace_each_other(call, tmp_path, files, mak
 
 
 @pytest.mark.parametrize(
-    ("kind", "suffix"), [("sheet", "_sheet.png"), ("video", "_overlay.mp4"), ("page", "_page.html")]
+    ("kind", "suffixes"),
+    [("sheet", ["_sheet.pdf", "_sheet.png"]), ("video", ["_overlay.mp4"]), ("page", ["_page.html"])],
 )
-def test_one_kind_of_one_window(call, tmp_path, files, kind, suffix):
+def test_one_kind_of_one_window(call, tmp_path, files, kind, suffixes):
     call(main, tmp_path, *files, "--out", "pictures", "--only", kind, "--start", "4")
-    (path,) = (tmp_path / "pictures").iterdir()
-    assert path.name == f"drift.mp4_4s{suffix}"
+    path, *others = sorted((tmp_path / "pictures").iterdir())
+    assert [file.name for file in (path, *others)] == [f"drift.mp4_4s{suffix}" for suffix in suffixes]
     if kind == "page":  # the window goes beyond the end of the video
         assert '"times":["4 s","5 s","6 s"]' in path.read_text(encoding="utf-8")
     if kind == "video":

@@ -13,6 +13,7 @@ from vtm.merging import Grid, Grouping
 from vtm.models import VTMOutput
 from vtm.models.vtm import BlockTrace
 from vtm.pictures import ClipView
+from vtm.pictures.captions import decimal
 from vtm.pictures.features import feature_colours
 from vtm.pictures.sheet import draw_sheet
 from vtm.pictures.view import shown_grid
@@ -86,8 +87,9 @@ def _sheet(trainer: Trainer, module: Any, output: VTMOutput, batch: Batch) -> tu
     )
     scores = module.task.scores(output.logits[:1]).flatten().tolist()
     names = data.class_names
-    title = f"{batch.id[0]}, in truth {f'{video.target:.2f}' if names is None else names[video.target]}"
-    return draw_sheet(view, title=title, scores=ranked(names, scores)), title
+    truth = decimal(video.target) if names is None else names[video.target]
+    sheet = draw_sheet(view, title=batch.id[0], scores=ranked(names, scores), truth=truth)
+    return sheet, f"{batch.id[0]}, in truth {truth}"
 
 
 def _first_clip(output: VTMOutput) -> VTMOutput:

@@ -1,7 +1,7 @@
 """Show what a model merges in a video: python -m vtm.visualize model.safetensors video.mp4 --out pictures.
 
 It draws figures 3, 5 and 7 of the paper for any video, the targets, the saliency and the merged groups of every block:
-as a sheet for print (PNG), as a video (MP4), and as a page to look at in a browser (HTML, one file, no server).
+as a sheet for print (PNG and PDF), as a video (MP4), and as a page to look at in a browser (HTML, one file, no server).
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from vtm.errors import errors_in_one_sentence
 if TYPE_CHECKING:  # what the command needs is imported when its arguments are known to be right
     from vtm.predictor import Predictor
 
-KINDS = {"sheet": "_sheet.png", "video": "_overlay.mp4", "page": "_page.html"}  # and how the names of the files end
+# and how the names of their files end
+KINDS = {"sheet": ("_sheet.png", "_sheet.pdf"), "video": ("_overlay.mp4",), "page": ("_page.html",)}
 
 
 def main() -> None:
@@ -37,7 +38,7 @@ def main() -> None:
 def visualize(
     model: Predictor, video: Path, out: Path, *, start: float = 0.0, kinds: Iterable[str] = tuple(KINDS)
 ) -> Iterator[Path]:
-    """Write pictures of a clip, one kind after the other; yield the file of each.
+    """Write pictures of a clip, one kind after the other; yield the files of each.
 
     Args:
         model: looks at the clip.
@@ -62,16 +63,16 @@ def visualize(
     name = video.name + (f"_{start:g}s" if start else "")
     write = {"sheet": write_sheet, "video": write_film, "page": write_page}
     for kind in kinds:
-        path = out / f"{name}{KINDS[kind]}"
-        write[kind](path, view, title=video.name, scores=look.scores)
-        yield path
+        paths = [out / f"{name}{end}" for end in KINDS[kind]]
+        write[kind](paths[0], view, title=video.name, scores=look.scores)
+        yield from paths
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m vtm.visualize",
         description="Show what a model merges in a video: targets, saliency and merged groups of every block, as a "
-        "sheet (PNG), a video (MP4) and a page (HTML, one file that needs no server).",
+        "sheet (PNG and PDF), a video (MP4) and a page (HTML, one file that needs no server).",
     )
     parser.add_argument("model", metavar="MODEL", type=Path, help="a file that python -m vtm.export has written")
     parser.add_argument("video", metavar="VIDEO", type=Path, help="any video")

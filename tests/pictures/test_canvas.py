@@ -1,13 +1,16 @@
 """Pictures lie where they belong, untouched, and words beside them."""
 
+import io
+import re
+import struct
 import warnings
+import zlib
 
 import numpy as np
-from matplotlib import font_manager
+from matplotlib import font_manager, image
 
 from vtm.pictures import canvas as module
 from vtm.pictures.canvas import Canvas
-from vtm.pictures.layers import Scale, heat_shades
 
 
 def test_pictures_stay_as_they_are_and_text_is_where_it_was_put():
@@ -32,16 +35,37 @@ def test_a_dollar_sign_is_no_formula():
     assert (formula.picture() < 128).sum() > 1.3 * (plain.picture() < 128).sum()
 
 
-def test_the_scale_runs_from_low_to_high():
-    canvas = Canvas(120, 80)
-    canvas.colour_bar(10, 15, (12, 50), Scale(-0.5, 0.25), 10)
-    drawn = canvas.picture()
-    assert (drawn[15:65, 10:22] == drawn[15:65, 10:11]).all()
-    assert drawn[15, 10].tolist() == heat_shades()[255].tolist()
-    assert drawn[64, 10].tolist() == heat_shades()[0].tolist()
-    assert drawn[15:30, 30:].min() < 128  # the bounds are written beside both ends
-    assert drawn[50:65, 30:].min() < 128
-    assert drawn[32:48, 30:].min() == 255
+def images_of(pdf):
+    """Read the pictures in a PDF file: each is the content of a PNG file, of eight bits in three channels."""
+    found = []
+    for head, content in re.findall(
+        rb"<<([^<>]*(?:<<[^<>]*>>[^<>]*)*)>>\s*stream\r?\n(.*?)\s*endstream", pdf, re.DOTALL
+    ):
+        if b"/Subtype /Image" in head:
+            width, height = (int(re.search(rb"/%s (\d+)" % name, head)[1]) for name in (b"Width", b"Height"))
+            parts = (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)), (b"IDAT", content), (b"IEND", b"")
+            chunks = [
+                struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+                for name, data in parts
+            ]
+            png = image.imread(io.BytesIO(b"\x89PNG\r\n\x1a\n" + b"".join(chunks)))
+            found.append((png[::-1, :, :3] * 255).round().astype(np.uint8))  # matplotlib stores the last row first
+    return found
+
+
+def test_a_pdf_holds_the_pictures_pixel_by_pixel_and_the_text_beside_them():
+    canvas = Canvas(600, 150)
+    canvas.show(100, 5, np.random.default_rng(0).integers(0, 256, (90, 300, 3), np.uint8))
+    canvas.write(5, 140, "a title", 30)
+    pdf = canvas.pdf()
+    assert pdf.startswith(b"%PDF")
+    assert re.search(rb"/MediaBox \[\s*0 0 144 36\s*\]", pdf)  # in points: 300 pixels per inch
+    (found,) = images_of(pdf)
+    assert np.array_equal(found, canvas.pixels)
+    assert b"/Type /Font" in pdf
+    assert b"/FontFile2" in pdf
+    assert canvas.pdf() == pdf
+    assert canvas.picture()[110:].min() < 128
 
 
 def test_letters_that_no_font_has_are_drawn_without_a_warning():
@@ -50,6 +74,7 @@ def test_letters_that_no_font_has_are_drawn_without_a_warning():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         drawn = canvas.picture()
+        canvas.pdf()
     assert drawn.min() < 128
 
 

@@ -52,6 +52,14 @@ def test_groups_that_touch_have_different_borders():
     assert shared < total / len(BORDERS) / 2  # by chance it would be total / 12; each touches more than 12 others
 
 
+def test_where_there_is_a_choice_groups_that_touch_have_borders_far_from_alike():
+    group = torch.arange(16).reshape(1, 4, 4).repeat_interleave(2, 1).repeat_interleave(2, 2)  # each of 2 × 2 tokens
+    border = group_colours(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), block_of(group)).border.reshape(4, 4)
+    colours = BORDERS[border].astype(float)
+    for distance in (np.linalg.norm(np.diff(colours, axis=axis), axis=-1) for axis in (0, 1)):
+        assert distance.min() > 125
+
+
 def test_few_groups_that_touch_never_share_a_border():
     group = torch.arange(8).reshape(1, 1, 8).repeat(2, 4, 1)
     border = group_colours(torch.zeros(2, 3, 8, 8, dtype=torch.uint8), block_of(group)).border

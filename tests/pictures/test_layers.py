@@ -1,5 +1,7 @@
 """What is drawn, pixel by pixel, against loops."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -94,8 +96,7 @@ def test_targets_keep_their_picture_and_the_rest_fades(view, pictures):
 
 def test_heat_is_the_colour_of_the_saliency_over_grey(view, pictures):
     saliency = view.blocks[1].saliency
-    scale = Scale.of(saliency)
-    assert scale == (saliency.min().item(), saliency.max().item())
+    scale = Scale.of(view)
     drawn = heat(pictures, scale.level(saliency))
     grey = pictures @ [0.299, 0.587, 0.114]
     for t, row, column in np.ndindex(*saliency.shape):
@@ -111,16 +112,26 @@ def test_brightness_grows_with_the_saliency():
     assert (np.diff(HEAT_COLOURS @ [0.2126, 0.7152, 0.0722]) > -0.5).all()
 
 
+def test_all_blocks_have_one_scale_from_the_least_to_the_greatest_saliency(view):
+    low, high = view.blocks
+    values = [value for block in view.blocks for value in block.saliency.flatten().tolist()]
+    assert Scale.of(view) == (min(values), max(values))
+    weak = replace(high, saliency=high.saliency / 100)
+    scale = Scale.of(replace(view, blocks=(low, weak)))
+    assert scale == Scale.of(replace(view, blocks=(low,)))
+    levels = scale.level(weak.saliency)
+    assert levels.max() - levels.min() <= 5  # and so it looks
+
+
 def test_one_value_of_saliency_has_a_colour_too():
     saliency = torch.zeros(1, 2, 2)
-    assert Scale.of(saliency).level(saliency).tolist() == [[[0, 0], [0, 0]]]
+    assert Scale(0.0, 0.0).level(saliency).tolist() == [[[0, 0], [0, 0]]]
 
 
 def test_a_painter_draws_some_frames_with_the_colours_of_all(view, pictures):
-    painter = Painter(view.frames, view.blocks[0])
+    painter = Painter(view.frames, view.blocks[0], Scale.of(view))
     together = painter(pictures, np.arange(4))
     assert [layer.name for layer in together] == ["saliency", "targets", "groups"]
-    assert [layer.scale is None for layer in together] == [False, True, True]
     for layer, whole in zip(painter(pictures[2:3], np.array([2])), together, strict=True):
         assert np.array_equal(layer.pictures[0], whole.pictures[2])
     assert [layer.name for layer in painter(pictures, np.arange(4), ("groups",))] == ["groups"]
@@ -129,7 +140,7 @@ def test_a_painter_draws_some_frames_with_the_colours_of_all(view, pictures):
 def test_without_an_estimator_there_is_no_saliency(make_clip):
     view = make_clip(estimates=False).view()
     pictures = enlarge(view.frames, view.grid, 24)
-    assert [layer.name for layer in Painter(view.frames, view.blocks[0])(pictures, np.arange(4))] == [
-        "targets",
-        "groups",
-    ]
+    assert Scale.of(view) is None
+    for scale in (None, Scale(0.0, 1.0)):
+        painter = Painter(view.frames, view.blocks[0], scale)
+        assert [layer.name for layer in painter(pictures, np.arange(4))] == ["targets", "groups"]

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from vtm.pictures.colours import group_colours
+from vtm.pictures.layers import HEAT_COLOURS, HEAT_SHARE, Scale
 from vtm.pictures.page import write_page
 
 ARGUMENTS = [
@@ -36,12 +37,11 @@ def test_the_page_holds_groups_targets_and_saliency(path, view, scores):
     assert [tuple(pair) for pair in data["scores"]] == scores
     assert data["times"] == ["0.5 s", "1.5 s", "2.5 s", "3.5 s"]
     assert (data["height"], data["width"], len(data["frames"])) == (3, 3, 4)
+    assert data["scale"] == list(Scale.of(view))
     for block, expected in zip(data["blocks"], view.blocks, strict=True):
         assert numbers(block["group"], "<u4").tolist() == expected.group.flatten().tolist()
         assert numbers(block["target"], np.uint8).tolist() == expected.target.flatten().tolist()
-        level = numbers(block["saliency"], np.uint8) / 255
-        saliency = block["low"] + level * (block["high"] - block["low"])
-        assert np.abs(saliency - expected.saliency.flatten().numpy()).max() < 0.005
+        assert numbers(block["saliency"], "<f4").tolist() == expected.saliency.flatten().tolist()
         colours = group_colours(view.frames, expected)
         assert numbers(block["fill"], np.uint8).tolist() == colours.fill.flatten().tolist()
         assert numbers(block["border"], np.uint8).tolist() == colours.border.tolist()
@@ -120,6 +120,35 @@ def test_names_are_shown_as_they_are(page):
     ]  # fmt: skip
 
 
+def test_it_opens_with_the_groups_of_the_first_block_and_says_so(page, view):
+    assert page.get_by_role("radio", name="1", exact=True).is_checked()
+    assert page.get_by_role("radio", name="Groups").is_checked()
+    assert f"→ {view.blocks[0].num_groups} tokens" in page.locator("#facts").inner_text()
+    assert page.locator("#seen").inner_text().startswith("What is merged after block 1: tokens of the same inner and")
+
+
+def test_each_layer_is_explained(page):
+    page.get_by_role("radio", name="2", exact=True).click()
+    told = {}
+    for layer in ("Frames", "Saliency", "Targets", "Groups"):
+        page.get_by_role("radio", name=layer).click()
+        told[layer] = page.locator("#seen").inner_text()
+    assert all("block 2" in told[layer] for layer in ("Saliency", "Targets", "Groups"))
+    assert len(set(told.values())) == 4
+
+
+def test_the_scale_is_that_of_all_blocks(page, view):
+    page.get_by_role("radio", name="Saliency").click()
+    bounds = [f"{value:.2f}".replace("-", "−") for value in Scale.of(view)]
+    for number, block in enumerate(view.blocks, 1):
+        page.get_by_role("radio", name=str(number), exact=True).click()
+        assert [page.locator(place).inner_text() for place in ("#low", "#high")] == bounds
+        point_at(page, 1, 2)
+        value = f"saliency {block.saliency[0, 1, 2]:.2f}".replace("-", "−")
+        assert value in page.locator("#token").inner_text()
+    assert "one scale for all blocks" in page.locator("#seen").inner_text()
+
+
 def test_a_click_on_a_layer_or_a_block_changes_the_picture(page, view):
     pictures = {}
     for layer in ("Frames", "Saliency", "Targets", "Groups"):
@@ -127,10 +156,11 @@ def test_a_click_on_a_layer_or_a_block_changes_the_picture(page, view):
         assert page.get_by_role("radio", name=layer, exact=True).is_checked()
         pictures[layer] = page.locator("#view").screenshot()
         assert page.locator("#scale").is_visible() == (layer == "Saliency")
-    page.get_by_role("radio", name="1", exact=True).click()
-    pictures["Groups of block 1"] = page.locator("#view").screenshot()
+    page.get_by_role("radio", name="2", exact=True).click()
+    pictures["Groups of block 2"] = page.locator("#view").screenshot()
     assert len(set(pictures.values())) == 5
-    assert page.locator("#facts").inner_text().endswith(f"36 → {view.blocks[0].num_groups} tokens")
+    first, second = (block.num_groups for block in view.blocks)
+    assert f"{first} → {second} tokens" in page.locator("#facts").inner_text()
 
 
 def test_the_page_draws_what_the_sheet_draws(page, view):
@@ -149,10 +179,23 @@ def test_the_page_draws_what_the_sheet_draws(page, view):
     assert kinds == {True, False}
 
 
+def test_the_page_has_the_heat_of_the_sheet(page, view):
+    page.get_by_role("radio", name="Frames").click()
+    plain = {token: colour_at(page, "#view", *token) for token in np.ndindex(3, 3)}
+    page.get_by_role("radio", name="Saliency").click()
+    for number, block in enumerate(view.blocks):
+        page.get_by_role("radio", name=str(number + 1), exact=True).click()
+        level = Scale.of(view).level(block.saliency)[0]
+        for token in np.ndindex(3, 3):
+            grey = np.dot(plain[token], [0.299, 0.587, 0.114])
+            expected = HEAT_SHARE * HEAT_COLOURS[level[token]] + (1 - HEAT_SHARE) * grey
+            assert np.abs(colour_at(page, "#view", *token) - expected).max() < 4  # the browser has its own grey
+
+
 def test_the_tokens_of_other_groups_are_dimmed(page, view):
     before = {token: sum(colour_at(page, "#view", *token)) for token in np.ndindex(3, 3)}
     point_at(page, 1, 1)
-    group = view.blocks[1].group[0]
+    group = view.blocks[0].group[0]
     assert 1 <= (group == group[1, 1]).sum() < 9
     for token in np.ndindex(3, 3):
         lit = sum(colour_at(page, "#view", *token))
@@ -163,7 +206,7 @@ def test_a_token_that_is_pointed_at_lights_its_group_in_all_frames(page, view):
     before = page.locator("#strip").screenshot()
     for row, column in ((0, 0), (1, 2), (2, 1)):
         point_at(page, row, column)
-        assert page.locator("#told").inner_text().replace("\xa0", " ") == told(view, 1, 0, row, column)
+        assert page.locator("#told").inner_text().replace("\xa0", " ") == told(view, 0, 0, row, column)
         assert f"row {row + 1}, column {column + 1}" in page.locator("#token").inner_text()
         assert page.locator("#strip").screenshot() != before
     page.mouse.move(5, 5)
@@ -177,7 +220,7 @@ def test_a_click_holds_a_group_while_the_frames_go_by(page, view):
     page.mouse.up()
     page.locator("#strip button").nth(3).click()
     assert page.locator("#time").inner_text() == "3.5 s"
-    assert page.locator("#told").inner_text().replace("\xa0", " ") == told(view, 1, 0, 1, 1)
+    assert page.locator("#told").inner_text().replace("\xa0", " ") == told(view, 0, 0, 1, 1)
     page.keyboard.press("Escape")
     assert page.locator("#told").inner_text().startswith("Point at a token")
 
@@ -192,7 +235,7 @@ def test_the_keyboard_is_enough(page, view):
     page.locator("#view").focus()
     page.keyboard.press("ArrowUp")  # begins in the middle
     page.keyboard.press("ArrowUp")
-    assert page.locator("#told").inner_text().replace("\xa0", " ") == told(view, 1, 3, 0, 1)
+    assert page.locator("#told").inner_text().replace("\xa0", " ") == told(view, 0, 3, 0, 1)
     page.locator("input[name=layer]:checked").focus()
     page.keyboard.press("ArrowLeft")
     assert page.get_by_role("radio", name="Targets").is_checked()

@@ -1,4 +1,6 @@
-"""The sheet holds the frames, their layers and their times, and is a PNG file for print."""
+"""The sheet holds the frames, their layers and their times, and is a PNG and a PDF file for print."""
+
+import re
 
 import numpy as np
 import pytest
@@ -9,10 +11,10 @@ from vtm.merging import Grid, Grouping
 from vtm.models import VTMOutput
 from vtm.models.vtm import BlockTrace
 from vtm.pictures import ClipView
-from vtm.pictures.layers import Painter, enlarge
+from vtm.pictures.layers import Painter, Scale, enlarge
 from vtm.pictures.sheet import draw_sheet, write_sheet
 
-LEFT, TOP, SIDE, GAP, BLOCK_GAP = 170, 186, 252, 10, 36
+LEFT, TOP, SIDE, GAP, BLOCK_GAP = 232, 196, 252, 10, 36
 
 
 def picture_at(sheet, row, column, blocks):
@@ -23,9 +25,9 @@ def picture_at(sheet, row, column, blocks):
 def test_every_layer_of_every_block_is_in_its_row(view, scores):
     sheet = draw_sheet(view, title="a clip", scores=scores)
     pictures = enlarge(view.frames, view.grid, SIDE)
-    rows = [(0, pictures)]
+    rows, scale = [(0, pictures)], Scale.of(view)
     for number, block in enumerate(view.blocks, 1):
-        rows += [(number, layer.pictures) for layer in Painter(view.frames, block)(pictures, np.arange(4))]
+        rows += [(number, layer.pictures) for layer in Painter(view.frames, block, scale)(pictures, np.arange(4))]
     assert len(rows) == 7
     for row, (blocks, expected) in enumerate(rows):
         for column in range(4):
@@ -43,7 +45,8 @@ def test_frames_are_spread_evenly(view, scores):
 def test_there_are_words_in_the_margins_and_none_is_cut_off(view, scores, columns):
     sheet = draw_sheet(view, title="a clip with a long name " * 9, scores=scores, columns=columns)
     dark = sheet.min(axis=2) < 200
-    for place in (np.s_[20:70, 170:400], np.s_[75:120, 170:600], np.s_[140:184, 170:392], np.s_[400:, :160]):
+    times, facts = np.s_[145:190, LEFT : LEFT + SIDE], np.s_[400:, :160]
+    for place in (np.s_[20:78, LEFT:460], np.s_[82:130, LEFT:660], times, facts, np.s_[-70:, LEFT + 120 :]):
         assert dark[place].any()
     for edge in (dark[:8], dark[-8:], dark[:, :8], dark[:, -8:]):
         assert not edge.any()
@@ -52,7 +55,14 @@ def test_there_are_words_in_the_margins_and_none_is_cut_off(view, scores, column
 def test_without_saliency_there_are_two_rows_for_each_block(make_clip, scores):
     with_saliency = draw_sheet(make_clip().view(), title="a clip", scores=scores)
     without = draw_sheet(make_clip(estimates=False).view(), title="a clip", scores=scores)
-    assert len(with_saliency) - len(without) == 2 * (SIDE + GAP)
+    assert len(with_saliency) - len(without) in range(2 * (SIDE + GAP) + 32, 2 * (SIDE + GAP) + 100)  # with its key
+
+
+def test_the_truth_is_said_where_it_is_known(view, scores):
+    plain, known = (draw_sheet(view, title="a clip", scores=scores, truth=truth) for truth in (None, "running"))
+    changed = (plain != known).any(axis=(1, 2)).nonzero()[0]
+    assert len(changed)
+    assert 82 <= changed.min() <= changed.max() < 130  # in the line of the prediction
 
 
 def test_the_file_is_the_sheet(tmp_path, view, scores):
@@ -61,7 +71,10 @@ def test_the_file_is_the_sheet(tmp_path, view, scores):
     found = image.imread(path)  # in [0, 1], with an alpha channel
     sheet = draw_sheet(view, title="a clip", scores=scores)
     assert np.array_equal((found[..., :3] * 255).round().astype(np.uint8), sheet)
-    assert list(path.parent.iterdir()) == [path]
+    pdf = path.with_suffix(".pdf")
+    assert sorted(path.parent.iterdir()) == [pdf, path]
+    size = [float(number) for number in re.search(rb"/MediaBox \[([^]]*)\]", pdf.read_bytes())[1].split()[2:]]
+    assert size == pytest.approx([sheet.shape[1] * 72 / 300, sheet.shape[0] * 72 / 300], abs=0.01)
 
 
 def test_where_nothing_is_merged_all_tokens_are_targets_and_keep_their_picture(scores):
@@ -72,5 +85,5 @@ def test_where_nothing_is_merged_all_tokens_are_targets_and_keep_their_picture(s
     sheet = draw_sheet(view, title="a still", scores=scores)
     picture = enlarge(frames, (2, 2), 250)[0]
     height = len(picture)
-    for top in (186, 186 + height + BLOCK_GAP + height + GAP):  # of the frames and of the groups
+    for top in (TOP, TOP + height + BLOCK_GAP + height + GAP):  # of the frames and of the groups
         assert np.array_equal(sheet[top : top + height, LEFT : LEFT + height], picture)

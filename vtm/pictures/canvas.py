@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
+import matplotlib
 import numpy as np
 from matplotlib import font_manager
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from vtm.pictures.colours import Bytes
-from vtm.pictures.layers import Scale, heat_shades
+
+DPI = 300  # pixels in an inch of paper
 
 # after the one that comes with matplotlib, those that have what it lacks, such as Chinese, Japanese and Korean
 _FAMILIES = (
@@ -32,45 +37,46 @@ class Canvas:
 
     def __init__(self, width: int, height: int) -> None:
         self.pixels: Bytes = np.full((height, width, 3), 255, dtype=np.uint8)
-        self.figure = Figure(figsize=(width / 100, height / 100), dpi=100)
+        self.figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI)
 
     def write(self, x: float, y: float, text: str, size: float, **style: Any) -> None:
         """Write text, `size` pixels high."""
         height, width = self.pixels.shape[:2]
         # a dollar sign in a name is no formula
         self.figure.text(
-            x / width, 1 - y / height, text, size=size * 0.72, family=_families(), parse_math=False, **style
+            x / width, 1 - y / height, text, size=size * 72 / DPI, family=_families(), parse_math=False, **style
         )
 
     def show(self, x: int, y: int, picture: Bytes) -> None:
         """Place a picture (Y, X, 3)."""
         self.pixels[y : y + picture.shape[0], x : x + picture.shape[1]] = picture
 
-    def colour_bar(self, x: int, y: int, size: tuple[int, int], scale: Scale, text: float) -> None:
-        """Draw an upright scale of heat with its bounds.
-
-        Args:
-            x: of its left side.
-            y: of its upper side.
-            size: its width and height.
-            scale: the bounds.
-            text: size of the type.
-        """
-        width, height = size
-        shades = heat_shades()[np.linspace(255, 0, height).round().astype(np.int64)]
-        self.show(x, y, shades[:, None].repeat(width, axis=1))
-        for value, place, va in ((scale.high, y, "top"), (scale.low, y + height, "bottom")):
-            self.write(x + width + 8, place, f"{value:.2f}".replace("-", "−"), text, va=va)
-
     def picture(self) -> Bytes:
         """Return all (Y, X, 3). What is dark wins, for all text is on white."""
         canvas = FigureCanvasAgg(self.figure)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a box stands for it
+        with _boxes_for_missing_letters():
             canvas.draw()
         text: Bytes = np.asarray(canvas.buffer_rgba())[..., :3]
         together: Bytes = np.minimum(self.pixels, text)
         return together
+
+    def pdf(self) -> bytes:
+        """Return all as a page of a PDF file: the pictures pixel by pixel, and the text as text."""
+        axes = self.figure.add_axes((0, 0, 1, 1))
+        axes.set_axis_off()
+        axes.imshow(self.pixels, aspect="auto", interpolation="none")
+        content = io.BytesIO()
+        with _boxes_for_missing_letters(), matplotlib.rc_context({"pdf.fonttype": 42}):
+            self.figure.savefig(content, format="pdf", metadata={"CreationDate": None})
+        axes.remove()
+        return content.getvalue()
+
+
+@contextmanager
+def _boxes_for_missing_letters() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        yield
 
 
 @cache

@@ -28,6 +28,8 @@ BORDERS: Bytes = np.array(
     ],
     dtype=np.uint8,
 )  # fmt: skip
+_DISTANCE = np.linalg.norm(BORDERS[:, None].astype(np.float64) - BORDERS, axis=-1)
+_ALIKE = np.where(_DISTANCE == 0, 1.0, np.where(_DISTANCE < 125, 0.25, 0.0))  # thin lines of orange and red, say
 
 
 class GroupColours(NamedTuple):
@@ -62,13 +64,13 @@ def group_colours(frames: Tensor, block: BlockView) -> GroupColours:
 
 
 def _borders(group: Ints, size: Ints) -> Ints:
-    """Give each group the border colour that shares least of its border, large groups first."""
+    """Give each group the border colour that touches itself and its like least, large groups first."""
     first, second, shared = _contacts(group, size > 1)
     starts = np.searchsorted(first, np.arange(len(size) + 1))
     chosen = np.full(len(size), len(BORDERS))  # nobody's colour
     for rank, one in enumerate(np.argsort(-size, kind="stable").tolist()):
         near = slice(starts[one], starts[one + 1])
-        taken = np.bincount(chosen[second[near]], shared[near], minlength=len(BORDERS))[: len(BORDERS)]
+        taken = np.bincount(chosen[second[near]], shared[near], minlength=len(BORDERS))[: len(BORDERS)] @ _ALIKE
         chosen[one] = (np.roll(taken, -rank).argmin() + rank) % len(BORDERS)  # of equals, each in its turn
     return chosen
 

@@ -11,20 +11,19 @@ from vtm.data.video import write_video
 from vtm.pictures.canvas import Canvas
 from vtm.pictures.captions import Scores, blocks, described, seconds, shortened
 from vtm.pictures.colours import Bytes
-from vtm.pictures.layers import Painter, enlarge
+from vtm.pictures.key import LETTER, Key
+from vtm.pictures.layers import Painter, Scale, enlarge
 from vtm.pictures.view import ClipView
 
 _FPS = 2  # steps in a second, slow enough to follow
 _SIDE = 280  # pixels of a small picture
-_GAP, _MARGIN, _TOP, _LABEL = 8, 16, 128, 34
-_SMALL, _NORMAL, _LARGE = 12, 17, 21  # pixels of type
-_LAYERS = ("saliency", "groups")
-_LETTER = 0.6  # the width of most letters, in sizes of type
+_GAP, _MARGIN, _TOP, _LABEL = 8, 16, 172, 34
+_SMALL, _NORMAL, _LARGE = 16, 19, 24  # pixels of type
 _GREY = "0.35"
 
 
 def write_film(path: Path, view: ClipView, *, title: str, scores: Scores) -> None:
-    """Write an H.264 video of two steps in a second: the frame, and saliency and groups of all blocks.
+    """Write an H.264 video of two steps in a second: the frame, and all layers of all blocks.
 
     Args:
         path: of the file; the suffix chooses the container.
@@ -37,27 +36,28 @@ def write_film(path: Path, view: ClipView, *, title: str, scores: Scores) -> Non
 
 
 def _frames(view: ClipView, title: str, scores: Scores) -> Iterator[Bytes]:
-    painters = [Painter(view.frames, block) for block in view.blocks]
+    scale = Scale.of(view)
+    painters = [Painter(view.frames, block, scale) for block in view.blocks]
     small = enlarge(view.frames[:1], view.grid, _SIDE)
     height, width = small.shape[1:3]
-    names = [layer.name for layer in painters[0](small, np.zeros(1, dtype=np.int64), _LAYERS)]
+    names = [layer.name for layer in painters[0](small, np.zeros(1, dtype=np.int64))]
     tall = len(names) * (height + _GAP) - _GAP  # of the frame, beside all layers
     first = _MARGIN + tall + _LABEL + _GAP  # where the small pictures begin
-    total = first + len(painters) * (width + _GAP) - _GAP + _MARGIN
-    canvas = Canvas(total + total % 2, (_TOP + tall + _MARGIN + 1) // 2 * 2)
-    words = (
-        shortened(title, int(total / _LARGE / _LETTER)),
-        shortened(described(scores), int(total / _NORMAL / _LETTER)),
-    )
-    canvas.write(_MARGIN, 14, words[0], _LARGE, va="top", weight="bold")
-    canvas.write(_MARGIN, 46, words[1], _NORMAL, va="top", color=_GREY)
+    room = first + len(painters) * (width + _GAP) - _GAP - _MARGIN
+    key = Key(scale, width=room, size=_SMALL)
+    bottom = _TOP + tall + _MARGIN  # of the pictures
+    canvas = Canvas(_even(room + 2 * _MARGIN), _even(bottom + key.height + _MARGIN))
+    canvas.write(_MARGIN, 14, shortened(title, int(room / _LARGE / LETTER)), _LARGE, va="top", weight="bold")
+    prediction = shortened(described(scores), int(room / _NORMAL / LETTER))
+    canvas.write(_MARGIN, 48, prediction, _NORMAL, va="top", color=_GREY)
     for number, (_, name, facts) in enumerate(blocks(view)):
         x = first + number * (width + _GAP)
-        canvas.write(x, _TOP - 29, name, _NORMAL, va="bottom", weight="bold")
-        canvas.write(x, _TOP - 8, ", ".join(facts), _SMALL, va="bottom", color=_GREY)
+        canvas.write(x, _TOP - 10 - 1.25 * _SMALL * len(facts), name, _NORMAL, va="bottom", weight="bold")
+        canvas.write(x, _TOP - 8, "\n".join(facts), _SMALL, va="bottom", color=_GREY)
     for number, name in enumerate(names):
         y = _TOP + number * (height + _GAP) + height / 2
         canvas.write(first - _LABEL / 2, y, name, _NORMAL, rotation=90, ha="center", va="center")
+    key.draw(canvas, _MARGIN, bottom)
     background = canvas.picture()
     for place, time in enumerate(view.times):
         drawn = background.copy()
@@ -68,7 +68,12 @@ def _frames(view: ClipView, title: str, scores: Scores) -> Iterator[Bytes]:
         drawn[_TOP : _TOP + tall, _MARGIN : _MARGIN + tall] = enlarge(frame, (1, 1), tall)[0]
         small = enlarge(frame, view.grid, _SIDE)
         for column, painter in enumerate(painters):
-            for row, layer in enumerate(painter(small, np.array([place]), _LAYERS)):
+            for row, layer in enumerate(painter(small, np.array([place]))):
                 y, x = _TOP + row * (height + _GAP), first + column * (width + _GAP)
                 drawn[y : y + height, x : x + width] = layer.pictures[0]
         yield drawn
+
+
+def _even(number: int) -> int:
+    """Round up, for H.264 with its colours for 2 × 2 pixels."""
+    return number + number % 2

@@ -9,12 +9,13 @@ from typing import NamedTuple, TypeVar
 
 import matplotlib
 import numpy as np
+import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
 from vtm.pictures.colours import BORDERS, Bytes, GroupColours, Ints, group_colours
-from vtm.pictures.view import BlockView
+from vtm.pictures.view import BlockView, ClipView
 
 _Value = TypeVar("_Value", bound=np.generic)
 
@@ -26,15 +27,16 @@ FADED = 0.3  # what remains of the frame where there is no target; the rest is w
 
 
 class Scale(NamedTuple):
-    """Bound the saliency of a block, in all frames."""
+    """Bound the saliency of a clip."""
 
     low: float
     high: float
 
     @classmethod
-    def of(cls, saliency: Tensor) -> Scale:
-        """Take in all that is there."""
-        return cls(saliency.min().item(), saliency.max().item())
+    def of(cls, view: ClipView) -> Scale | None:
+        """Take in all blocks, so that they can be compared; return None without an estimator."""
+        found = [block.saliency.flatten() for block in view.blocks if block.saliency is not None]
+        return cls(*(bound.item() for bound in torch.cat(found).aminmax())) if found else None
 
     def level(self, saliency: Tensor) -> Bytes:
         """Count in 255 steps from low to high; 0 where there is but one value."""
@@ -43,25 +45,25 @@ class Scale(NamedTuple):
 
 
 class Layer(NamedTuple):
-    """Hold one kind of picture of some frames, and the scale of its heat."""
+    """Hold one kind of picture of some frames."""
 
     name: str
     pictures: Bytes  # (T, Y, X, 3)
-    scale: Scale | None = None
 
 
 class Painter:
-    """Draw all layers of one block, in any of the frames, with the colours and the scale of the whole clip.
+    """Draw all layers of one block, in any of the frames, with the colours of the whole clip.
 
     Args:
         frames: (T, 3, Y, X) uint8, the whole clip.
         block: what it did to them.
+        scale: of the heat; without it, saliency is not drawn.
     """
 
-    def __init__(self, frames: Tensor, block: BlockView) -> None:
+    def __init__(self, frames: Tensor, block: BlockView, scale: Scale | None = None) -> None:
         self.block = block
         self.colours = group_colours(frames, block)
-        self.scale = None if block.saliency is None else Scale.of(block.saliency)
+        self.scale = scale
 
     def __call__(self, pictures: Bytes, places: Ints, names: Sequence[str] = LAYERS) -> list[Layer]:
         """Draw those layers that there are: without an estimator there is no saliency.
@@ -74,7 +76,7 @@ class Painter:
         layers = []
         if "saliency" in names and self.block.saliency is not None and self.scale is not None:
             level = self.scale.level(self.block.saliency[places])
-            layers.append(Layer("saliency", heat(pictures, level), self.scale))
+            layers.append(Layer("saliency", heat(pictures, level)))
         if "targets" in names:
             layers.append(Layer("targets", mark_targets(pictures, self.block.target[places].numpy())))
         if "groups" in names:

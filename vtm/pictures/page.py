@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 from matplotlib import image
 from numpy.typing import NDArray
+from torch import Tensor
 
 from vtm.files import write_atomically
 from vtm.pictures.captions import Scores, blocks, seconds
-from vtm.pictures.colours import BORDERS, Bytes
-from vtm.pictures.layers import FADED, HEAT_COLOURS, HEAT_SHARE, Painter
-from vtm.pictures.view import ClipView
+from vtm.pictures.colours import BORDERS, Bytes, group_colours
+from vtm.pictures.layers import FADED, HEAT_COLOURS, HEAT_SHARE, Scale
+from vtm.pictures.view import BlockView, ClipView
 
 _QUALITY = 88  # of the frames as JPEG
 _CLASSES = 5
@@ -40,7 +41,8 @@ def write_page(path: Path, view: ClipView, *, title: str, scores: Scores) -> Non
         "height": height,
         "width": width,
         "frames": [_jpeg(frame) for frame in view.frames.movedim(1, -1).numpy()],
-        "blocks": [_block(view, number) for number in range(len(view.blocks))],
+        "scale": Scale.of(view),
+        "blocks": [_block(view.frames, *block) for block in blocks(view)],
         "heat": HEAT_COLOURS.tolist(),
         "heatShare": HEAT_SHARE,
         "borders": BORDERS.tolist(),
@@ -51,23 +53,18 @@ def write_page(path: Path, view: ClipView, *, title: str, scores: Scores) -> Non
     write_atomically(path, template.replace("__DATA__", text))
 
 
-def _block(view: ClipView, number: int) -> dict[str, Any]:
+def _block(frames: Tensor, block: BlockView, name: str, facts: list[str]) -> dict[str, Any]:
     """Collect what the page draws of a block."""
-    block, name, facts = list(blocks(view))[number]
-    painter = Painter(view.frames, block)
-    found = {
+    colours = group_colours(frames, block)
+    return {
         "name": name,
         "facts": ", ".join(facts),
         "group": _base64(block.group.numpy().astype("<u4")),
         "target": _base64(block.target.numpy().astype(np.uint8)),
-        "fill": _base64(painter.colours.fill),
-        "border": _base64(painter.colours.border.astype(np.uint8)),
-        "saliency": None,
+        "fill": _base64(colours.fill),
+        "border": _base64(colours.border.astype(np.uint8)),
+        "saliency": None if block.saliency is None else _base64(block.saliency.numpy().astype("<f4")),
     }
-    if block.saliency is None or painter.scale is None:
-        return found
-    level = _base64(painter.scale.level(block.saliency))
-    return found | {"saliency": level, "low": painter.scale.low, "high": painter.scale.high}
 
 
 def _jpeg(frame: Bytes) -> str:
