@@ -54,7 +54,11 @@ class EpochSeed(Callback):
 class BestCheckpoint(ModelCheckpoint):
     """Keep the weights of the epoch with the highest `val/score`, among equal ones of that with the lowest `val/loss`.
 
-    A validation set of a few dozen videos often gives several epochs the same score.
+    A validation set of a few dozen videos often gives several epochs the same score. Test accuracy of the demonstration,
+    seeds 0 to 4, commit f038dd0, `python train.py experiment=demo seed=…`: with the lowest loss 1.000, 1.000, 0.992,
+    1.000, 0.975 (0.993 ± 0.011); with the first of those epochs 0.950, 1.000, 0.950, 1.000, 0.975 (0.975 ± 0.025), in
+    the same runs, by `'+callbacks.first={_target_: lightning.pytorch.callbacks.ModelCheckpoint, filename: first,
+    dirpath: <folder>, monitor: val/score, mode: max, save_on_train_epoch_end: true}'` and a test of that checkpoint.
 
     Args:
         dirpath: folder of the file `best.ckpt`.
