@@ -1,5 +1,6 @@
 """Train and test a video token merging model: python train.py experiment=demo."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from vtm.errors import errors_in_one_sentence
-from vtm.launch import processes_to_start, quietly, resumable, run_folder_or_exit, start_processes
+from vtm.files import write_atomically
+from vtm.launch import place, processes_to_start, quietly, resumable, run_folder_or_exit, start_processes
 from vtm.overrides import explained
 
 CONF = Path(__file__).parent / "conf"
@@ -26,18 +28,20 @@ def main(cfg: DictConfig) -> None:
         data = instantiate(cfg.data, encoder=encoder)
         task = instantiate(cfg.task, data.num_outputs)
         data.look(training=cfg.train)
-        with quietly(), resumable(cfg.name, HydraConfig.get().overrides.task, Path(cfg.run_dir)):
+        module = build(cfg, encoder, data, task)
+        keep_configuration(cfg)
+        resumes = cfg.train and cfg.ckpt_path is not None
+        with quietly(resumes=resumes), resumable(cfg.name, HydraConfig.get().overrides.task, Path(cfg.run_dir)):
             if processes > 1:
                 start_processes(processes, Path(__file__), Path(cfg.run_dir))
             else:
-                run(cfg, encoder, data, task)
+                run(cfg, module, data)
 
 
-def run(cfg: DictConfig, encoder: Any, data: Any, task: Any) -> None:
-    """Instantiate the rest, fit, and test the best and the last checkpoint, or test the given one."""
+def build(cfg: DictConfig, encoder: Any, data: Any, task: Any) -> Any:
+    """Make the module, from the checkpoint that a new run starts from, and check the one that it resumes or tests."""
     from vtm.callbacks import epoch_seed
     from vtm.lit_module import VTMModule
-    from vtm.loggers import closing_wandb
 
     epoch_seed(cfg.seed, epoch=0, rank=0)  # the same initial weights on every rank
     model = instantiate(cfg.model, encoder.channels, data.num_outputs)
@@ -46,6 +50,22 @@ def run(cfg: DictConfig, encoder: Any, data: Any, task: Any) -> None:
     module.check_checkpoint(cfg.ckpt_path, data.class_names, resumes=cfg.train)
     if cfg.finetune_from is not None:
         module.load_pretrained(cfg.finetune_from)
+    return module
+
+
+def keep_configuration(cfg: DictConfig) -> None:
+    """Write `.hydra` now that nothing is left to refuse; Hydra itself would do so before it calls `main`."""
+    composed = HydraConfig.get()
+    if place().rank == 0 and composed.job.config_name != "config":  # which is what is there already
+        contents = {"config": cfg, "hydra": {"hydra": composed}, "overrides": composed.overrides.task}
+        for name, content in contents.items():
+            write_atomically(Path(cfg.run_dir, ".hydra", f"{name}.yaml"), OmegaConf.to_yaml(content))
+
+
+def run(cfg: DictConfig, module: Any, data: Any) -> None:
+    """Instantiate the rest, fit, and test the best and the last checkpoint, or test the given one."""
+    from vtm.loggers import closing_wandb
+
     callbacks = instantiate(cfg.callbacks)
     with closing_wandb():
         trainer = instantiate(cfg.trainer, callbacks=[*callbacks.values()], logger=[*instantiate(cfg.logger).values()])
@@ -54,8 +74,10 @@ def run(cfg: DictConfig, encoder: Any, data: Any, task: Any) -> None:
             trainer.fit(module, data, ckpt_path=cfg.ckpt_path)
             checkpoints = {name: callbacks[name].best_model_path for name in ("best", "last")}
         for path in callbacks.results.each(checkpoints):
-            trainer.validate(module, data, ckpt_path=path, verbose=False)
-            trainer.test(module, data, ckpt_path=path, verbose=False)
+            for evaluate in (trainer.validate, trainer.test):
+                if trainer.received_sigterm:
+                    sys.exit(143)  # Lightning does so only where a batch is left
+                evaluate(module, data, ckpt_path=path, verbose=False)
 
 
 if __name__ == "__main__":

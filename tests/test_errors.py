@@ -1,6 +1,9 @@
 """What may go wrong in a command is one sentence, and mistakes of the program keep their stack trace."""
 
+import os
+import signal
 import sys
+import warnings
 from collections.abc import Callable
 
 import pytest
@@ -68,6 +71,49 @@ def test_an_interruption_has_the_status_of_one(capsys):
     with pytest.raises(SystemExit) as stop, errors_in_one_sentence():
         raise KeyboardInterrupt
     assert (stop.value.code, capsys.readouterr().err) == (130, "interrupted\n")
+
+
+def test_sigterm_unwinds_a_command_and_gives_its_status():
+    unwound = []
+
+    def command() -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        finally:
+            unwound.append(True)
+
+    with pytest.raises(SystemExit) as stop, errors_in_one_sentence():
+        command()
+    assert (stop.value.code, unwound) == (143, [True])
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_sigterm_is_left_to_who_handles_it_already():
+    heard = []
+    with errors_in_one_sentence():
+        ours = signal.getsignal(signal.SIGTERM)
+        signal.signal(signal.SIGTERM, lambda *given: (heard.append(True), ours(*given)))  # as Lightning wraps ours
+        os.kill(os.getpid(), signal.SIGTERM)
+    signal.signal(signal.SIGTERM, lambda *_: heard.append(True))
+    try:
+        with errors_in_one_sentence():
+            os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    assert heard == [True] * 3
+
+
+def test_warnings_of_vtm_are_a_sentence_and_those_of_libraries_say_where(capsys):
+    usual = warnings.formatwarning
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.showwarning = lambda *given: print(warnings.formatwarning(*given[:4]), end="")  # pytest has another
+        with errors_in_one_sentence():
+            warnings.warn_explicit("two videos are one", UserWarning, one_sentence.__code__.co_filename, 61)
+            warnings.warn_explicit("old", UserWarning, "library.py", 7)
+    assert capsys.readouterr().out == "warning: two videos are one\nlibrary.py:7: UserWarning: old\n"
+    assert warnings.formatwarning is usual
 
 
 def test_a_loading_process_is_no_reason_for_its_stack_trace():

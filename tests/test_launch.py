@@ -10,8 +10,11 @@ from contextlib import suppress
 
 import pytest
 import torch
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import OmegaConf
 
+import train
+from vtm.errors import errors_in_one_sentence
 from vtm.launch import place, processes_to_start, quietly, resumable, run_folder, start_processes
 
 
@@ -118,6 +121,19 @@ def by_a_key():
     raise KeyboardInterrupt
 
 
+def by_sigterm():
+    os.kill(os.getpid(), signal.SIGTERM)
+    pytest.fail("expected to be terminated")
+
+
+def by_sigterm_in_lightning():
+    raise SIGTERMException
+
+
+def by_sigterm_to_a_loading_process():
+    raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Terminated. ")
+
+
 def by_lightning():
     try:
         raise KeyboardInterrupt
@@ -126,24 +142,33 @@ def by_lightning():
 
 
 def interrupted(folder, overrides, interrupt=by_a_key):
-    with pytest.raises(SystemExit) as status, resumable("demo", overrides, folder):
+    with pytest.raises(SystemExit) as status, errors_in_one_sentence(), resumable("demo", overrides, folder):
         interrupt()
     return status.value.code
 
 
-@pytest.mark.parametrize("interrupt", [by_a_key, by_lightning])
-def test_an_interrupted_run_says_how_it_goes_on(tmp_path, monkeypatch, capsys, interrupt):
+@pytest.mark.parametrize(
+    ("interrupt", "status"),
+    [
+        (by_a_key, 130),
+        (by_lightning, 130),
+        (by_sigterm, 143),
+        (by_sigterm_in_lightning, 143),
+        (by_sigterm_to_a_loading_process, 143),
+    ],
+)
+def test_an_interrupted_run_says_how_it_goes_on(tmp_path, monkeypatch, capsys, interrupt, status):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["train.py"])
     folder = tmp_path / "a run"
     (folder / "checkpoints").mkdir(parents=True)
-    assert interrupted(folder, ["seed=1"], interrupt) == 130
+    assert interrupted(folder, ["seed=1"], interrupt) == status
     said = capsys.readouterr()
     assert said.out == "experiment demo, in the folder a run\n"
     assert said.err.startswith("interrupted before an epoch was finished, so nothing was saved")
     (folder / "checkpoints" / "last.ckpt").touch()
     overrides = ["model.channels=[8,8]", "ckpt_path=old.ckpt", "seed=1"]
-    assert interrupted(folder, overrides, interrupt) == 130
+    assert interrupted(folder, overrides, interrupt) == status
     assert capsys.readouterr().err == (
         "interrupted; to go on after the last epoch that was finished: "
         "python train.py 'model.channels=[8,8]' seed=1 'ckpt_path=a run/checkpoints/last.ckpt'\n"
@@ -170,13 +195,20 @@ def test_without_overrides_it_is_said_where_the_other_experiments_are_listed(tmp
 
 
 def test_advice_that_helps_nobody_is_left_out():
-    with warnings.catch_warnings(record=True) as shown, quietly():
+    with warnings.catch_warnings(record=True) as shown, quietly(resumes=False):
         warnings.warn("The 'train_dataloader' does not have many workers which may be a bottleneck.", stacklevel=1)
         warnings.warn("This DataLoader will create 4 worker processes in total. Our suggested max", stacklevel=1)
         assert not shown
         with warnings.catch_warnings(record=True) as kept:
             warnings.warn("a video is damaged", stacklevel=1)
         assert len(kept) == 1
+
+
+@pytest.mark.parametrize("resumes", [False, True])
+def test_checkpoints_that_are_there_are_news_but_to_a_run_that_is_resumed(resumes):
+    with warnings.catch_warnings(record=True) as shown, quietly(resumes=resumes):
+        warnings.warn("Checkpoint directory /runs/x/checkpoints exists and is not empty.", stacklevel=1)
+    assert len(shown) == (not resumes)
 
 
 def test_a_failing_process_fails_the_run(tmp_path):
@@ -201,7 +233,8 @@ def test_every_process_is_told_the_configuration_and_the_folder(tmp_path):
     assert r'hydra.run.dir="' in told[0]
 
 
-def test_an_interruption_leaves_no_traceback(tmp_path):
+@pytest.mark.parametrize("sent", ["SIGINT", "SIGTERM"])
+def test_an_interruption_ends_all_processes_without_a_traceback(tmp_path, sent):
     heard = "signal.signal(signal.SIGINT, signal.default_int_handler)  # also where the tests run in the background\n"
     (tmp_path / "waits.py").write_text(
         f"import os, signal, sys\n{heard}try:\n"
@@ -209,19 +242,32 @@ def test_an_interruption_leaves_no_traceback(tmp_path):
         "except KeyboardInterrupt: sys.exit(130)"
     )
     (tmp_path / "starts.py").write_text(
-        f"import pathlib, signal, sys, vtm.launch\n{heard}folder = pathlib.Path(sys.argv[1])\n"
-        "try: vtm.launch.start_processes(2, folder / 'waits.py', folder)\n"
-        "except KeyboardInterrupt: print('interrupted')"
+        f"import pathlib, signal, sys, vtm.errors, vtm.launch\n{heard}folder = pathlib.Path(sys.argv[1])\n"
+        "with vtm.errors.errors_in_one_sentence():\n"
+        "    try: vtm.launch.start_processes(2, folder / 'waits.py', folder)\n"
+        "    except (KeyboardInterrupt, SystemExit): print('interrupted')"
     )
     command = [sys.executable, str(tmp_path / "starts.py"), str(tmp_path)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     process = subprocess.Popen(command, start_new_session=True, **pipes)
     try:
         ready = [process.stdout.readline() for _ in range(2)]
-        os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C does
+        if sent == "SIGINT":
+            os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C does
+        else:
+            process.terminate()  # and not its children
         said, complained = process.communicate(timeout=60)
     finally:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
     assert (ready, said) == (["ready\n", "ready\n"], "interrupted\n"), complained
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)
     assert "Traceback" not in complained
+
+
+def test_a_refused_command_leaves_no_configuration_and_no_empty_log(tmp_path, call):
+    with pytest.raises(SystemExit, match="The folder data/lvu is missing"):
+        call(train.main, tmp_path, "experiment=lvu_scene", "trainer=cpu")
+    assert list(tmp_path.glob("runs/lvu_scene/*"))
+    assert list(tmp_path.glob("runs/lvu_scene/*/*")) == []

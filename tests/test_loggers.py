@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from lightning.pytorch.utilities import rank_zero_only
 
 from vtm.loggers import closing_wandb, csv_logger, wandb_logger
@@ -22,6 +23,31 @@ def test_the_csv_of_a_resumed_run_keeps_what_was_there(tmp_path: Path) -> None:
     assert [(tmp_path / name).read_text().split() for name in names] == [
         ["loss,step", f"{loss},0"] for loss in (1.0, 2.0, 3.0)
     ]
+
+
+def test_the_csv_of_a_resumed_run_goes_on_after_the_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    before = "epoch,step,test/loss,val/loss\r\n0,0,,4.0\r\n,1,,\r\n0,1,,3.0\r\n"
+    after = "1,2,,2.5\r\n1,3,,2.0\r\n1,2,9.0,\r\n2"  # the test is of an earlier epoch; then the run was killed
+    checkpoints = {"first.ckpt": 2, "second.ckpt": 4}
+    for name, steps in checkpoints.items():
+        torch.save({"global_step": steps}, tmp_path / name)
+    path.write_text(before + after, newline="")
+    csv_logger(save_dir=tmp_path, ckpt_path=tmp_path / "first.ckpt")  # interrupted at once
+    logger = csv_logger(save_dir=tmp_path, ckpt_path=tmp_path / "first.ckpt")
+    logger.log_metrics({"val/loss": 1.0, "new": 5.0}, step=2)
+    logger.save()
+    assert [row.split(",") for row in path.read_text().split()] == [
+        ["epoch", "new", "step", "test/loss", "val/loss"],
+        ["0", "", "0", "", "4.0"],
+        ["", "", "1", "", ""],
+        ["0", "", "1", "", "3.0"],
+        ["", "5.0", "2", "", "1.0"],
+    ]
+    assert (tmp_path / "metrics.1.csv").read_text() == (before + after).replace("\r", "")  # nothing is lost
+    path.write_text(before + after, newline="")
+    csv_logger(save_dir=tmp_path, ckpt_path=tmp_path / "second.ckpt")
+    assert path.read_text() == (before + "1,2,,2.5\r\n1,3,,2.0\r\n").replace("\r", "")
 
 
 @pytest.fixture

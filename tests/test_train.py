@@ -85,6 +85,7 @@ def test_progress_is_shown_in_a_log_file(whole):
     assert "val/accuracy" in output
     assert "INFO" not in output
     assert "Warning" not in output
+    assert "epoch 2" in (folder / "train.log").read_text()
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -112,17 +113,22 @@ def test_a_killed_run_resumes_to_the_weights_of_an_uninterrupted_one(tmp_path, r
     del ours["cost"], theirs["cost"]
     assert ours == theirs, output
     assert (folder / "metrics.1.csv").exists()
+    with (folder / "metrics.csv").open(newline="") as file:
+        validated = [row["epoch"] for row in csv.DictReader(file) if row["val/loss"]]
+    assert validated[:4] == ["0", "1", "2", "3"]
+    assert set(validated[4:]) <= {"4"}  # of the best and the last checkpoint, after the training
 
 
-def test_an_interrupted_run_says_how_to_go_on(tmp_path, root):
+@pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_run_says_how_to_go_on(tmp_path, root, sent, status):
     folder = tmp_path / "stopped"
     process = start(tmp_path, *TINY, root, "logger=csv", "trainer.max_epochs=9999", f"hydra.run.dir={folder}")
     deadline = time.monotonic() + 300
     while not (folder / "checkpoints" / "last.ckpt").exists() and time.monotonic() < deadline:
         time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(sent)
     output, _ = process.communicate(timeout=60)
-    assert process.returncode == 130, output
+    assert process.returncode == status, output
     *_, last = output.splitlines()
     assert last.startswith("interrupted; to go on after the last epoch that was finished: python ")
     assert last.endswith(f"{root} logger=csv trainer.max_epochs=9999 ckpt_path=stopped/checkpoints/last.ckpt")
@@ -204,8 +210,10 @@ def test_a_checkpoint_of_other_settings_is_refused(whole, tmp_path, root):
 def test_a_refused_resume_leaves_the_measurements_of_the_run(tmp_path, whole, root):
     shutil.copytree(whole[0], tmp_path / "run")
     before = {path.name for path in (tmp_path / "run").iterdir()}
+    given = (tmp_path / "run" / ".hydra" / "overrides.yaml").read_text()
     other = [f"ckpt_path={tmp_path / 'run' / 'checkpoints' / 'last.ckpt'}", "merging.partition_factor=2"]
     output = train(tmp_path, *TINY, root, *other, succeeds=False)
     assert "a run is resumed with the settings it had" in output
     assert {path.name for path in (tmp_path / "run").iterdir()} == before  # no further metrics.csv
+    assert (tmp_path / "run" / ".hydra" / "overrides.yaml").read_text() == given
     assert len(list((tmp_path / "run" / "wandb").glob("offline-run-*"))) == 1

@@ -1,5 +1,6 @@
 """What watches a run: progress, needles, and the seeds that let a resumed run go on as if it had never stopped."""
 
+import logging
 import random
 import sys
 import time
@@ -17,6 +18,8 @@ from vtm.data.datamodule import Split
 from vtm.data.dataset import Batch
 from vtm.data.needle import NeedleSource
 from vtm.models import VTMOutput
+
+_log = logging.getLogger(__name__)
 
 
 class EpochSeed(Callback):
@@ -54,7 +57,7 @@ class EpochSeed(Callback):
 class BestCheckpoint(ModelCheckpoint):
     """Keep the weights of the epoch with the highest `val/score`, among equal ones of that with the lowest `val/loss`.
 
-    A validation set of a few dozen videos often gives several epochs the same score. Test accuracy of the demonstration,
+    A validation set of a few dozen videos often gives several epochs the same score. The demonstration's test accuracy,
     seeds 0 to 4, commit f038dd0, `python train.py experiment=demo seed=…`: with the lowest loss 1.000, 1.000, 0.992,
     1.000, 0.975 (0.993 ± 0.011); with the first of those epochs 0.950, 1.000, 0.950, 1.000, 0.975 (0.975 ± 0.025), in
     the same runs, by `'+callbacks.first={_target_: lightning.pytorch.callbacks.ModelCheckpoint, filename: first,
@@ -131,11 +134,11 @@ class NetworkSize(ModelSummary):
     def summarize(
         summary_data: Any, total_parameters: int, trainable_parameters: int, model_size: float, *_: Any, **__: Any
     ) -> None:
-        print(f"{trainable_parameters:,} parameters to train, {model_size:.3g} MB; the encoder is frozen", flush=True)
+        _show(f"{trainable_parameters:,} parameters to train, {model_size:.3g} MB; the encoder is frozen")
 
 
 class ProgressLines(ProgressBar):
-    """Print a line of progress every so often, for output that goes to a file.
+    """Print a line of progress every so often, for output that goes to a file, and to the log of the run.
 
     Args:
         every_seconds: How long to be silent between two lines.
@@ -228,7 +231,7 @@ class ProgressLines(ProgressBar):
         rate = (batch_idx + 1) / max(self._last_line - started, 1e-9)
         remaining = (total - batch_idx - 1) / rate if remaining is None else remaining
         left = f"  remaining {timedelta(seconds=round(remaining))}" if remaining < float("inf") else ""
-        print(f"{stage}  batch {batch_idx + 1}/{total}{details}  {rate:.3g} batches/s{left}", flush=True)
+        _show(f"{stage}  batch {batch_idx + 1}/{total}{details}  {rate:.3g} batches/s{left}")
 
     def _print_metrics(self, epoch: str, stage: str, trainer: Trainer) -> None:
         if self._enabled:
@@ -237,7 +240,7 @@ class ProgressLines(ProgressBar):
             metrics = {name: value for name, value in logged if name.startswith(stage) and "/details/" not in name}
             line = "  ".join(f"{name} {float(value):.4g}" for name, value in sorted(metrics.items()))
             seconds = round(time.monotonic() - self._evaluation_start)
-            print(f"{what}{'  ' * bool(what)}{line}  in {timedelta(seconds=seconds)}", flush=True)
+            _show(f"{what}{'  ' * bool(what)}{line}  in {timedelta(seconds=seconds)}")
 
 
 def progress_bar(*, every_seconds: float = 10.0) -> ProgressBar:
@@ -263,3 +266,8 @@ def epoch_seed(seed: int, epoch: int, rank: int) -> None:
     torch.manual_seed(for_torch)
     random.seed(for_others)
     np.random.seed(for_others)  # noqa: NPY002  the state that other people's code draws from
+
+
+def _show(line: str) -> None:
+    print(line, flush=True)
+    _log.info(line)

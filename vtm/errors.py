@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import sys
+import threading
 import traceback
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 _RAISED_IN_WORKER = re.compile(
     r'Caught \w+ in \w.*\n  File "(?P<file>[^"]+)", line \d+, in [^\n]*\n    raise [^\n]*\n(?:    [^\n]*\n)*'
@@ -16,6 +20,7 @@ _RAISED_IN_WORKER = re.compile(
     re.DOTALL,
 )  # the last frame of the stack trace that torch puts into the message of an error of a loading process
 _WORKER_DIED = re.compile(r"DataLoader worker \(pid.*\) (is killed|exited unexpectedly)")
+_TERMINATED = "killed by signal: Terminated"  # what torch says of a loading process that was sent SIGTERM as well
 _ASKED = re.compile(r"[Tt]ried to allocate (?P<amount>[\d.]+ \w+)")
 
 
@@ -25,9 +30,12 @@ def errors_in_one_sentence() -> Iterator[None]:
 
     These are the errors that vtm itself raises, in a loading process too, files that cannot be used, settings that a
     library refuses, and too little memory. Others keep their stack trace; with HYDRA_FULL_ERROR=1 all do.
+
+    Warnings of vtm are one sentence too. SIGTERM unwinds the program as Ctrl-C does, to end with status 143.
     """
     try:
-        yield
+        with _plain_warnings(), _orderly_termination():
+            yield
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
@@ -39,6 +47,23 @@ def errors_in_one_sentence() -> Iterator[None]:
         if sentence is None:
             raise
         sys.exit(sentence)
+
+
+def interruption(error: BaseException) -> int | None:
+    """Return the exit status of a command that was ended from outside: 130 by Ctrl-C, 143 by SIGTERM; else None.
+
+    >>> interruption(KeyboardInterrupt()), interruption(ValueError("wrong"))
+    (130, None)
+    """
+    cause: BaseException | None = error
+    while cause is not None:  # Lightning and wandb make another exception of it
+        if isinstance(cause, KeyboardInterrupt):
+            return 130
+        by_us = isinstance(cause, SystemExit) and cause.code == 143
+        if by_us or type(cause).__name__ == "SIGTERMException" or _TERMINATED in str(cause):
+            return 143
+        cause = cause.__context__
+    return None
 
 
 def one_sentence(error: BaseException) -> str | None:
@@ -54,7 +79,7 @@ def one_sentence(error: BaseException) -> str | None:
     text, frames = str(cause), traceback.extract_tb(cause.__traceback__)
     if "OutOfMemoryError" in type(cause).__name__ or "can't allocate memory" in text:
         return _out_of_memory(text)
-    if "killed by signal: Terminated" in text:
+    if _TERMINATED in text:
         return "terminated from outside"
     if _WORKER_DIED.search(text):
         return f"{text.splitlines()[0].rstrip('. ')}; this is mostly for want of memory: lower data.num_workers"
@@ -72,6 +97,41 @@ def one_sentence(error: BaseException) -> str | None:
     if refused and (key := re.search(r"full_key: (\S+)", str(error))):
         return f"{key[1]}: {' '.join(text.split())}"
     return None
+
+
+@contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Print the warnings of vtm without their place in the program."""
+    usual = warnings.formatwarning
+
+    def plain(message: Warning | str, category: type[Warning], filename: str, *place: Any, **line: Any) -> str:
+        return f"warning: {message}\n" if _is_ours(filename) else usual(message, category, filename, *place, **line)
+
+    warnings.formatwarning = plain
+    try:
+        yield
+    finally:
+        warnings.formatwarning = usual
+
+
+@contextmanager
+def _orderly_termination() -> Iterator[None]:
+    """Leave the program by an exception at SIGTERM, but where the signal is somebody else's business already."""
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if not in_main_thread or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _terminate(*_: object) -> None:
+    if signal.getsignal(signal.SIGTERM) is _terminate:  # else Lightning has wrapped it, and ends after the batch
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        sys.exit(143)
 
 
 def _out_of_memory(text: str) -> str:

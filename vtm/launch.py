@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import pickle
 import shlex
+import signal
 import subprocess
 import sys
 import warnings
@@ -19,7 +20,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vtm.errors import errors_in_one_sentence
+from vtm.errors import errors_in_one_sentence, interruption
 
 _LOGGERS = (
     "lightning.pytorch.utilities.rank_zero",
@@ -141,6 +142,7 @@ def start_processes(count: int, script: Path, run_dir: Path) -> None:
     Raises:
         RuntimeError: if a process fails.
         KeyboardInterrupt: if the run is interrupted; then all of them have ended.
+        SystemExit: if it is terminated; then all of them have ended.
     """
     quoted = str(run_dir).replace("\\", "\\\\").replace('"', '\\"')
     command = [sys.executable, "-c", _TORCHRUN, "--standalone", f"--nproc-per-node={count}", str(script)]
@@ -155,23 +157,32 @@ def start_processes(count: int, script: Path, run_dir: Path) -> None:
         except KeyboardInterrupt:  # the children got it too, and may be saving
             process.wait()
             raise
+        except SystemExit:  # of SIGTERM; another signal to the children, because at SIGTERM Lightning's wait for all
+            process.send_signal(signal.SIGINT)
+            process.wait()
+            raise
     if code:
         raise RuntimeError(f"one of the {count} processes of the run in {run_dir} failed; its message stands above")
 
 
 @contextmanager
-def quietly() -> Iterator[None]:
-    """Leave out what libraries warn of and nothing can or need be done about."""
+def quietly(*, resumes: bool) -> Iterator[None]:
+    """Leave out what libraries warn of and nothing can or need be done about.
+
+    Args:
+        resumes: the run goes on in its folder, where its checkpoints lie.
+    """
     with warnings.catch_warnings():
-        noise = ("Found .* in eval mode", ".*LeafSpec", ".*broadcast_buffers", "The dirpath has changed")
-        sizes = ("The number of training batches", ".*does not have many workers", "This DataLoader will create")
-        warnings.filterwarnings("ignore", "|".join((*noise, *sizes)))
+        noise = ["Found .* in eval mode", ".*LeafSpec", ".*broadcast_buffers", "The dirpath has changed"]
+        noise += ["The number of training batches", ".*does not have many workers", "This DataLoader will create"]
+        noise += ["Checkpoint directory .* exists and is not empty"] * resumes
+        warnings.filterwarnings("ignore", "|".join(noise))
         yield
 
 
 @contextmanager
 def resumable(name: str, overrides: Sequence[str], run_dir: Path) -> Iterator[None]:
-    """Say where a run is and, if it is interrupted, how it goes on; then leave the program with status 130.
+    """Say where a run is and, if Ctrl-C or SIGTERM interrupts it, how it goes on; then leave with status 130 or 143.
 
     Args:
         name: of the experiment.
@@ -185,10 +196,7 @@ def resumable(name: str, overrides: Sequence[str], run_dir: Path) -> Iterator[No
     try:
         yield
     except BaseException as stop:
-        cause: BaseException | None = stop
-        while cause is not None and not isinstance(cause, KeyboardInterrupt):  # of which Lightning makes another one
-            cause = cause.__context__
-        if cause is None:
+        if (status := interruption(stop)) is None:
             raise
         if not started_by_another:
             last = folder / "checkpoints" / "last.ckpt"
@@ -200,4 +208,4 @@ def resumable(name: str, overrides: Sequence[str], run_dir: Path) -> Iterator[No
                 else "interrupted before an epoch was finished, so nothing was saved; the same command starts anew",
                 file=sys.stderr,
             )
-        sys.exit(130)
+        sys.exit(status)

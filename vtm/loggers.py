@@ -1,5 +1,6 @@
 """Where a run is logged: `metrics.csv`, and W&B, which goes offline by itself where it has to."""
 
+import csv
 import os
 import sys
 import warnings
@@ -12,21 +13,40 @@ from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 
-def csv_logger(*, save_dir: str | Path) -> CSVLogger:
-    """Log to `metrics.csv`; the file of a run that is being resumed is kept as `metrics.1.csv` and so on.
+def csv_logger(*, save_dir: str | Path, ckpt_path: str | Path | None = None) -> CSVLogger:
+    """Log to `metrics.csv`; one that is there is kept as `metrics.1.csv` and so on, whole.
 
     Args:
         save_dir: The folder of the run.
+        ckpt_path: The checkpoint that the run goes on from: the new file begins with what was logged up to it.
     """
     logger = CSVLogger(save_dir, name="", version="")
     path = Path(save_dir, "metrics.csv")
     if getattr(rank_zero_only, "rank", 0) == 0:
+        earlier = []
         if path.exists():
+            earlier = _logged_before(path, ckpt_path) if ckpt_path is not None else []
             path.rename(next(p for i in range(1, 10_000) if not (p := path.with_name(f"metrics.{i}.csv")).exists()))
         with warnings.catch_warnings():  # that the folder is not empty, which a run's folder never is
             warnings.simplefilter("ignore", UserWarning)
-            _ = logger.experiment
+            logger.experiment.metrics += earlier
+        logger.save()
     return logger
+
+
+def _logged_before(path: Path, ckpt_path: str | Path) -> list[dict[str, Any]]:
+    """Read what training has logged up to a checkpoint; the tests that come then are of earlier steps."""
+    import torch
+
+    steps = torch.load(ckpt_path, map_location="cpu", mmap=True, weights_only=True)["global_step"]
+    found: list[dict[str, Any]] = []
+    with path.open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            step = int(row["step"] or steps)  # none in the half line of a run that was killed
+            if not (int(found[-1]["step"]) if found else 0) <= step < steps:
+                break
+            found.append(row)
+    return found
 
 
 def wandb_logger(

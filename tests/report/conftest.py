@@ -61,6 +61,8 @@ def write_run(tmp_path: Path) -> Callable[..., Path]:
     ) -> Path:
         folder = tmp_path / "runs" / name
         (folder / ".hydra").mkdir(parents=True)
+        (folder / "checkpoints").mkdir()
+        (folder / "checkpoints" / "last.ckpt").touch()
         merger = CONFIGS[merging]
         found = {
             "experiment": "needle",

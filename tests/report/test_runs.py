@@ -36,6 +36,15 @@ def test_unfinished_runs_are_named_with_the_reason(tmp_path: Path, write_run: Wr
     )  # fmt: skip
 
 
+def test_a_run_that_was_refused_is_told_from_one_that_was_interrupted(tmp_path: Path, write_run: Write) -> None:
+    for name in ("interrupted", "refused"):
+        (write_run(name, 0.5) / "results.json").unlink()
+    (tmp_path / "runs" / "refused" / "checkpoints" / "last.ckpt").unlink()
+    (tmp_path / "runs" / "refused again").mkdir()  # before its configuration was written
+    found = names([tmp_path / "runs"])
+    assert found == ([], [("interrupted", "no results.json"), ("refused", "not begun: no epoch finished")])
+
+
 def test_the_checkpoint_decides_which_evaluations_count(write_run: Write) -> None:
     folder = write_run("1", 0.5)
     file = folder / "results.json"

@@ -73,6 +73,14 @@ def test_a_default_stands_beside_what_overrides_it(write_run: Write, tables: Cal
     assert [row.label for row in table.rows] == ["uniform, lr 0.001", "none, lr 0.001", "none, lr 0.01"]
 
 
+def test_a_seed_that_was_resumed_stays_in_its_row(write_run: Write, tables: Callable[[], list[Table]]) -> None:
+    write_run("0", 0.5, overrides=["experiment=needle"])
+    resumed = {"ckpt_path": "runs/1/checkpoints/last.ckpt"}
+    write_run("1", 0.5, seed=1, overrides=["experiment=needle", "seed=1", "ckpt_path=runs/1"], config=resumed)
+    (table,) = tables()
+    assert (table.columns, shown(table)) == ((), {(): [0, 1]})
+
+
 def test_where_a_run_was_done_makes_no_setting(write_run: Write, tables: Callable[[], list[Table]]) -> None:
     for seed, where in enumerate(("here", "there")):
         given = [f"seed={seed}", f"data.root={where}", f"+data.num_workers={seed}", "logger=csv", "ablation=strategy"]

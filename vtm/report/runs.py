@@ -66,8 +66,7 @@ class Run:
         found = {}
         for key, value in _leaves(config):
             inside = isinstance(value, str) and value.startswith(str(config.get("run_dir", "\0")))
-            resumed = key == "ckpt_path" and config.get("train", False)
-            if not (inside or resumed or _is_elsewhere(key)):
+            if not (inside or self._resumes(key) or _is_elsewhere(key)):
                 found[key] = value
         return found
 
@@ -76,7 +75,7 @@ class Run:
         """Return the keys that were overridden, groups too, in the order of the command line."""
         texts = self.hydra.get("overrides", {}).get("task", [])
         keys = [re.sub(r"^[+~]+", "", text.split("=", 1)[0]).split("@")[0] for text in texts]
-        return [key for key in keys if key != "seed" and not _is_elsewhere(key)]
+        return [key for key in keys if not (key == "seed" or self._resumes(key) or _is_elsewhere(key))]
 
     def setting(self, key: str) -> Any:
         """Look up an option of a group, or else a dotted key; None if there is no such thing."""
@@ -87,6 +86,10 @@ class Run:
         for part in key.split("."):
             node = node.get(part) if isinstance(node, Mapping) else None
         return node
+
+    def _resumes(self, key: str) -> bool:
+        """Say whether a setting is just that the run was interrupted."""
+        return key == "ckpt_path" and bool(self.content["config"].get("train", False))
 
 
 class Unfinished(NamedTuple):
@@ -111,7 +114,8 @@ def read_runs(paths: Iterable[Path], *, checkpoint: str) -> tuple[list[Run], lis
     unfinished: list[Unfinished] = []
     for file in dict.fromkeys(file.resolve() for path in paths for file in _files(path)):
         if not file.exists():
-            unfinished.append(Unfinished(file.parent, "no results.json"))
+            begun = any(file.parent.glob("checkpoints/*.ckpt"))
+            unfinished.append(Unfinished(file.parent, "no results.json" if begun else "not begun: no epoch finished"))
             continue
         run = _read(file, checkpoint)
         wanted = "test_last" if checkpoint == "last" else "test"
