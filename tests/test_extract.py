@@ -95,6 +95,16 @@ def test_stored_features_are_those_of_the_frames(root, storage, protocol, monkey
     assert len(dataset.files()) == 9  # and nothing else
 
 
+def test_the_work_is_estimated_for_all_processes(root, capsys, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    Dataset(root).extract()
+    steps, processes = map(
+        int,
+        re.search(r"9 of 9 videos are to be stored: about (\d+) .* for (\d) process", capsys.readouterr().out).groups(),
+    )
+    assert (steps, processes) == (9 * len(Single(num_frames=6).stored(5.0, train=True)), 2)
+
+
 def test_what_is_stored_is_not_stored_again(root, capsys):
     Dataset(root).extract()
     assert "9 of 9 videos are to be stored" in capsys.readouterr().out
@@ -231,10 +241,6 @@ def test_processes_share_the_work(extracted):
     cwd, output = extracted
     assert len(stored(cwd / "demo")) == 18
     assert not list((cwd / "demo" / "features").rglob(".*"))
-    # of those that the other process has not stored meanwhile
-    videos, steps = map(int, re.search(r"(\d+) of 18 videos are to be stored: about (\d+) steps", output).groups())
-    assert steps == 4 * videos
-    assert "for 2 process(es)" in output
     assert "18 of 18 videos are stored" in output
 
 
