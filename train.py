@@ -29,13 +29,16 @@ def main(cfg: DictConfig) -> None:
         task = instantiate(cfg.task, data.num_outputs)
         data.look(training=cfg.train)
         module = build(cfg, encoder, data, task)
-        keep_configuration(cfg)
-        resumes = cfg.train and cfg.ckpt_path is not None
-        with quietly(resumes=resumes), resumable(cfg.name, HydraConfig.get().overrides.task, Path(cfg.run_dir)):
-            if processes > 1:
-                start_processes(processes, Path(__file__), Path(cfg.run_dir))
-            else:
-                run(cfg, module, data)
+        callbacks = instantiate(cfg.callbacks)
+        with quietly(resumes=cfg.train and cfg.ckpt_path is not None):
+            alone = processes == 1
+            trainer = instantiate(cfg.trainer, callbacks=[*callbacks.values()], logger=False) if alone else None
+            keep_configuration(cfg)
+            with resumable(cfg.name, HydraConfig.get().overrides.task, Path(cfg.run_dir)):
+                if alone:
+                    run(cfg, trainer, callbacks, module, data)
+                else:
+                    start_processes(processes, Path(__file__), Path(cfg.run_dir))
 
 
 def build(cfg: DictConfig, encoder: Any, data: Any, task: Any) -> Any:
@@ -62,13 +65,12 @@ def keep_configuration(cfg: DictConfig) -> None:
             write_atomically(Path(cfg.run_dir, ".hydra", f"{name}.yaml"), OmegaConf.to_yaml(content))
 
 
-def run(cfg: DictConfig, module: Any, data: Any) -> None:
-    """Instantiate the rest, fit, and test the best and the last checkpoint, or test the given one."""
+def run(cfg: DictConfig, trainer: Any, callbacks: Any, module: Any, data: Any) -> None:
+    """Fit, and test the best and the last checkpoint, or test the given one."""
     from vtm.loggers import closing_wandb
 
-    callbacks = instantiate(cfg.callbacks)
     with closing_wandb():
-        trainer = instantiate(cfg.trainer, callbacks=[*callbacks.values()], logger=[*instantiate(cfg.logger).values()])
+        trainer.loggers = [*instantiate(cfg.logger).values()]
         checkpoints = {"given": cfg.ckpt_path}
         if cfg.train:
             trainer.fit(module, data, ckpt_path=cfg.ckpt_path)

@@ -172,13 +172,44 @@ class Told(Tiny):
 def test_the_best_epoch_is_of_the_highest_score_and_among_equals_of_the_lowest_loss(
     tmp_path: Path, scores: list[float], losses: list[float], epoch: int
 ) -> None:
-    last = None
-    for epochs in (3, 5):  # interrupted after three
-        callbacks = BestCheckpoint(str(tmp_path)), ModelCheckpoint(tmp_path, "last", enable_version_counter=False)
-        trainer = make_trainer(tmp_path, *callbacks, max_epochs=epochs, num_sanity_val_steps=0)
-        trainer.fit(Told(scores, losses), still(), still(), ckpt_path=last, weights_only=True)
-        last = tmp_path / "last.ckpt"
-    assert torch.load(tmp_path / "best.ckpt", weights_only=True)["epoch"] == epoch
+    told(tmp_path, scores[:3], losses[:3])  # interrupted after three
+    told(tmp_path, scores, losses, last=tmp_path / "last.ckpt")
+    assert best_epoch(tmp_path) == epoch
+
+
+def told(folder: Path, scores: list[float], losses: list[float], *, last: Path | None = None, **options: Any) -> None:
+    callbacks = BestCheckpoint(str(folder)), ModelCheckpoint(folder, "last", enable_version_counter=False)
+    trainer = make_trainer(folder, *callbacks, max_epochs=len(scores), num_sanity_val_steps=0, **options)
+    trainer.fit(Told(scores, losses), still(), still(), ckpt_path=last, weights_only=True)
+
+
+def best_epoch(folder: Path) -> int:
+    epoch: int = torch.load(folder / "best.ckpt", weights_only=True)["epoch"]
+    return epoch
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_epochs_without_validation_are_passed_over(tmp_path: Path) -> None:
+    told(tmp_path, [1.0, 0.5, 0.9, 0.75], [0.1] * 4, check_val_every_n_epoch=2)
+    assert best_epoch(tmp_path) == 3
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_loss_that_is_no_number_gives_way(tmp_path: Path) -> None:
+    told(tmp_path, [0.5] * 3, [float("nan"), 0.3, 0.2])
+    assert best_epoch(tmp_path) == 2
+
+
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")
+def test_the_best_epoch_stays_where_the_folder_has_another_name(tmp_path: Path) -> None:
+    told(tmp_path / "old", [0.5, 1.0], [0.5, 0.5])
+    (tmp_path / "old").rename(tmp_path / "new")
+    last = tmp_path / "new" / "last.ckpt"
+    told(tmp_path / "new", [0.5, 1.0, 0.75], [0.5, 0.5, 0.1], last=last)
+    assert best_epoch(tmp_path / "new") == 1
+    with pytest.warns(UserWarning, match=r"best\.ckpt is not there: the best epoch from here on is kept"):
+        told(tmp_path / "other", [0.5, 1.0, 0.75, 0.25], [0.5] * 4, last=last)
+    assert best_epoch(tmp_path / "other") == 3
 
 
 def test_epochs_and_ranks_draw_different_numbers() -> None:
@@ -208,7 +239,7 @@ def test_lines_show_every_batch_and_every_evaluation(tmp_path: Path, capsys: pyt
     assert "remaining" not in train[0]  # no step has been taken, so there is no rate to tell it from
     assert sum(line.startswith("val  batch ") for line in lines) == 10
     assert [line[:21] for line in lines if "val/" in line] == ["epoch 1  val/accuracy", "epoch 2  val/accuracy"]
-    assert lines[-1].startswith(f"test/accuracy {trainer.callback_metrics['test/accuracy']:.4g}  in 0:00:")
+    assert lines[-1].startswith(f"test/accuracy {trainer.callback_metrics['test/accuracy']:.4g}  evaluated in 0:00:")
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -1,6 +1,7 @@
 """The command `python -m vtm.export`: every format agrees with the network of the checkpoint, and says what it is."""
 
 import json
+import re
 import sys
 
 import numpy as np
@@ -102,6 +103,13 @@ def test_the_result_of_the_run_goes_along(tmp_path, make_checkpoint, export):
     training = vtm.load(tmp_path / "m.safetensors").description["training"]
     assert (training["commit"], training["epoch"], training["test"]["value"]) == ("abc", 3, 0.5)
     assert "missing_ids" not in training["test"]
+
+
+def test_half_a_result_is_named(tmp_path, make_checkpoint, export):
+    checkpoint = make_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")
+    (tmp_path / "run" / "results.json").write_text('{"commit": "ab')
+    said = export(f"ckpt_path={checkpoint}", f"out={tmp_path / 'm.safetensors'}")
+    assert re.search(r"run/results\.json is no JSON \(Unterminated .*; restore it, or remove it to export", said)
 
 
 def test_without_results_the_command_says_so(tmp_path, make_checkpoint, export):

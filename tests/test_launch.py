@@ -147,6 +147,27 @@ def interrupted(folder, overrides, interrupt=by_a_key):
     return status.value.code
 
 
+def test_what_goes_wrong_in_an_interruption_is_said_too(tmp_path, capsys):
+    def by_a_key_on_a_full_disk():
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            raise OSError(28, "No space left on device", "last.ckpt")  # noqa: B904
+
+    assert interrupted(tmp_path, [], by_a_key_on_a_full_disk) == 130
+    first, last = capsys.readouterr().err.splitlines()
+    assert "No space left on device" in first
+    assert last.startswith("interrupted before an epoch was finished")
+
+
+def test_the_first_process_under_slurm_speaks_for_all(tmp_path, monkeypatch, capsys):
+    for rank, lines in (("0", 2), ("1", 0)):
+        monkeypatch.setenv("SLURM_PROCID", rank)
+        assert interrupted(tmp_path, []) == 130
+        said = capsys.readouterr()
+        assert len((said.out + said.err).splitlines()) == lines
+
+
 @pytest.mark.parametrize(
     ("interrupt", "status"),
     [

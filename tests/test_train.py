@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -36,7 +37,11 @@ def start(cwd: Path, *overrides: str) -> subprocess.Popen[str]:
     """Run train.py from a folder of its own, so that its runs/ lie there."""
     command = [sys.executable, str(ROOT / "train.py"), *overrides]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    return subprocess.Popen(command, cwd=cwd, text=True, env=ENVIRONMENT, start_new_session=True, **pipes)
+    # an earlier test, in which Lightning was interrupted, or a shell's background has this process ignore SIGINT
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    return subprocess.Popen(
+        command, cwd=cwd, text=True, env=ENVIRONMENT, start_new_session=True, preexec_fn=heard, **pipes
+    )
 
 
 def train(cwd: Path, *overrides: str, succeeds: bool = True) -> str:
@@ -207,7 +212,15 @@ def test_a_checkpoint_of_other_settings_is_refused(whole, tmp_path, root):
     assert "the checkpoint was trained with merging.partition_factor = 6, but this run has 2" in output
 
 
-def test_a_refused_resume_leaves_the_measurements_of_the_run(tmp_path, whole, root):
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("merging.partition_factor=2", "a run is resumed with the settings it had"),
+        ("callbacks.pictures.every_epochs=0", "expected every_epochs from 1 on, got 0"),
+        ("trainer.precision=foo", "Precision 'foo' is invalid"),
+    ],
+)
+def test_a_refused_resume_leaves_the_measurements_of_the_run(tmp_path, whole, root, setting, said):
     shutil.copytree(whole[0], tmp_path / "run")
     before = {path.name for path in (tmp_path / "run").iterdir()}
     given = (tmp_path / "run" / ".hydra" / "overrides.yaml").read_text()

@@ -4,6 +4,7 @@ import logging
 import random
 import sys
 import time
+import warnings
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -57,11 +58,7 @@ class EpochSeed(Callback):
 class BestCheckpoint(ModelCheckpoint):
     """Keep the weights of the epoch with the highest `val/score`, among equal ones of that with the lowest `val/loss`.
 
-    A validation set of a few dozen videos often gives several epochs the same score. The demonstration's test accuracy,
-    seeds 0 to 4, commit f038dd0, `python train.py experiment=demo seed=…`: with the lowest loss 1.000, 1.000, 0.992,
-    1.000, 0.975 (0.993 ± 0.011); with the first of those epochs 0.950, 1.000, 0.950, 1.000, 0.975 (0.975 ± 0.025), in
-    the same runs, by `'+callbacks.first={_target_: lightning.pytorch.callbacks.ModelCheckpoint, filename: first,
-    dirpath: <folder>, monitor: val/score, mode: max, save_on_train_epoch_end: true}'` and a test of that checkpoint.
+    A validation set of a few dozen videos often gives several epochs the same score; the README has a comparison.
 
     Args:
         dirpath: folder of the file `best.ckpt`.
@@ -79,18 +76,30 @@ class BestCheckpoint(ModelCheckpoint):
         self.loss = float("inf")  # of the epoch that is kept
 
     def check_monitor_top_k(self, trainer: Trainer, current: torch.Tensor | None = None) -> bool:
+        if current is None:  # no validation in this epoch
+            return False
         loss = float(trainer.callback_metrics["val/loss"])
-        equal = current is not None and self.best_model_score is not None and bool(current == self.best_model_score)
-        kept = super().check_monitor_top_k(trainer, current) or (equal and loss < self.loss)
+        equal = self.best_model_score is not None and bool(current == self.best_model_score)
+        kept = super().check_monitor_top_k(trainer, current) or (equal and not loss >= self.loss)
         if kept:
-            self.loss = loss
+            self.loss = loss if loss == loss else float("inf")
         return kept
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "loss": self.loss}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        super().load_state_dict(state_dict)
+        """Take over what an interrupted run knew of its best epoch, if it lies here, wherever it lay then."""
+        score, best = state_dict["best_model_score"], Path(str(self.dirpath), "best.ckpt")
+        if score is None:
+            return
+        if not best.is_file():
+            warnings.warn(
+                f"{best} is not there: the best epoch from here on is kept, whatever came before", stacklevel=2
+            )
+            return
+        here = {"dirpath": self.dirpath, "best_model_path": str(best), "kth_best_model_path": str(best)}
+        super().load_state_dict({**state_dict, **here, "best_k_models": {str(best): score}})
         self.loss = state_dict["loss"]
 
 
@@ -240,7 +249,7 @@ class ProgressLines(ProgressBar):
             metrics = {name: value for name, value in logged if name.startswith(stage) and "/details/" not in name}
             line = "  ".join(f"{name} {float(value):.4g}" for name, value in sorted(metrics.items()))
             seconds = round(time.monotonic() - self._evaluation_start)
-            _show(f"{what}{'  ' * bool(what)}{line}  in {timedelta(seconds=seconds)}")
+            _show(f"{what}{'  ' * bool(what)}{line}  evaluated in {timedelta(seconds=seconds)}")
 
 
 def progress_bar(*, every_seconds: float = 10.0) -> ProgressBar:

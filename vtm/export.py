@@ -157,10 +157,13 @@ def _settings(arguments: list[str]) -> dict[str, str]:
 def _training(path: Path, config: Mapping[str, Any], *, epoch: int) -> dict[str, Any]:
     """Say where the model comes from, and what it scored, if the results of the run lie where it left them."""
     facts = {"experiment": config["name"], "seed": config["seed"], "epoch": epoch}
+    results = path.parent.parent / "results.json"
     try:
-        run = json.loads((path.parent.parent / "results.json").read_text(encoding="utf-8"))
+        run = json.loads(results.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return facts | {"commit": None, "versions": None, "val": None, "test": None}
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{results} is no JSON ({error}); restore it, or remove it to export without scores") from None
     scores = {stage: _score_of(run, stage, epoch) for stage in ("val", "test")}
     return facts | {"commit": run["commit"], "versions": run["versions"], **scores}
 

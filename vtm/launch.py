@@ -20,7 +20,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vtm.errors import errors_in_one_sentence, interruption
+from vtm.errors import errors_in_one_sentence, interruption, one_sentence
 
 _LOGGERS = (
     "lightning.pytorch.utilities.rank_zero",
@@ -189,7 +189,7 @@ def resumable(name: str, overrides: Sequence[str], run_dir: Path) -> Iterator[No
         overrides: of the run.
         run_dir: its folder.
     """
-    folder, started_by_another = Path(os.path.relpath(run_dir)), "LOCAL_RANK" in os.environ  # which says all that
+    folder, started_by_another = Path(os.path.relpath(run_dir)), "LOCAL_RANK" in os.environ or place().rank > 0
     if not started_by_another:
         others = "" if overrides else " (--help lists the other experiments)"
         print(f"experiment {name}{others}, in the folder {folder}", flush=True)
@@ -198,6 +198,8 @@ def resumable(name: str, overrides: Sequence[str], run_dir: Path) -> Iterator[No
     except BaseException as stop:
         if (status := interruption(stop)) is None:
             raise
+        if isinstance(stop, OSError):  # which went wrong meanwhile, such as a full disk
+            print(one_sentence(stop), file=sys.stderr)
         if not started_by_another:
             last = folder / "checkpoints" / "last.ckpt"
             again = [override for override in overrides if not override.startswith(("ckpt_path=", "finetune_from="))]
