@@ -15,6 +15,14 @@ def test_the_text_is_written_as_it_is_in_a_folder_that_is_made(tmp_path: Path) -
     assert [file.name for file in path.parent.iterdir()] == ["list.csv"]
 
 
+def test_a_file_that_is_replaced_keeps_its_permissions(tmp_path: Path) -> None:
+    path = tmp_path / "table.csv"
+    path.touch()
+    path.chmod(0o660)
+    write_atomically(path, "new")
+    assert path.stat().st_mode & 0o777 == 0o660
+
+
 def test_a_failure_leaves_what_was_there_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "results.json"
     write_atomically(path, "old")

@@ -5,6 +5,7 @@ import csv
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from vtm.predict import _load, as_dict, list_videos, main
 from vtm.prediction import Prediction, Window
 from vtm.prediction_table import COLUMNS
 from vtm.predictor import Predictor
+from vtm.progress import Progress
 
 ROOT = Path(__file__).parents[1]
 WINDOWS = ("data/protocol=windows", "data.protocol.num_frames=4", "data.protocol.stride=1")
@@ -104,9 +106,17 @@ def test_a_failure_does_not_stop_the_rest_and_is_listed_at_the_end(predict):
     assert err.splitlines()[-2].startswith("failed: broken.mp4")
 
 
+def test_lines_of_errors_are_written_in_one_piece(predict, monkeypatch):
+    written, right = [], sys.stderr.write
+    monkeypatch.setattr(sys.stderr, "write", lambda text: written.append(text) or right(text))
+    _, _, err = predict("model.safetensors", "broken.mp4")
+    assert written == err.splitlines(keepends=True)
+    assert len(written) == 3
+
+
 def test_a_table_is_written_and_goes_on_where_it_was(predict, folder, tmp_path):
     table = tmp_path / "new" / "table.csv"
-    predict("model.safetensors", "videos/a.mp4", "--csv", str(table))
+    assert predict("model.safetensors", "videos/a.mp4", "--csv", str(table))[1] == ""  # for the table says it
     first = table.read_text(encoding="utf-8")
     (row,) = csv.DictReader(first.splitlines())
     assert (row["video"], row["windows"], row["short"], row["damaged"]) == ("videos/a.mp4", "2", "0", "0")
@@ -146,6 +156,7 @@ def test_processes_write_one_table(folder, make_video, tmp_path):
     videos = [make_video(tmp_path / "videos" / f"{number}.mp4", 1) for number in range(8)]
     (tmp_path / "videos" / "broken.mp4").write_bytes(b"no video")
     command = [sys.executable, "-m", "vtm.predict", str(model), str(tmp_path / "videos"), "--csv", str(table)]
+    command.append("--json")
     environments = [
         os.environ | {"OMP_NUM_THREADS": "1", "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2"} for rank in "01"
     ]
@@ -153,7 +164,7 @@ def test_processes_write_one_table(folder, make_video, tmp_path):
     processes = [subprocess.Popen(command, env=environment, **pipes) for environment in environments]
     answers = [process.communicate() for process in processes]
     assert [process.returncode for process in processes] == [0, 0], answers  # for torchrun would stop the other one
-    printed = [line.partition("  ")[0] for out, _ in answers for line in out.splitlines()]
+    printed = [json.loads(line)["video"] for out, _ in answers for line in out.splitlines()]
     assert sorted(printed) == sorted(map(str, videos))
     rows = list(csv.DictReader(table.open(encoding="utf-8")))
     assert sorted(row["video"] for row in rows) == sorted([*map(str, videos), str(tmp_path / "videos" / "broken.mp4")])
@@ -181,8 +192,82 @@ def test_an_interruption_says_what_is_done(predict, monkeypatch, tmp_path):
     assert status == 130
     assert f"interrupted with 1 of 2 videos in {table}; the same command goes on" in err
     monkeypatch.undo()
-    _, out, _ = predict("model.safetensors", "videos", "--csv", str(table))
-    assert out.startswith("videos/deep/b.MP4")
+    before = table.read_text(encoding="utf-8")
+    predict("model.safetensors", "videos", "--csv", str(table))
+    assert table.read_text(encoding="utf-8").removeprefix(before).startswith("videos/deep/b.MP4,")
+
+
+def test_a_termination_says_what_is_done(predict, monkeypatch, tmp_path):
+    def terminated(self, path, **arguments):
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(Predictor, "predict", terminated)
+    table = tmp_path / "table.csv"
+    status, _, err = predict("model.safetensors", "videos", "--csv", str(table))
+    assert status == 143
+    assert err.splitlines()[-1] == f"interrupted with 0 of 2 videos in {table}; the same command goes on"
+    status, _, err = predict("model.safetensors", "videos")
+    assert status == 143
+    assert err.splitlines()[-1] == "interrupted"
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, ZeroDivisionError])
+def test_failures_are_listed_however_it_ends(predict, monkeypatch, capsys, stop):
+    def failing(self, path, **arguments):
+        raise stop if path.name == "b.MP4" else ValueError("odd")
+
+    monkeypatch.setattr(Predictor, "predict", failing)
+    if stop is KeyboardInterrupt:
+        err = predict("model.safetensors", "videos")[2].splitlines()
+        assert err.pop() == "interrupted"
+    else:
+        with pytest.raises(stop):
+            predict("model.safetensors", "videos")
+        err = capsys.readouterr().err.splitlines()
+    assert err[-2:] == ["failed: videos/a.mp4: odd", "1 of 2 videos could not be predicted"]
+
+
+def test_progress_counts_the_videos_of_the_command(predict, folder, monkeypatch, tmp_path):
+    table, counts = tmp_path / "table.csv", []
+    identity = vtm.load(folder / "model.safetensors").identity
+    right = Progress.advance
+
+    def failing(self, path, **arguments):
+        with table.open("a") as file:  # as another command does, which has other videos
+            file.write(f"other {path.name},,,,,,,broken,{identity},,,,\n")
+        raise ValueError("odd")
+
+    def advance(self, note="", *, to=None):
+        right(self, note, to=to)
+        counts.append((self.done, self.total))
+
+    monkeypatch.setattr(Predictor, "predict", failing)
+    monkeypatch.setattr(Progress, "advance", advance)
+    predict("model.safetensors", "videos", "--csv", str(table))
+    assert counts == [(1, 2), (2, 2)]
+
+
+def test_a_failure_of_another_command_stays_in_the_table(predict, tmp_path):
+    (tmp_path / "broken.mp4").write_bytes(b"no video")
+    table = tmp_path / "table.csv"
+    assert predict("model.safetensors", str(tmp_path), "--csv", str(table))[0] == 1
+    assert predict("model.safetensors", "videos/a.mp4", "--csv", str(table))[0] == 0
+    assert [Path(row["video"]).name for row in csv.DictReader(table.open(encoding="utf-8"))] == ["broken.mp4", "a.mp4"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "arguments", "reason"),
+    [
+        ((*WINDOWS, "merging.sample_in_eval=true"), ["--stream"], "cannot be used with --stream: a stream cannot draw"),
+        (("experiment=needle",), [], "was trained on features (needle"),
+    ],
+)
+def test_what_would_fail_for_every_video_is_refused_once(predict, make_model, tmp_path, overrides, arguments, reason):
+    model, table = make_model(tmp_path / "model.safetensors", *overrides), tmp_path / "table.csv"
+    status, out, err = predict(str(model), "videos", "--csv", str(table), *arguments)
+    assert str(status).startswith(f"{model} {reason}")
+    assert not out + err
+    assert not table.exists()
 
 
 def test_every_process_has_a_gpu(monkeypatch, folder):

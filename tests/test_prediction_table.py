@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from vtm.prediction import Prediction, Window
-from vtm.prediction_table import COLUMNS, PredictionTable
+from vtm.prediction_table import _PRESENT, _WRITING, COLUMNS, PredictionTable
 
 HEADER = ",".join(COLUMNS) + "\n"
 OTHER = """
@@ -40,8 +40,15 @@ def rows(path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def table_of(path, classes=1) -> PredictionTable:
-    return PredictionTable(path, "abc", classes=classes)
+def table_of(path, classes=1, again=()) -> PredictionTable:
+    return PredictionTable(path, "abc", classes=classes, again=[Path(video) for video in again])
+
+
+def may_lock(path, kind: int, byte: int) -> bool:
+    """Tell whether another process could take hold of a byte now."""
+    code = "import fcntl, sys; fcntl.lockf(open(sys.argv[1], 'r+'), int(sys.argv[2]), 1, int(sys.argv[3]))"
+    command = [sys.executable, "-c", code, str(path), str(kind | fcntl.LOCK_NB), str(byte)]
+    return not subprocess.run(command, stderr=subprocess.DEVNULL).returncode
 
 
 @pytest.fixture
@@ -101,12 +108,118 @@ def test_what_failed_is_tried_again_and_has_one_row(path):
         table.add_failure(Path("c.mp4"), "broken")
         assert not list(table.take([Path("a\n.mp4"), Path("c.mp4")]))  # not in the same run
     (path.parent / "link.csv").symlink_to(path.name)
-    with table_of(path.parent / "link.csv") as table:
+    with table_of(path.parent / "link.csv", again=["a\n.mp4", "c.mp4"]) as table:
         assert [row["video"] for row in rows(path)] == ["b.mp4"]
         assert list(table.take([Path("b.mp4"), Path("c.mp4")])) == [Path("c.mp4")]
         table.add(prediction("c.mp4"))
     assert [row["video"] for row in rows(path)] == ["b.mp4", "c.mp4"]
     assert (path.parent / "link.csv").is_symlink()
+
+
+def test_failures_of_other_videos_are_kept(path):
+    with table_of(path) as table:
+        table.add_failure(Path("A/x.mp4"), "broken")
+        table.add_failure(Path("B/x.mp4"), "broken")
+    with table_of(path, again=["B/x.mp4", "B/y.mp4"]):
+        pass
+    assert [(row["video"], row["error"]) for row in rows(path)] == [("A/x.mp4", "broken")]
+
+
+def test_trying_again_leaves_the_permissions(path):
+    with table_of(path) as table:
+        table.add_failure(Path("a.mp4"), "broken")
+    for mode in (0o660, 0o600):
+        path.chmod(mode)
+        with table_of(path, again=["a.mp4"]) as table:
+            assert rows(path) == []
+            table.add_failure(Path("a.mp4"), "broken")
+        assert path.stat().st_mode & 0o777 == mode
+
+
+@pytest.mark.parametrize("how", ["moved", "deleted", "replaced"])
+def test_a_table_that_is_taken_away_is_missed(path, how):
+    with table_of(path) as table:
+        table.add(prediction("a.mp4"))
+        match how:
+            case "moved":
+                path.rename(path.with_name("other.csv"))
+            case "deleted":
+                path.unlink()
+            case "replaced":
+                path.with_name("other.csv").write_bytes(path.read_bytes())
+                path.with_name("other.csv").replace(path)
+        with pytest.raises(FileNotFoundError, match=r"table\.csv was moved, deleted or replaced .* put it back"):
+            table.add(prediction("b.mp4"))
+    if how == "moved":
+        path.with_name("other.csv").rename(path)
+    with table_of(path) as table:
+        assert table.videos == (set() if how == "deleted" else {"a.mp4"})
+
+
+def test_a_table_that_has_become_shorter_is_refused(path):
+    with table_of(path) as table:
+        table.add(prediction("a.mp4"))
+        size = path.stat().st_size
+        os.truncate(path, size - 3)
+        reason = rf"table\.csv: expected at least the {size} bytes that were there, found {size - 3}"
+        with pytest.raises(ValueError, match=reason):
+            table.add(prediction("b.mp4"))
+        with pytest.raises(ValueError, match=reason):  # before hours go into a video
+            next(table.take([Path("b.mp4")]))
+    assert path.stat().st_size == size - 3
+
+
+def test_an_open_table_is_shared_and_a_row_is_written_alone(path, monkeypatch):
+    right, free = os.write, []
+
+    def write(file, content):
+        free.append(may_lock(path, fcntl.LOCK_EX, _WRITING))
+        return right(file, content)
+
+    with table_of(path) as table:
+        assert may_lock(path, fcntl.LOCK_SH, _PRESENT)
+        assert not may_lock(path, fcntl.LOCK_EX, _PRESENT)
+        monkeypatch.setattr(os, "write", write)
+        table.add(prediction("a.mp4"))
+        monkeypatch.undo()
+        assert free == [False]
+        assert may_lock(path, fcntl.LOCK_EX, _WRITING)
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.ENOLCK])
+def test_nothing_is_written_without_its_lock(path, monkeypatch, code):
+    right = fcntl.lockf
+
+    def lockf(file, kind, *place):
+        if kind == fcntl.LOCK_EX:
+            raise OSError(code, "refused")
+        return right(file, kind, *place)
+
+    with table_of(path) as table:
+        content = path.read_bytes()
+        monkeypatch.setattr(fcntl, "lockf", lockf)
+        with pytest.raises(OSError, match=r"table\.csv cannot be locked \(refused\)"):
+            table.add(prediction("a.mp4"))
+    assert path.read_bytes() == content
+
+
+def test_a_video_is_let_go_after_its_turn(path, other):
+    assert other.stdout.readline() == "a.mp4\n"
+    with table_of(path) as table:
+        ours = table.take([Path("b.mp4"), Path("c.mp4")])
+        assert next(ours) == Path("b.mp4")
+        assert next(ours) == Path("c.mp4")
+        other.stdin.write("\n")
+        assert other.stdout.readline() == "b.mp4\n"
+
+
+def test_what_others_have_added_is_known_at_the_end(path, other):
+    assert other.stdout.readline() == "a.mp4\n"
+    with table_of(path) as table:
+        for _ in table.take([Path("b.mp4")]):
+            other.stdin.write("\n")
+            assert other.stdout.readline() == "c.mp4\n"
+        assert table.videos == {"a.mp4"}
 
 
 def test_processes_share_the_videos(path, other):
@@ -207,13 +320,17 @@ def test_a_full_disk_leaves_whole_rows(path, monkeypatch):
     assert [row["video"] for row in rows(path)] == ["a.mp4"]
 
 
-@pytest.mark.parametrize("name", ["a\nb.mp4", "a,'\"b.mp4", "a\u2028b\x85c\x0c.mp4", "ü.mp4", "\udcff.mp4"])
+@pytest.mark.parametrize(
+    "name", ["a\nb.mp4", "a\rb.mp4", "a\r\nb.mp4\r", "a,'\"b.mp4", "a\u2028b\x85c\x0c.mp4", "ü.mp4", "\udcff.mp4"]
+)
 def test_whatever_a_video_is_called_it_is_known_again(path, name):
     with table_of(path) as table:
         table.add(prediction(name))
         table.add_failure(Path("broken.mp4"), "broken")
         table.add(prediction("next.mp4"))
-    with table_of(path) as table:
+    with table_of(path, again=["broken.mp4"]) as table:
+        assert table.videos == {name, "next.mp4"}
+    with table_of(path) as table:  # as it was written again
         assert table.videos == {name, "next.mp4"}
 
 

@@ -1,4 +1,5 @@
 import logging
+from types import SimpleNamespace
 
 import pytest
 
@@ -34,6 +35,18 @@ def test_results_are_printed_above_the_bar(monkeypatch, capsys):
     said = capsys.readouterr()
     assert said.out.strip() == "a.mp4  x 0.9"
     assert "half of the second" in said.err
+
+
+def test_a_line_is_written_in_one_piece(monkeypatch):
+    written = []
+    for name in ("stdout", "stderr"):
+        stream = SimpleNamespace(write=written.append, flush=lambda: None, isatty=lambda: False)
+        monkeypatch.setattr(progress.sys, name, stream)
+    with Progress("predicting", 1) as job:
+        job.print("a.mp4")
+        job.advance()
+    assert [line.partition(",")[0] for line in written] == ["a.mp4\n", "predicting: 1 of 1"]
+    assert written[1].endswith("\n")
 
 
 def test_what_an_earlier_run_did_counts_but_not_for_the_rate(clock, capsys):

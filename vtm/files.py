@@ -1,12 +1,13 @@
 """Write files so that nobody ever sees half of one."""
 
 import os
+import stat
 from hashlib import sha256
 from pathlib import Path
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write or replace a file in one step, and make its folder where there is none.
+    """Write or replace a file in one step, with the permissions it has, and make its folder where there is none.
 
     Args:
         path: where it goes; until it is complete, what was there stays.
@@ -24,6 +25,8 @@ def write_atomically(path: Path, content: str | bytes) -> None:
             file.write(content if isinstance(content, bytes) else content.encode())
             file.flush()
             os.fsync(file.fileno())
+        if path.exists():
+            unfinished.chmod(stat.S_IMODE(path.stat().st_mode))
         os.replace(unfinished, path)
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error

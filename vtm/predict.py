@@ -14,11 +14,12 @@ import io
 import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from vtm.errors import errors_in_one_sentence
+from vtm.errors import errors_in_one_sentence, interruption
 from vtm.launch import place
 
 if TYPE_CHECKING:  # what the command needs is imported when its arguments are known to be right
@@ -96,7 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("model", metavar="MODEL", help="a .safetensors file, or a folder with a model.safetensors")
     parser.add_argument("videos", metavar="VIDEO", nargs="+", help="files, folders, or patterns in quotation marks")
     parser.add_argument("--json", action="store_true", help="print a line of JSON for each video")
-    parser.add_argument("--csv", metavar="FILE", help="write a table, or go on with one; see below")
+    parser.add_argument("--csv", metavar="FILE", help="write a table instead, or go on with one; see below")
     parser.add_argument("--top", metavar="N", type=_count, default=5, help="classes to list of each video (default 5)")
     parser.add_argument("--timeline", action="store_true", help="also say what each window of a video gives")
     parser.add_argument("--stream", action="store_true", help="one pass over a frame per second of the whole video")
@@ -118,27 +119,39 @@ def _run(arguments: argparse.Namespace, videos: Sequence[Path]) -> int:
     if processes > 1 and arguments.csv is None:
         raise ValueError(f"{processes} processes share the videos by the table that they write: give --csv FILE")
     model = _load(arguments)
-    if arguments.csv is None:
-        return int(bool(_predict_all(model, videos, arguments, None)))
+    _check(model, arguments)
+    with nullcontext() if arguments.csv is None else _table(model, videos, arguments) as table:
+        if table is not None:
+            if processes > 1 and not table.locked:
+                raise ValueError(
+                    f"{processes} processes cannot share {table.path} there: give --csv FILE on another disk"
+                )
+            if known := _known(videos, table):
+                _say(f"{known} of {len(videos)} are in {table.path} already")
+        try:
+            failed = _predict_all(model, videos, arguments, table)
+        except BaseException as stop:
+            if (status := interruption(stop)) is None:
+                raise
+            found = table and f" with {_known(videos, table)} of {len(videos)} videos in {table.path}"
+            _say(f"interrupted{found}; the same command goes on" if found else "interrupted")
+            return status
+        if table is not None and (others := len(videos) - _known(videos, table)):
+            _say(f"{others} of {len(videos)} videos are in the hands of other processes")
+    return int(failed and processes == 1)  # else a process that ends in failure would take the others along
+
+
+def _table(model: Predictor, videos: Sequence[Path], arguments: argparse.Namespace) -> PredictionTable:
     from vtm.prediction_table import PredictionTable
 
     way = model.identity + ("+stream" if arguments.stream else "")
     classes = 1 if model.labels is None else min(arguments.top, len(model.labels))
-    with PredictionTable(Path(arguments.csv), way, classes=classes) as table:
-        if processes > 1 and not table.locked:
-            raise ValueError(f"{processes} processes cannot share {table.path} there: give --csv FILE on another disk")
-        names = set(map(str, videos))
-        if known := len(names & table.videos):
-            print(f"{known} of {len(videos)} are in {table.path} already", file=sys.stderr)
-        try:
-            failed = _predict_all(model, videos, arguments, table)
-        except KeyboardInterrupt:
-            found = f"{len(names & table.videos)} of {len(videos)} videos in {table.path}"
-            print(f"interrupted with {found}; the same command goes on", file=sys.stderr)
-            return 130
-        if others := len(names - table.videos):
-            print(f"{others} of {len(videos)} videos are in the hands of other processes", file=sys.stderr)
-    return int(failed and processes == 1)  # else a process that ends in failure would take the others along
+    return PredictionTable(Path(arguments.csv), way, classes=classes, again=videos)
+
+
+def _known(videos: Sequence[Path], table: PredictionTable) -> int:
+    """Count the videos of this command that are in a table, which may have others too."""
+    return len(table.videos.intersection(map(str, videos)))
 
 
 def _load(arguments: argparse.Namespace) -> Predictor:
@@ -157,6 +170,23 @@ def _load(arguments: argparse.Namespace) -> Predictor:
     return load(arguments.model, encoder_checkpoint=arguments.encoder_checkpoint, device=device)
 
 
+def _check(model: Predictor, arguments: argparse.Namespace) -> None:
+    """Refuse at once what the model would refuse for every video."""
+    from vtm.encoders import Precomputed
+    from vtm.models import Stream
+
+    if isinstance(model.encoder, Precomputed):
+        raise ValueError(
+            f"{arguments.model} was trained on features ({model.encoder.key}) and cannot look at videos: give a model "
+            "that was trained with an encoder"
+        )
+    if arguments.stream:
+        try:
+            Stream(model.network)
+        except ValueError as error:
+            raise ValueError(f"{arguments.model} cannot be used with --stream: {error}") from None
+
+
 def _predict_all(
     model: Predictor, videos: Sequence[Path], arguments: argparse.Namespace, table: PredictionTable | None
 ) -> bool:
@@ -167,29 +197,31 @@ def _predict_all(
     from vtm.progress import Progress
 
     failed: dict[Path, str] = {}
-    before = 0 if table is None else len(table.videos.intersection(map(str, videos)))
-    known = 0 if table is None else len(table.videos)
-    with Progress("predict", len(videos), done=before) as progress:
-        for video in videos if table is None else table.take(videos):
-            seen = partial(_show, progress, _printable(video.name))
-            try:
-                prediction = model.predict(video, stream=arguments.stream, seen=seen)
-            except torch.OutOfMemoryError:
-                failed[video] = f"out of memory on {model.device}; --device cpu has another"
-            except (VideoError, OSError, ValueError) as error:
-                failed[video] = str(error).removeprefix(f"{video}: ")
-            if table is not None and video in failed:
-                table.add_failure(video, failed[video])
-            elif video not in failed:
-                progress.print("\n".join(_lines(prediction, arguments)))
-                if table is not None:
-                    table.add(prediction)
-            note = f"{len(failed)} failed" if failed else ""
-            progress.advance(note, to=None if table is None else before + len(table.videos) - known)
-    for video, reason in failed.items():
-        print(_printable(f"failed: {video}: {reason}"), file=sys.stderr)
-    if failed:
-        print(f"{len(failed)} of {len(videos)} videos could not be predicted", file=sys.stderr)
+    before = 0 if table is None else _known(videos, table)
+    try:
+        with Progress("predict", len(videos), done=before) as progress:
+            for video in videos if table is None else table.take(videos):
+                seen = partial(_show, progress, _printable(video.name))
+                try:
+                    prediction = model.predict(video, stream=arguments.stream, seen=seen)
+                except torch.OutOfMemoryError:
+                    failed[video] = f"out of memory on {model.device}; --device cpu has another"
+                except (VideoError, OSError, ValueError) as error:
+                    failed[video] = str(error).removeprefix(f"{video}: ")
+                if table is not None and video in failed:
+                    table.add_failure(video, failed[video])
+                elif video not in failed:
+                    if table is not None:
+                        table.add(prediction)
+                    if table is None or arguments.json or arguments.timeline:
+                        progress.print("\n".join(_lines(prediction, arguments)))
+                note = f"{len(failed)} failed" if failed else ""
+                progress.advance(note, to=None if table is None else _known(videos, table))
+    finally:
+        for video, reason in failed.items():
+            _say(_printable(f"failed: {video}: {reason}"))
+        if failed:
+            _say(f"{len(failed)} of {len(videos)} videos could not be predicted")
     return bool(failed)
 
 
@@ -237,6 +269,11 @@ def _answer(best: Sequence[tuple[str, float]], regression: bool) -> dict[str, An
 
 def _text(best: Sequence[tuple[str, float]], regression: bool) -> str:
     return ", ".join(f"{score:.4g}" if regression else f"{name} {score:.3f}" for name, score in best)
+
+
+def _say(text: str) -> None:
+    """Write a line in one piece, so that those of several processes do not mix."""
+    sys.stderr.write(text + "\n")
 
 
 def _printable(text: str) -> str:

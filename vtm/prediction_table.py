@@ -12,7 +12,7 @@ import fcntl
 import io
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
@@ -32,13 +32,13 @@ class PredictionTable:
 
     Its columns are `COLUMNS` and, for the classes after the best one, `prediction_2`, `probability_2` and so on. A
     regression has its value as `prediction`, and no `probability`. `short` and `damaged` are 0 or 1, as `Prediction`
-    has them. A video that could not be predicted has just an `error`; when a table is opened that no other process has
-    open, such rows are taken away, and these videos are tried again.
+    has them. A video that could not be predicted has just an `error`, and can be tried again.
 
     Args:
         path: of the file.
         model: names what predicts; a file holds the predictions of one model.
         classes: how many classes a row lists, best first; 1 for a regression.
+        again: videos to try again: when a table is opened that no other process has open, their errors are taken away.
 
     Attributes:
         videos: that are in the file, as far as it has been read.
@@ -46,16 +46,17 @@ class PredictionTable:
 
     Raises:
         ValueError: if the file is something else, or of another model; then it is left as it is.
-        OSError: if it cannot be written; what is in it is complete.
+        OSError: if it cannot be written, or is no longer there; what is in it is complete.
     """
 
-    def __init__(self, path: Path, model: str, *, classes: int) -> None:
+    def __init__(self, path: Path, model: str, *, classes: int, again: Collection[Path] = ()) -> None:
         self.path = path
         self.model = model
         self.columns = COLUMNS + tuple(f"{name}_{n}" for n in range(2, classes + 1) for name in COLUMNS[1:3])
         self.videos: set[str] = set()
         self.locked = True
         self._classes = classes
+        self._again = {str(video) for video in again}
         self._end = 0  # of the rows that have been read, in bytes
 
     def __enter__(self) -> Self:
@@ -120,26 +121,36 @@ class PredictionTable:
             alone = self._lock(fcntl.LOCK_EX | fcntl.LOCK_NB, _PRESENT)
         except OSError as error:
             reason = f"{self.path} is on a file system without locks ({error.strerror})"
-            print(f"{reason}: only one process at a time may write it", file=sys.stderr)
+            sys.stderr.write(f"{reason}: only one process at a time may write it\n")
             self.locked, alone = False, True
         self.videos, self._end = set(), 0
         if alone:
             rows = self._read()
-            kept = [row for row in rows if not row[_ERROR]]
+            kept = [row for row in rows if not (row[_ERROR] and row[0] in self._again)]
             if len(kept) < len(rows):
                 content = "".join(map(_line, [self.columns, *kept])).encode(errors="surrogateescape")
                 write_atomically(self.path.resolve(), content)
         self._lock(fcntl.LOCK_SH, _PRESENT)
-        if not (self.path.exists() and os.path.samestat(os.fstat(self._file), os.stat(self.path))):
+        if not self._is_in_place():
             return False
         with self._writing():
             if not self._end:
                 self._write(self.columns)
         return True
 
+    def _is_in_place(self) -> bool:
+        """Tell whether the open file is the one that has the name now."""
+        return self.path.exists() and os.path.samestat(os.fstat(self._file), os.stat(self.path))
+
     def _read(self) -> list[list[str]]:
         """Read the rows that are new in the file."""
-        content = os.pread(self._file, os.fstat(self._file).st_size - self._end, self._end)
+        size = os.fstat(self._file).st_size
+        if size < self._end:
+            raise ValueError(
+                f"{self.path}: expected at least the {self._end} bytes that were there, found {size}; put back what "
+                "was taken away, and the same command goes on"
+            )
+        content = os.pread(self._file, size - self._end, self._end)
         header = _line(self.columns).encode()
         if not self._end and not (header.startswith(content) or content.startswith(header)):
             found = content.partition(b"\n")[0][:200].decode(errors="backslashreplace")
@@ -175,6 +186,11 @@ class PredictionTable:
         """Keep others from writing, and take away the half row that a process which was killed may have left."""
         self._lock(fcntl.LOCK_EX, _WRITING)
         try:
+            if not self._is_in_place():
+                raise FileNotFoundError(
+                    f"{self.path} was moved, deleted or replaced while it was written; put it back for the same "
+                    "command to go on, or it begins anew"
+                )
             self._read()
             os.ftruncate(self._file, self._end)
             yield
@@ -194,11 +210,18 @@ class PredictionTable:
             ) from error
 
     def _lock(self, kind: int, byte: int) -> bool:
-        """Take hold of a byte, or let go of it; return False where another process holds it."""
+        """Take hold of a byte, or let go of it; with LOCK_NB, return False where another process holds it."""
         try:
             if self.locked:
                 fcntl.lockf(self._file, kind, 1, byte)
-        except (BlockingIOError, PermissionError):
+        except OSError as error:
+            if not kind & fcntl.LOCK_NB:
+                raise OSError(
+                    f"{self.path} cannot be locked ({error.strerror}); what is in it is complete, and the same command "
+                    "goes on when this is put right"
+                ) from error
+            if not isinstance(error, BlockingIOError | PermissionError):  # either one is how systems say "held"
+                raise
             return False
         return True
 
@@ -206,5 +229,5 @@ class PredictionTable:
 def _line(row: Sequence[Any]) -> str:
     """Write a row as CSV."""
     text = io.StringIO(newline="")
-    csv.writer(text, lineterminator="\n").writerow(row)
-    return text.getvalue()
+    csv.writer(text).writerow(row)  # with "\r\n" at the end, for it quotes just the letters that end a line
+    return text.getvalue().removesuffix("\r\n") + "\n"

@@ -8,7 +8,7 @@ import time
 from contextlib import nullcontext
 from datetime import timedelta
 from types import TracebackType
-from typing import Self
+from typing import Self, TextIO
 
 from tqdm import tqdm  # type: ignore[import-untyped]
 
@@ -47,7 +47,7 @@ class Progress:
     def print(self, text: str) -> None:
         """Print a result, above the bar."""
         with nullcontext() if self._bar is None else tqdm.external_write_mode(sys.stdout):
-            print(text, flush=True)
+            _write_line(text, sys.stdout)
 
     def advance(self, note: str = "", *, to: int | None = None) -> None:
         """Count one more item.
@@ -68,4 +68,10 @@ class Progress:
             line = f"{self.label}: {self.done} of {self.total}, {rate:.3g} per s{left}" + (note and f", {note}")
             _log.info(line)
             if self._bar is None:
-                print(line, file=sys.stderr, flush=True)
+                _write_line(line, sys.stderr)
+
+
+def _write_line(text: str, stream: TextIO) -> None:
+    """Write a line in one piece, so that those of several processes do not mix; in `python -u`, `print` writes two."""
+    stream.write(text + "\n")
+    stream.flush()
