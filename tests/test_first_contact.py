@@ -219,7 +219,10 @@ def test_9_no_network(refusal, tiny, tmp_path, monkeypatch):
     assert said.startswith(
         "the weights vit_tiny_patch16_224.augreg_in21k_ft_in1k can be neither found on this machine n"
     )
-    assert said.endswith("fetch them elsewhere and give the file with encoder.checkpoint=<file>")
+    assert said.endswith(
+        "fetch them elsewhere and give the file with encoder.checkpoint=<file>, or take encoder=vit_tiny_random, which "
+        "needs none"
+    )
 
 
 @pytest.fixture

@@ -1,5 +1,7 @@
 """A graph describes its inputs, and is refused or left out where it would not be the model; see also test_export.py."""
 
+import logging
+
 import pytest
 
 import vtm
@@ -42,5 +44,7 @@ def test_a_graph_that_disagrees_is_not_written(load, tmp_path, monkeypatch, diff
         write_graph(load(), tmp_path / "m.onnx", "onnx")
     assert not (tmp_path / "m.onnx").exists()
     difference = 1e-6
+    level = logging.getLogger("torch.onnx").level
     assert write_graph(load(), tmp_path / "m.onnx", "onnx").startswith("agrees with the model to 1e-06 at batch 1 and")
     assert (tmp_path / "m.onnx").read_bytes() == b"graph"
+    assert logging.getLogger("torch.onnx").level == level

@@ -9,7 +9,8 @@ import io
 import json
 import logging
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +52,7 @@ def write_graph(model: Predictor, path: Path, name: str) -> str:
     """
     to = _to_onnx if name == "onnx" else _to_pt2
     about = {**model.description, "inputs": inputs_of(model)}
-    with warnings.catch_warnings():  # about the insides of the exporters
-        warnings.simplefilter("ignore")
-        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with _silent_exporters():
         content, run = to(model, _example(model, 2), json.dumps(about, ensure_ascii=False))
         differences = []
         for batch in _BATCHES:
@@ -67,6 +66,20 @@ def write_graph(model: Predictor, path: Path, name: str) -> str:
         )
     write_atomically(path, content)
     return f"agrees with the model to {worst:.0e} at batch {' and '.join(map(str, _BATCHES))}"
+
+
+@contextmanager
+def _silent_exporters() -> Iterator[None]:
+    """Leave out what they say of their insides."""
+    log = logging.getLogger("torch.onnx")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(level)
 
 
 def inputs_of(model: Predictor) -> dict[str, Any]:

@@ -228,7 +228,7 @@ def fetching(weights: str) -> Iterator[None]:
         reason = str(error).partition("\n")[0]
         raise RuntimeError(
             f"the weights {weights} can be neither found on this machine nor fetched ({reason}); fetch them elsewhere "
-            f"and give the file with encoder.checkpoint=<file>"
+            "and give the file with encoder.checkpoint=<file>, or take encoder=vit_tiny_random, which needs none"
         ) from error
 
 
