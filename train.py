@@ -9,13 +9,27 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from vtm.errors import errors_in_one_sentence
-from vtm.files import write_atomically
-from vtm.launch import place, processes_to_start, quietly, resumable, run_folder_or_exit, start_processes
-from vtm.overrides import explained
+from vtm.cli.errors import errors_in_one_sentence
+from vtm.cli.launch import processes_to_start, quietly, resumable, run_folder, start_processes
+from vtm.cli.overrides import explained
+from vtm.system.atomic import write_atomically
+from vtm.system.processes import place
 
 CONF = Path(__file__).parent / "conf"
-OmegaConf.register_new_resolver("run_folder", run_folder_or_exit, use_cache=True)
+
+
+def checked_run_folder(name: str, train: bool, ckpt_path: str | None, finetune_from: str | None) -> str:
+    """Check the checkpoints and name the run folder, for the configuration, which would wrap the errors of both."""
+    from vtm.training.checkpoint import check_checkpoint
+
+    with errors_in_one_sentence():
+        for key, path in (("ckpt_path", ckpt_path), ("finetune_from", finetune_from)):
+            if path is not None:
+                check_checkpoint(key, path)
+        return run_folder(name, train=train, ckpt_path=ckpt_path)
+
+
+OmegaConf.register_new_resolver("run_folder", checked_run_folder, use_cache=True)
 
 
 @explained(CONF, "train")
@@ -43,8 +57,8 @@ def main(cfg: DictConfig) -> None:
 
 def build(cfg: DictConfig, encoder: Any, data: Any, task: Any) -> Any:
     """Make the module, from the checkpoint that a new run starts from, and check the one that it resumes or tests."""
-    from vtm.callbacks import epoch_seed
-    from vtm.lit_module import VTMModule
+    from vtm.training.callbacks import epoch_seed
+    from vtm.training.module import VTMModule
 
     epoch_seed(cfg.seed, epoch=0, rank=0)  # the same initial weights on every rank
     model = instantiate(cfg.model, encoder.channels, data.num_outputs)
@@ -67,7 +81,7 @@ def keep_configuration(cfg: DictConfig) -> None:
 
 def run(cfg: DictConfig, trainer: Any, callbacks: Any, module: Any, data: Any) -> None:
     """Fit, and test the best and the last checkpoint, or test the given one."""
-    from vtm.loggers import closing_wandb
+    from vtm.training.loggers import closing_wandb
 
     with closing_wandb():
         trainer.loggers = [*instantiate(cfg.logger).values()]

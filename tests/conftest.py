@@ -14,9 +14,12 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from vtm.data.video import write_video
+from tests.runs import write_run
+from tests.videos import loading, stamps
 from vtm.export import export
+from vtm.video.writing import write_video
 
+__all__ = ["loading", "stamps", "write_run"]  # fixtures of other files
 CONF = Path(__file__).parents[1] / "conf"
 
 

@@ -5,9 +5,9 @@ from types import SimpleNamespace
 import pytest
 
 from vtm.check_data import Finding, _renew, check
-from vtm.data.feature_file import FeatureError, OtherTimesError
 from vtm.data.source import Video
-from vtm.data.video import TooShortError, VideoError
+from vtm.features.file import FeatureError, OtherTimesError
+from vtm.video.decoding import TooShortError, VideoError
 
 ERRORS = {
     "short": TooShortError("ends early"),

@@ -13,7 +13,7 @@ from hydra.utils import instantiate
 import train
 from vtm import check_data, extract
 from vtm.data.datamodule import VideoDataModule
-from vtm.data.video import write_video
+from vtm.video.writing import write_video
 
 ROOT = Path(__file__).parents[1]
 OTHERS = ("demo", "folder", "needle", "needle_videos")  # which have no official lists

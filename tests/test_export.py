@@ -13,7 +13,7 @@ import torch
 
 import vtm
 from vtm.export import from_checkpoint, main
-from vtm.model_file import ModelFileError, read_model
+from vtm.inference.model_file import ModelFileError, read_model
 
 WINDOWS = ("data/protocol=windows", "data.protocol.num_frames=4", "data.protocol.stride=1")
 STRATEGIES = ["learnable", "learnable_paper", "uniform", "center", "boundary", "motion", "none"]
@@ -127,7 +127,7 @@ def test_sampling_is_refused_where_a_graph_cannot_hold_it(tmp_path, make_checkpo
 
 def test_a_graph_that_disagrees_is_not_written(tmp_path, make_checkpoint, export, monkeypatch):
     monkeypatch.setattr(
-        "vtm.graph_file._to_pt2", lambda model, example, about: (b"", lambda given: model(**given) + 0.01)
+        "vtm.inference.graph._to_pt2", lambda model, example, about: (b"", lambda given: model(**given) + 0.01)
     )
     said = export(f"ckpt_path={make_checkpoint(tmp_path / 'a.ckpt')}", f"out={tmp_path / 'm.pt2'}")
     assert "is not written: its scores differ from the model's by up to 0.01" in said

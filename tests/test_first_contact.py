@@ -14,7 +14,7 @@ from hydra.utils import instantiate
 
 import train
 from vtm import check_data, extract
-from vtm.lit_module import VTMModule
+from vtm.training.module import VTMModule
 
 TINY = [
     "experiment=demo", "data.num_train=4", "data.num_val=2", "data.num_test=2", "data.scene.seconds=2",

@@ -14,11 +14,12 @@ import pytest
 import torch
 
 import vtm
-from vtm.predict import _load, as_dict, list_videos, main
-from vtm.prediction import Prediction, Window
-from vtm.prediction_table import COLUMNS
-from vtm.predictor import Predictor
-from vtm.progress import Progress
+from vtm.inference.prediction import Prediction, Window, as_dict
+from vtm.inference.predictor import Predictor
+from vtm.inference.table import COLUMNS
+from vtm.predict import _load, main
+from vtm.system.progress import Progress
+from vtm.video.listing import list_videos
 
 ROOT = Path(__file__).parents[1]
 WINDOWS = ("data/protocol=windows", "data.protocol.num_frames=4", "data.protocol.stride=1")
@@ -275,7 +276,7 @@ def test_every_process_has_a_gpu(monkeypatch, folder):
     monkeypatch.setattr("torch.empty", lambda *_, device: given.append(device))
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
-    monkeypatch.setattr("vtm.predictor.load", lambda *_, **__: None)
+    monkeypatch.setattr("vtm.inference.predictor.load", lambda *_, **__: None)
     for rank, device in (("0", None), ("1", None), ("2", "cuda"), ("1", "cuda:0"), ("1", "cpu")):
         monkeypatch.setenv("LOCAL_RANK", rank)
         _load(argparse.Namespace(device=device, model="", encoder_checkpoint=None))

@@ -6,7 +6,7 @@ import pytest
 from matplotlib import image
 
 import vtm
-from vtm.data.video import duration
+from vtm.video.scanning import duration
 from vtm.visualize import main
 
 WINDOWS = ("data/protocol=windows", "data.protocol.num_frames=4", "data.protocol.stride=1")

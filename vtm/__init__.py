@@ -3,15 +3,15 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vtm.predictor import load
+    from vtm.inference.predictor import Predictor, load
 
-__all__ = ["load"]
+__all__ = ["Predictor", "load"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import `load` where it is asked for: what it needs would make `import vtm.merging` slow."""
+    """Import what is in `__all__` where it is asked for: what it needs would make `import vtm.merging` slow."""
     if name in __all__:
-        from vtm import predictor
+        from vtm.inference import predictor
 
         return getattr(predictor, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

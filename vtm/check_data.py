@@ -22,14 +22,14 @@ import hydra
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
+from vtm.cli.errors import errors_in_one_sentence
+from vtm.cli.overrides import explained
 from vtm.data.datamodule import SPLITS, Split, VideoDataModule
-from vtm.data.feature_file import FeatureError, OtherTimesError
 from vtm.data.source import Video
-from vtm.data.video import TooShortError, VideoError
-from vtm.errors import errors_in_one_sentence
-from vtm.files import write_atomically
-from vtm.overrides import explained
-from vtm.progress import Progress
+from vtm.features.file import FeatureError, OtherTimesError
+from vtm.system.atomic import write_atomically
+from vtm.system.progress import Progress
+from vtm.video.decoding import TooShortError, VideoError
 
 CONF = Path(__file__).parents[1] / "conf"
 STATES = ("sound", "missing", "unreadable", "too short")

@@ -15,7 +15,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vtm.errors import errors_in_one_sentence
+from vtm.cli.errors import errors_in_one_sentence
+from vtm.results.record import score_of
 
 if TYPE_CHECKING:  # what the command needs is imported when its arguments are known to be right
     from torch import Tensor
@@ -63,9 +64,9 @@ def export(checkpoint: Path, out: Path, formats: str, *, encoder_checkpoint: str
     Raises:
         ModelFileError: if the checkpoint is none, a format is unknown or cannot hold a setting of the model.
     """
-    from vtm.graph_file import check_traceable, write_graph
-    from vtm.model_file import ModelFileError, write_model
-    from vtm.predictor import Predictor
+    from vtm.inference.graph import check_traceable, write_graph
+    from vtm.inference.model_file import ModelFileError, write_model
+    from vtm.inference.predictor import Predictor
 
     given = out.suffix.removeprefix(".")
     chosen = formats.split(",") if formats else [given]
@@ -90,15 +91,16 @@ def export(checkpoint: Path, out: Path, formats: str, *, encoder_checkpoint: str
 
 
 def from_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Take from a checkpoint of train.py what `vtm.model_file` writes: the network's weights, and its description.
+    """Take the network's weights and its description, which `vtm.inference.model_file` writes, from a checkpoint.
 
     Raises:
         ModelFileError: if it is no checkpoint of vtm, or of settings that a model file cannot hold.
     """
     import torch
 
-    from vtm.lit_module import CHECKPOINT_FORMAT
-    from vtm.model_file import ModelFileError
+    from vtm.inference.model_file import ModelFileError
+    from vtm.results.old_names import with_current_names
+    from vtm.training.checkpoint import CHECKPOINT_FORMAT
 
     if not path.is_file():
         raise ModelFileError(f"ckpt_path={path} is no file; checkpoints lie in runs/<experiment>/<stamp>/checkpoints/")
@@ -113,7 +115,7 @@ def from_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             f"ckpt_path={path} is no checkpoint of this version of vtm: expected format {CHECKPOINT_FORMAT}, found "
             f"{facts.get('format')}"
         )
-    config = facts["config"]
+    config = with_current_names(facts["config"])
     task = str(config["task"]["_target_"])
     if not task.startswith("vtm.tasks."):
         raise ModelFileError(f"a model file holds classification or regression of vtm.tasks, but task is {task}")
@@ -164,16 +166,8 @@ def _training(path: Path, config: Mapping[str, Any], *, epoch: int) -> dict[str,
         return facts | {"commit": None, "versions": None, "val": None, "test": None}
     except json.JSONDecodeError as error:
         raise ValueError(f"{results} is no JSON ({error}); restore it, or remove it to export without scores") from None
-    scores = {stage: _score_of(run, stage, epoch) for stage in ("val", "test")}
+    scores = {stage: score_of(run, stage, epoch) for stage in ("val", "test")}
     return facts | {"commit": run["commit"], "versions": run["versions"], **scores}
-
-
-def _score_of(run: Mapping[str, Any], stage: str, epoch: int) -> dict[str, Any] | None:
-    """Find the score of an epoch in `results.json`, without the lists of videos."""
-    for name in (stage, f"{stage}_last"):
-        if name in run and run[name]["epoch"] == epoch:
-            return {key: value for key, value in run[name].items() if key not in ("missing_ids", "cost", "details")}
-    return None
 
 
 def _origin(description: Mapping[str, Any]) -> str:

@@ -9,24 +9,22 @@ torchrun --nproc-per-node=gpu -m vtm.predict model.safetensors videos/ --csv tab
 from __future__ import annotations
 
 import argparse
-import glob
 import io
 import json
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
-from vtm.errors import errors_in_one_sentence, interruption
-from vtm.launch import place
+from vtm.cli.errors import errors_in_one_sentence, interruption
+from vtm.system.processes import place
 
 if TYPE_CHECKING:  # what the command needs is imported when its arguments are known to be right
-    from vtm.prediction import Prediction
-    from vtm.prediction_table import PredictionTable
-    from vtm.predictor import Predictor
-    from vtm.progress import Progress
+    from vtm.inference.predictor import Predictor
+    from vtm.inference.table import PredictionTable
+    from vtm.system.progress import Progress
 
 _EPILOG = """\
 A table (--csv) has the columns
@@ -59,32 +57,9 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):  # names of files may hold what cannot be printed
         cast(io.TextIOWrapper, stream).reconfigure(errors="backslashreplace")
     with errors_in_one_sentence():
+        from vtm.video.listing import list_videos
+
         sys.exit(_run(arguments, list_videos(arguments.videos)))
-
-
-def list_videos(names: Iterable[str]) -> list[Path]:
-    """List files, those of folders, and those that match patterns, each once and in the order of the names.
-
-    Raises:
-        ValueError: if a name is none of these, or nothing is there.
-    """
-    from vtm.data.listing import is_video, walk
-
-    found: dict[Path, None] = {}
-    for name in names:
-        path = Path(name)
-        if path.is_dir():
-            files = [file for file in walk(path) if is_video(file)]
-        else:
-            matches = sorted(map(Path, glob.glob(name, recursive=True)))
-            files = [path] if path.exists() else [file for file in matches if file.is_file() and is_video(file)]
-        if not files:
-            what = (
-                "no video in or below the folder" if path.is_dir() else "no such file or folder, and no video matches"
-            )
-            raise ValueError(f"{name}: {what}")
-        found |= dict.fromkeys(files)
-    return list(found)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -142,7 +117,7 @@ def _run(arguments: argparse.Namespace, videos: Sequence[Path]) -> int:
 
 
 def _table(model: Predictor, videos: Sequence[Path], arguments: argparse.Namespace) -> PredictionTable:
-    from vtm.prediction_table import PredictionTable
+    from vtm.inference.table import PredictionTable
 
     way = model.identity + ("+stream" if arguments.stream else "")
     classes = 1 if model.labels is None else min(arguments.top, len(model.labels))
@@ -157,7 +132,7 @@ def _known(videos: Sequence[Path], table: PredictionTable) -> int:
 def _load(arguments: argparse.Namespace) -> Predictor:
     import torch
 
-    from vtm.predictor import load
+    from vtm.inference.predictor import load
 
     device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device == "cuda":
@@ -193,15 +168,16 @@ def _predict_all(
     """Predict the videos that are not in a table, print each, and add it; return whether some failed."""
     import torch
 
-    from vtm.data.video import VideoError
-    from vtm.progress import Progress
+    from vtm.inference.prediction import as_dict, as_lines, printable
+    from vtm.system.progress import Progress
+    from vtm.video.decoding import VideoError
 
     failed: dict[Path, str] = {}
     before = 0 if table is None else _known(videos, table)
     try:
         with Progress("predict", len(videos), done=before) as progress:
             for video in videos if table is None else table.take(videos):
-                seen = partial(_show, progress, _printable(video.name))
+                seen = partial(_show, progress, printable(video.name))
                 try:
                     prediction = model.predict(video, stream=arguments.stream, seen=seen)
                 except torch.OutOfMemoryError:
@@ -214,12 +190,16 @@ def _predict_all(
                     if table is not None:
                         table.add(prediction)
                     if table is None or arguments.json or arguments.timeline:
-                        progress.print("\n".join(_lines(prediction, arguments)))
+                        shown = {"top": arguments.top, "timeline": arguments.timeline}
+                        lines = as_lines(prediction, **shown)
+                        if arguments.json:
+                            lines = [json.dumps(as_dict(prediction, **shown), ensure_ascii=False)]
+                        progress.print("\n".join(lines))
                 note = f"{len(failed)} failed" if failed else ""
                 progress.advance(note, to=None if table is None else _known(videos, table))
     finally:
         for video, reason in failed.items():
-            _say(_printable(f"failed: {video}: {reason}"))
+            _say(printable(f"failed: {video}: {reason}"))
         if failed:
             _say(f"{len(failed)} of {len(videos)} videos could not be predicted")
     return bool(failed)
@@ -230,55 +210,9 @@ def _show(progress: Progress, name: str, seconds: float, total: float) -> None:
     progress.advance(f"{name}: {seconds:.0f} of {total:.0f} s", to=progress.done)
 
 
-def _lines(prediction: Prediction, arguments: argparse.Namespace) -> Iterator[str]:
-    """Say in text, or in one line of JSON, what a video is predicted to be."""
-    if arguments.json:
-        yield json.dumps(as_dict(prediction, top=arguments.top, timeline=arguments.timeline), ensure_ascii=False)
-        return
-    regression = prediction.labels is None
-    facts = [f"{prediction.seconds:.1f} s"]
-    facts += [f"{len(prediction.windows)} windows" if len(prediction.windows) > 1 else "1 window"]
-    facts += ["short"] * prediction.short + ["damaged"] * prediction.damaged
-    yield f"{_printable(prediction.video)}  {_text(prediction.top(arguments.top), regression)}  ({', '.join(facts)})"
-    if arguments.timeline:
-        for window, best in prediction.timeline(1):
-            yield f"  {window.start:9.1f} to {window.end:.1f} s  {_text(best, regression)}"
-
-
-def as_dict(prediction: Prediction, *, top: int, timeline: bool) -> dict[str, Any]:
-    """Put a prediction into plain containers, as `--json` prints it."""
-    regression = prediction.labels is None
-    found: dict[str, Any] = {"video": prediction.video, "seconds": round(prediction.seconds, 3)}
-    found |= {"short": prediction.short, "damaged": prediction.damaged}
-    found |= _answer(prediction.top(top), regression)
-    found["windows"] = len(prediction.windows)
-    if timeline:
-        found["timeline"] = [
-            {"start": window.start, "end": round(window.end, 3), **_answer(best, regression)}
-            for window, best in prediction.timeline(top)
-        ]
-    return found
-
-
-def _answer(best: Sequence[tuple[str, float]], regression: bool) -> dict[str, Any]:
-    name, score = best[0]
-    if regression:
-        return {"value": score}
-    return {"label": name, "probability": score, "top": [{"label": k, "probability": p} for k, p in best]}
-
-
-def _text(best: Sequence[tuple[str, float]], regression: bool) -> str:
-    return ", ".join(f"{score:.4g}" if regression else f"{name} {score:.3f}" for name, score in best)
-
-
 def _say(text: str) -> None:
     """Write a line in one piece, so that those of several processes do not mix."""
     sys.stderr.write(text + "\n")
-
-
-def _printable(text: str) -> str:
-    """Escape what would break a line or move the cursor, as names of files may."""
-    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
 if __name__ == "__main__":

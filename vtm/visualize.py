@@ -11,10 +11,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vtm.errors import errors_in_one_sentence
+from vtm.cli.errors import errors_in_one_sentence
 
 if TYPE_CHECKING:  # what the command needs is imported when its arguments are known to be right
-    from vtm.predictor import Predictor
+    from vtm.inference.predictor import Predictor
 
 # and how the names of their files end
 KINDS = {"sheet": ("_sheet.png", "_sheet.pdf"), "video": ("_overlay.mp4",), "page": ("_page.html",)}
@@ -26,7 +26,7 @@ def main() -> None:
     with errors_in_one_sentence():
         import torch
 
-        from vtm.predictor import load
+        from vtm.inference.predictor import load
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
         model = load(given.model, encoder_checkpoint=given.encoder_checkpoint, device=device)
@@ -52,7 +52,7 @@ def visualize(
         ValueError: if there is no clip at `start`.
     """
     from vtm.pictures import ClipView
-    from vtm.pictures.film import write_film
+    from vtm.pictures.overlay import write_film
     from vtm.pictures.page import write_page
     from vtm.pictures.sheet import write_sheet
 

@@ -10,9 +10,9 @@ from hydra.errors import ConfigCompositionException, InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from vtm.data.features import FeatureStore
-from vtm.data.needle import NeedleSource
+from vtm.data.datasets.needle import NeedleSource
 from vtm.data.source import VideoFiles
+from vtm.features.store import FeatureStore
 from vtm.models import VTM, SinusoidalTime
 
 CONF = Path(__file__).parents[2] / "conf"

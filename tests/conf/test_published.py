@@ -8,7 +8,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from vtm.results import ResultsWriter
+from vtm.training.results_writer import ResultsWriter
 
 CONF = Path(__file__).parents[2] / "conf"
 TASKS = sorted(path.stem for path in (CONF / "published").glob("*.yaml") if path.stem != "none")

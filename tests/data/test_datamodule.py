@@ -5,10 +5,11 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from vtm.data.datamodule import VideoDataModule, find_video, name_classes, read_rows
+from vtm.data.datamodule import VideoDataModule
 from vtm.data.dataset import collate
 from vtm.data.sampling import Windows
 from vtm.data.source import Video
+from vtm.video.listing import find_video
 
 COUNTS = {"train": 7, "val": 3, "test": 3}
 
@@ -238,32 +239,3 @@ def test_num_outputs_counts_classes_or_one_value(make, root):
     module.class_names = None
     assert module.num_outputs == 1
     assert module.train_targets().dtype == torch.float32
-
-
-def test_find_video_prefers_the_first_stem_that_is_there(tmp_path):
-    (tmp_path / "b.avi").touch()
-    (tmp_path / "c.webm").touch()
-    assert find_video(tmp_path, "a", "b", "c") == tmp_path / "b.avi"
-    assert find_video(tmp_path, "c") == tmp_path / "c.webm"
-    assert find_video(tmp_path, "a", "d") == tmp_path / "a.mp4"
-
-
-def test_name_classes_keeps_the_indices():
-    pairs = [(3, "c"), (0, "a"), (3, "c")]
-    assert name_classes(pairs, source="list") == ["a", "class 1, without videos", "class 2, without videos", "c"]
-    with pytest.raises(ValueError, match=r"list.*c and d for class 3"):
-        name_classes([*pairs, (3, "d")], source="list")
-
-
-def test_read_rows_checks_header_and_fields(tmp_path):
-    path = tmp_path / "list.csv"
-    path.write_text('name label\na 1\n"b 2\n')
-    assert read_rows(path, ("name", "label"), delimiter=" ")[1] == {"name": '"b', "label": "2"}
-    with pytest.raises(ValueError, match=r"list.csv.*\['name', 'id'\]"):
-        read_rows(path, ("name", "id"), delimiter=" ")
-    path.write_text("name label\na 1\nb\n")
-    with pytest.raises(ValueError, match=r"list.csv, line 3"):
-        read_rows(path, ("name", "label"), delimiter=" ")
-    path.write_text("")
-    with pytest.raises(ValueError, match=r"expected the columns"):
-        read_rows(path, ("name", "label"), delimiter=" ")

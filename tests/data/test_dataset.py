@@ -7,7 +7,7 @@ import torch
 from vtm.data.dataset import Clip, VideoDataset, clip_generator, collate
 from vtm.data.sampling import Single, Windows
 from vtm.data.source import Video, VideoFiles
-from vtm.data.video import VideoError
+from vtm.video.decoding import VideoError
 
 
 @pytest.fixture(scope="module")

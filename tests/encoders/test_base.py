@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vtm.encoders import Encoder
-from vtm.packing import pack, unpack
+from vtm.encoders.rounding import pack, unpack
 
 
 class Patches(Encoder):

@@ -9,16 +9,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from tests import reference
-from vtm.merging import (
-    Grouping,
-    Tokens,
-    compose,
-    merge,
-    motion_weights,
-    saliency_weights,
-    size_weights,
-    unmerge,
-)
+from vtm.merging import Grouping, Tokens, compose, merge, motion_weights, saliency_weights, size_weights, unmerge
 
 HALF = [torch.bfloat16, torch.float16]
 

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from vtm.measure import PeakMemory
 from vtm.merging import (
     NoMerger,
     TokenMerger,
@@ -22,7 +21,8 @@ from vtm.merging import (
     size_weights,
     uniform_partition,
 )
-from vtm.models import VTM, ClosedWindows, SinusoidalTime, Stream, VTMOutput
+from vtm.models import VTM, ClosedWindows, HeadOutput, SinusoidalTime, Stream
+from vtm.system.measure import PeakMemory
 
 MERGER = partial(TokenMerger, partition_factor=3, merge_count=0.6)
 LEARNABLE = partial(
@@ -73,7 +73,7 @@ def streamed(model: VTM, inputs: dict[str, Tensor], *, chunks=CHUNKS) -> tuple[S
     return stream, closed
 
 
-def check_traces(closed: list[ClosedWindows], whole: VTMOutput, *, batch: int) -> None:
+def check_traces(closed: list[ClosedWindows], whole: HeadOutput, *, batch: int) -> None:
     """Compare the windows of each block, put one after another, with the whole clip's."""
     for number, expected in enumerate(whole.blocks):
         windows = [window for window in closed if window.block == number]

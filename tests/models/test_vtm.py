@@ -9,7 +9,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tests.reference import (
     BlockParameters,
-    attention_loops,
     center_loops,
     network_loops,
     saliency_loops,
@@ -24,8 +23,9 @@ from vtm.merging import (
     saliency_weights,
     uniform_partition,
 )
+from vtm.merging.attention import attention
 from vtm.models import VTM, SinusoidalTime
-from vtm.models.vtm import Block, SelfAttention, attention
+from vtm.models.vtm import Block, SelfAttention
 
 HEADS = 2
 LEARNABLE = partial(
@@ -86,27 +86,6 @@ LEARNABLE_LOOPS = {
     "weighting": partial(saliency_weights_loops, beta=2.0),
     "saliency_weight": 1.5,
 }
-
-
-@pytest.mark.parametrize("mask", [None, [True, True, True, False]])
-@pytest.mark.parametrize("key_bias", [False, True])
-def test_attention_equals_the_explicit_formula(mask, key_bias):
-    q, k, v = torch.randn(3, 2, 4, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    bias = torch.randn(2, 4, dtype=torch.float64) if key_bias else None
-    real = None if mask is None else torch.tensor([mask, [True] * 4])
-    out = attention(q, k, v, num_heads=HEADS, key_bias=bias, mask=real)
-    expected = attention_loops(q, k, v, num_heads=HEADS, key_bias=bias, mask=real)
-    torch.testing.assert_close(out, expected, rtol=0, atol=1e-10)
-
-
-def test_attention_bias_has_the_gradient_of_the_explicit_formula():
-    q, k, v = torch.randn(3, 1, 5, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    bias = torch.randn(1, 5, dtype=torch.float64, requires_grad=True)
-    weights = torch.randn(1, 5, 6, dtype=torch.float64)
-    ours = torch.autograd.grad((attention(q, k, v, num_heads=1, key_bias=bias) * weights).sum(), bias)[0]
-    scores = q @ k.mT / 6**0.5 + bias[:, None]
-    theirs = torch.autograd.grad((scores.softmax(-1) @ v * weights).sum(), bias)[0]
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize(("device", "widths"), [("cpu", {4}), ("meta", {8})])
@@ -272,25 +251,6 @@ def test_a_full_mask_equals_no_mask():
     torch.testing.assert_close(
         model(features, mask=torch.ones(2, 4, dtype=torch.bool)).logits, model(features).logits, rtol=0, atol=1e-12
     )
-
-
-def test_clip_groupings_follow_every_token_through_all_blocks():
-    model, features = network(window_frames=(2, 4), channels=(6, 4)).eval(), clip(frames=8)
-    output = model(features)
-    whole = output.clip_groupings()[-1]
-    expected = torch.empty(2, 8 * 4, dtype=torch.int64)
-    for b in range(2):
-        for token in range(8 * 4):
-            place, per_clip = token, 8 * 4
-            for trace in output.blocks:
-                windows = trace.grouping.index.shape[0] // 2
-                per_window = per_clip // windows
-                window, inside = divmod(place, per_window)
-                place = window * trace.grouping.num_groups + int(trace.grouping.index[b * windows + window, inside])
-                per_clip = windows * trace.grouping.num_groups
-            expected[b, token] = place
-    assert torch.equal(whole.index, expected)
-    assert whole.num_groups == per_clip
 
 
 def test_the_paper_s_schedule():

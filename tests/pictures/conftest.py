@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vtm.merging import Grid, TokenMerger, saliency_partition, uniform_partition
-from vtm.models import VTM, VTMOutput
+from vtm.models import VTM, HeadOutput
 from vtm.pictures import ClipView
 
 SCORES = [("walking", 0.75), ("<b>running</b>", 0.2), ("$x_1$", 0.05)]
@@ -20,7 +20,7 @@ class Clip(NamedTuple):
 
     frames: Tensor
     times: list[float]
-    output: VTMOutput
+    output: HeadOutput
     grid: Grid
 
     def view(self, **changes: object) -> ClipView:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from vtm.pictures.colours import BORDERS, group_colours
+from vtm.pictures.colors import BORDERS, group_colours
 from vtm.pictures.layers import (
     FADED,
     HEAT_COLOURS,

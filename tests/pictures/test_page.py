@@ -8,7 +8,7 @@ import shutil
 import numpy as np
 import pytest
 
-from vtm.pictures.colours import group_colours
+from vtm.pictures.colors import group_colours
 from vtm.pictures.layers import HEAT_COLOURS, HEAT_SHARE, Scale
 from vtm.pictures.page import write_page
 

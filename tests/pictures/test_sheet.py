@@ -8,8 +8,8 @@ import torch
 from matplotlib import image
 
 from vtm.merging import Grid, Grouping
-from vtm.models import VTMOutput
-from vtm.models.vtm import BlockTrace
+from vtm.models import HeadOutput
+from vtm.models.head import BlockTrace
 from vtm.pictures import ClipView
 from vtm.pictures.layers import Painter, Scale, enlarge
 from vtm.pictures.sheet import draw_sheet, write_sheet
@@ -79,7 +79,7 @@ def test_the_file_is_the_sheet(tmp_path, view, scores):
 
 def test_where_nothing_is_merged_all_tokens_are_targets_and_keep_their_picture(scores):
     identity = Grouping.identity(1, 4)
-    output = VTMOutput(torch.zeros(1, 2), None, (BlockTrace(identity, identity.index, None),))
+    output = HeadOutput(torch.zeros(1, 2), None, (BlockTrace(identity, identity.index, None),))
     frames = torch.randint(0, 256, (1, 3, 8, 8), dtype=torch.uint8)
     view = ClipView.of(frames, [0.0], output, Grid(1, 2, 2), window_frames=[1])
     sheet = draw_sheet(view, title="a still", scores=scores)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from vtm.benchmark.rows import Setting, default_tables, full_tables, long_tables
-from vtm.errors import errors_in_one_sentence
+from vtm.cli.errors import errors_in_one_sentence
 
 
 def main() -> None:
@@ -34,7 +34,7 @@ def _run(given: dict[str, Any]) -> None:
     from vtm.benchmark.network import identity
     from vtm.benchmark.processes import measured_apart
     from vtm.benchmark.report import Report, heading, machine
-    from vtm.results import source_commit
+    from vtm.results.record import source_commit
 
     device = given.pop("device") or ("cuda" if torch.cuda.is_available() else "cpu")
     kinds = {"batches": given.pop("batch"), "precisions": given.pop("precision")}

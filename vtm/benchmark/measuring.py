@@ -15,10 +15,11 @@ from hydra.errors import InstantiationException
 from vtm.benchmark.counting import free_bytes, needs
 from vtm.benchmark.network import PRECISIONS, Trial
 from vtm.benchmark.rows import Row, Setting
-from vtm.measure import PeakMemory, median_seconds, synchronise
 from vtm.merging import TokenMerger
+from vtm.merging.attention import attention
 from vtm.models.streaming import Stream
-from vtm.models.vtm import SelfAttention, attention
+from vtm.models.vtm import SelfAttention
+from vtm.system.measure import PeakMemory, median_seconds, synchronise
 
 _FEW = 3  # timed calls of slow rows
 _MATRIX = {"cpu": 2048, "cuda": 8192}  # side of the matrices whose product shows the rate

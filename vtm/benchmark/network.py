@@ -17,13 +17,13 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vtm.benchmark.rows import CONF, Row, Setting
-from vtm.models import VTM, VTMOutput
+from vtm.cli.overrides import near_misses
+from vtm.models import VTM, HeadOutput
 from vtm.models.streaming import Stream
-from vtm.overrides import near_misses
 
 if TYPE_CHECKING:  # seconds to import, in the process of every row, and most rows need neither
     from vtm.encoders import Encoder
-    from vtm.tasks import Task
+    from vtm.tasks.task import Task
 
 CLASSES = 6  # of LVU's scenes
 PRECISIONS = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16}
@@ -118,11 +118,11 @@ class Trial:
             loss = self.task.loss(output.logits, output.aux_logits, self.target)["loss"]
         loss.backward()
 
-    def head(self, features: Tensor) -> VTMOutput:
+    def head(self, features: Tensor) -> HeadOutput:
         """Run the network on features, (B, t, H, W, C)."""
         motion = None if self.motion is None else self.motion[:, : features.shape[1]]
         with self._autocast():
-            output: VTMOutput = self.network(features, motion=motion)
+            output: HeadOutput = self.network(features, motion=motion)
         return output
 
     def take(self, stream: Stream, features: Tensor, start: int) -> None:

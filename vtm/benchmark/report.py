@@ -13,8 +13,8 @@ import torch
 
 from vtm.benchmark.measuring import Result
 from vtm.benchmark.rows import Row, Setting
-from vtm.files import write_atomically
-from vtm.measure import device_name
+from vtm.system.atomic import write_atomically
+from vtm.system.measure import device_name
 
 COLUMNS = (
     "samples/s",

@@ -2,7 +2,7 @@
 
 import csv
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import compress
@@ -24,7 +24,6 @@ from vtm.data.source import Source, Video
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
-_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi")
 _HELP = "data/README.md"
 
 
@@ -241,48 +240,9 @@ class VideoDataModule(LightningDataModule, ABC):
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
 
-def read_rows(path: Path, columns: Iterable[str], *, delimiter: str) -> list[dict[str, str]]:
-    """Read an annotation table whose header must name exactly these columns.
-
-    Raises:
-        ValueError: The header or the number of fields in a row is another one.
-    """
-    columns = list(columns)
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.reader(file, delimiter=delimiter, quoting=csv.QUOTE_NONE))
-    if not rows or rows[0] != columns:
-        raise ValueError(f"{path}: expected the columns {columns}, got {rows[:1]}; get the original file")
-    for number, row in enumerate(rows, start=1):
-        if len(row) != len(columns):
-            raise ValueError(f"{path}, line {number}: expected the fields {columns}, got {row}; get the original file")
-    return [dict(zip(columns, row, strict=True)) for row in rows[1:]]
-
-
 def read_unusable(path: Path) -> dict[str, str]:
     """Read the list of what is there but of no use, if there is one: by id, the version of the file that is meant."""
     if not path.is_file():
         return {}
     with path.open(encoding="utf-8", newline="") as file:
         return {row["id"]: row["version"] for row in csv.DictReader(file)}
-
-
-def name_classes(pairs: Iterable[tuple[int, str]], *, source: Path) -> list[str]:
-    """List class names by index; an index below the largest that has no name gets a made-up one.
-
-    Raises:
-        ValueError: One index has two names.
-    """
-    names: dict[int, str] = {}
-    for index, name in pairs:
-        if names.setdefault(index, name) != name:
-            raise ValueError(f"{source}: expected one name per class, got {names[index]} and {name} for class {index}")
-    return [names.get(index, f"class {index}, without videos") for index in range(max(names) + 1)]
-
-
-def find_video(folder: Path, *stems: str) -> Path:
-    """Find a video whose container is not known; the first stem that is there with any suffix wins.
-
-    Returns the path with the first stem and suffix where no file is there, for the list of what is missing.
-    """
-    paths = [folder / f"{stem}{suffix}" for stem in stems for suffix in _SUFFIXES]
-    return next((path for path in paths if path.is_file()), paths[0])

@@ -1,4 +1,4 @@
-"""Where the inputs of a clip come from: `VideoFiles` decodes them; `vtm.data.features` reads what was stored."""
+"""Where the inputs of a clip come from: `VideoFiles` decodes them; `vtm.features.store` reads what was stored."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,8 +8,8 @@ from typing import Any, NamedTuple, Protocol, Self
 from torch import Tensor
 
 from vtm.data.sampling import ClipProtocol
-from vtm.data.video import duration, read_frames
-from vtm.packing import Storage
+from vtm.video.reading import read_frames
+from vtm.video.scanning import duration
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,6 @@ class Encoding(NamedTuple):
     frames_per_step: int
     squash: bool
     grid: tuple[int, int]
-    channels: int
-    storage: Storage
 
     @classmethod
     def of(cls, encoder: Any) -> Self:

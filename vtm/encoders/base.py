@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from vtm.packing import Packed, Storage, pack, unpack
+from vtm.encoders.rounding import Packed, Storage, pack, unpack
 
 Precision = Literal["float32", "bfloat16", "float16"]
 

@@ -164,3 +164,19 @@ register_pytree_node(  # the number of groups is structure, not data, so that a 
     lambda tensors, num_groups: Grouping(index=(t := list(tensors))[0], num_groups=num_groups, anchor=t[1]),
     serialized_type_name="vtm.merging.Grouping",
 )
+
+
+def rewindow(tokens: Tokens, rows: int) -> Tokens:
+    """Read the same tokens as `rows` windows: neighbours in time are neighbours in memory, so x is not copied."""
+
+    def view(value: Tensor | None) -> Tensor | None:
+        return None if value is None else value.reshape(rows, -1, *value.shape[2:])
+
+    return Tokens(
+        x=tokens.x.reshape(rows, -1, tokens.x.shape[-1]),
+        size=tokens.size.reshape(rows, -1),
+        position=tokens.position.reshape(rows, -1, 3),
+        motion=view(tokens.motion),
+        saliency=view(tokens.saliency),
+        mask=view(tokens.mask),
+    )

@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 from vtm.merging import Grid, TokenMerger, Tokens
-from vtm.models.vtm import VTM, Block, BlockPlan, BlockTrace, rewindow
+from vtm.merging.tokens import rewindow
+from vtm.models.head import BlockPlan, BlockTrace
+from vtm.models.vtm import VTM, Block
 
 
 class ClosedWindows(NamedTuple):

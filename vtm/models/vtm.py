@@ -9,110 +9,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from itertools import accumulate, pairwise
-from typing import NamedTuple
+from dataclasses import replace
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.export import register_dataclass
 
-from vtm.merging import Grid, Grouping, Merged, NoMerger, TokenMerger, Tokens, compose, merge
+from vtm.merging import Grid, Merged, NoMerger, TokenMerger, Tokens, merge
+from vtm.merging.attention import attention
 from vtm.merging.partition import Generators
+from vtm.merging.tokens import rewindow
+from vtm.models.head import BlockPlan, BlockTrace, HeadOutput
 
 MergeLayer = Callable[[int], TokenMerger | NoMerger]
-
-
-class BlockTrace(NamedTuple):
-    """What one block merged; rows are the windows of all clips, B · T / L_i.
-
-    Attributes:
-        grouping: of the N tokens of each window.
-        targets: (rows, M) int64.
-        saliency: (rows, N), or None without an estimator.
-    """
-
-    grouping: Grouping
-    targets: Tensor
-    saliency: Tensor | None
-
-
-class BlockPlan(NamedTuple):
-    """The static shapes of one block for a given clip: everything is known before any tensor is."""
-
-    window_frames: int
-    windows: int
-    num_tokens: int  # N of one window
-    num_targets: int  # M
-    merge_count: int  # R
-    in_channels: int
-    out_channels: int
-
-
-@dataclass(frozen=True)
-class VTMOutput:
-    """Outputs of the network.
-
-    Attributes:
-        logits: (B, K) of the main path.
-        aux_logits: (B, K) of the auxiliary path; None in evaluation and where no saliency is learned.
-        blocks: one trace per block.
-    """
-
-    logits: Tensor
-    aux_logits: Tensor | None
-    blocks: tuple[BlockTrace, ...]
-
-    def clip_groupings(self) -> list[Grouping]:
-        """Follow each of a clip's T·H·W input tokens: for every block, to the token that holds it thereafter."""
-        batch = self.logits.shape[0]
-        steps = (trace.grouping.join_windows(trace.grouping.index.shape[0] // batch) for trace in self.blocks)
-        return list(accumulate(steps, compose))
-
-    def clip_targets(self) -> list[Tensor]:
-        """Find for every block the input tokens of a clip that give its targets their place: (B, windows · M) each."""
-        batch, found, before = self.logits.shape[0], [], None
-        for trace, after in zip(self.blocks, self.clip_groupings(), strict=True):
-            rows, num_tokens = trace.grouping.index.shape
-            first = num_tokens * torch.arange(rows // batch, device=after.index.device).repeat(batch)
-            targets = (trace.targets + first[:, None]).reshape(batch, -1)  # among the tokens that enter the block
-            found.append(targets if before is None else before.anchor.gather(1, targets))
-            before = after
-        return found
-
-
-def attention(
-    q: Tensor, k: Tensor, v: Tensor, *, num_heads: int, key_bias: Tensor | None = None, mask: Tensor | None = None
-) -> Tensor:
-    """Attend with softmax(QKᵀ/√d + 1bᵀ) V in each head, without ever writing an N × N matrix (equations 8 and 10).
-
-    The bias b acts on keys only, so it rides along as one more channel: q′ = [q, 1], k′ = [k, b√d]. The fast kernels
-    want the same width of all three inputs, and on GPUs a multiple of 8.
-
-    Args:
-        q: (B, N, C) queries; C = num_heads · d.
-        k: (B, N, C) keys.
-        v: (B, N, C) values.
-        num_heads: number of heads.
-        key_bias: (B, N) added to the logits of each key, in all heads; λs in the auxiliary path.
-        mask: (B, N) bool, True = real; other keys are left out. A row without a real key attends to all.
-
-    Returns:
-        (B, N, C).
-    """
-    head_dim = q.shape[-1] // num_heads
-    q, k, v = (t.reshape(*t.shape[:2], num_heads, head_dim).transpose(1, 2) for t in (q, k, v))  # (B, heads, N, d)
-    if key_bias is not None:
-        bias = (key_bias * math.sqrt(head_dim)).to(k.dtype)[:, None, :, None].expand(*k.shape[:3], 1)
-        pad = 0 if k.device.type == "cpu" else -(head_dim + 1) % 8
-        zeros = bias.new_zeros(()).expand(*bias.shape[:3], pad)
-        q = torch.cat([q, torch.ones_like(bias), zeros], dim=-1)
-        k = torch.cat([k, bias, zeros], dim=-1)
-        v = F.pad(v, (0, pad + 1))
-    keep = None if mask is None else (mask | ~mask.any(1, keepdim=True))[:, None, None, :]
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=keep, scale=head_dim**-0.5)
-    return out[..., :head_dim].transpose(1, 2).flatten(2)  # (B, N, C)
 
 
 class SelfAttention(nn.Module):
@@ -330,7 +241,7 @@ class VTM(nn.Module):
         motion: Tensor | None = None,
         mask: Tensor | None = None,
         generator: Generators = None,
-    ) -> VTMOutput:
+    ) -> HeadOutput:
         """Classify clips, or predict their values.
 
         Args:
@@ -357,23 +268,7 @@ class VTM(nn.Module):
         logits = self.head(_pool(rewindow(tokens, batch)))
         learned = self.training and self.blocks[0].auxiliary is not None
         aux_logits = self.head(_pool(rewindow(aux, batch))) if learned else None
-        return VTMOutput(logits, aux_logits, tuple(traces))
-
-
-def rewindow(tokens: Tokens, rows: int) -> Tokens:
-    """Read the same tokens as `rows` windows: neighbours in time are neighbours in memory, so x is not copied."""
-
-    def view(value: Tensor | None) -> Tensor | None:
-        return None if value is None else value.reshape(rows, -1, *value.shape[2:])
-
-    return Tokens(
-        x=tokens.x.reshape(rows, -1, tokens.x.shape[-1]),
-        size=tokens.size.reshape(rows, -1),
-        position=tokens.position.reshape(rows, -1, 3),
-        motion=view(tokens.motion),
-        saliency=view(tokens.saliency),
-        mask=view(tokens.mask),
-    )
+        return HeadOutput(logits, aux_logits, tuple(traces))
 
 
 def _pool(tokens: Tokens) -> Tensor:
@@ -385,4 +280,4 @@ def _pool(tokens: Tokens) -> Tensor:
     return ((tokens.x * real).sum(1) / real.sum(1).clamp(min=1)).to(tokens.x.dtype)
 
 
-register_dataclass(VTMOutput)
+register_dataclass(HeadOutput)

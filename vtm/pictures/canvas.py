@@ -15,7 +15,7 @@ from matplotlib import font_manager
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from vtm.pictures.colours import Bytes
+from vtm.pictures.colors import Bytes
 
 DPI = 300  # pixels in an inch of paper
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vtm.pictures.colours import BORDERS, Bytes, GroupColours, Ints, group_colours
+from vtm.pictures.colors import BORDERS, Bytes, GroupColours, Ints, group_colours
 from vtm.pictures.view import BlockView, ClipView
 
 _Value = TypeVar("_Value", bound=np.generic)

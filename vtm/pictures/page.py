@@ -14,11 +14,11 @@ from matplotlib import image
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vtm.files import write_atomically
 from vtm.pictures.captions import Scores, blocks, seconds
-from vtm.pictures.colours import BORDERS, Bytes, group_colours
+from vtm.pictures.colors import BORDERS, Bytes, group_colours
 from vtm.pictures.layers import FADED, HEAT_COLOURS, HEAT_SHARE, Scale
 from vtm.pictures.view import BlockView, ClipView
+from vtm.system.atomic import write_atomically
 
 _QUALITY = 88  # of the frames as JPEG
 _CLASSES = 5

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 from matplotlib import image
 
-from vtm.files import write_atomically
 from vtm.pictures.canvas import DPI, Canvas
 from vtm.pictures.captions import Scores, blocks, described, seconds, shortened
-from vtm.pictures.colours import Bytes
-from vtm.pictures.key import LETTER, Key
+from vtm.pictures.colors import Bytes
 from vtm.pictures.layers import Layer, Painter, Scale, enlarge
+from vtm.pictures.legend import LETTER, Key
 from vtm.pictures.view import ClipView
+from vtm.system.atomic import write_atomically
 
 _SIDE = 250  # pixels of a frame
 _GAP, _BLOCK_GAP = 10, 36

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isqrt
-from typing import Self
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
 
 from vtm.merging import Grid, Grouping
-from vtm.models import VTMOutput
+from vtm.models import HeadOutput
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class ClipView:
         cls,
         frames: Tensor,
         times: Sequence[float],
-        output: VTMOutput,
+        output: HeadOutput,
         grid: Grid,
         *,
         window_frames: Sequence[int],
@@ -145,3 +145,27 @@ class _Shown:
             )
         rows = values.reshape(self.grid.frames, -1)[: self.steps, self.prefix :]
         return rows.reshape(self.steps, *self.shape).detach().cpu()
+
+
+class Look(NamedTuple):
+    """What the model sees of one clip and does with it.
+
+    Attributes:
+        video: the path as it was given.
+        frames: (T, 3, S, S) uint8, the first frame of each step inside the video.
+        times: of the T steps, in seconds from the first frame.
+        output: of one clip, padded to the number of steps that the model takes.
+        grid: of that clip's tokens.
+        prefix: number of tokens of each step that stand before those of the frame, such as CLS; then the grid is a row.
+        window_frames: L of each block that ran.
+        scores: as `Prediction.top`, of this clip.
+    """
+
+    video: str
+    frames: Tensor
+    times: list[float]
+    output: HeadOutput
+    grid: Grid
+    prefix: int
+    window_frames: list[int]
+    scores: list[tuple[str, float]]

@@ -1,0 +1,168 @@
+"""What may go wrong in a command is one sentence, and mistakes of the program keep their stack trace."""
+
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Callable
+
+import pytest
+import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from torch.utils.data import DataLoader, Dataset
+
+from vtm.cli.errors import errors_in_one_sentence, one_sentence
+from vtm.cli.overrides import near_misses
+from vtm.merging.partition import num_targets
+
+
+def caught(mistake: Callable[[], object]) -> BaseException:
+    try:
+        mistake()
+    except Exception as error:
+        return error
+    raise AssertionError("expected an error")
+
+
+class Videos(Dataset):
+    def __init__(self, mistake: Callable[[], object]) -> None:
+        self.mistake = mistake
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, index: int) -> int:
+        self.mistake()
+        return index
+
+
+def refuse() -> None:
+    num_targets(5, 0)
+
+
+def fail() -> None:
+    _ = 1 / 0
+
+
+SENTENCE = "expected partition_factor to be an integer >= 1, got 0"
+
+
+def test_what_vtm_refuses_leaves_with_its_sentence():
+    with pytest.raises(SystemExit, match=SENTENCE), errors_in_one_sentence():
+        refuse()
+
+
+def test_hydra_full_error_shows_the_stack_trace(monkeypatch):
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    with pytest.raises(ValueError, match=SENTENCE), errors_in_one_sentence():
+        refuse()
+
+
+@pytest.mark.parametrize(
+    ("mistake", "error"), [(lambda: near_misses(None, None, "train"), TypeError), (fail, ZeroDivisionError)]
+)
+def test_mistakes_of_the_program_keep_their_stack_trace(mistake, error):
+    with pytest.raises(error), errors_in_one_sentence():
+        mistake()
+
+
+def test_an_interruption_has_the_status_of_one(capsys):
+    with pytest.raises(SystemExit) as stop, errors_in_one_sentence():
+        raise KeyboardInterrupt
+    assert (stop.value.code, capsys.readouterr().err) == (130, "interrupted\n")
+
+
+def test_sigterm_unwinds_a_command_and_gives_its_status():
+    unwound = []
+
+    def command() -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        finally:
+            unwound.append(True)
+
+    with pytest.raises(SystemExit) as stop, errors_in_one_sentence():
+        command()
+    assert (stop.value.code, unwound) == (143, [True])
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_sigterm_is_left_to_who_handles_it_already():
+    heard = []
+    with errors_in_one_sentence():
+        ours = signal.getsignal(signal.SIGTERM)
+        signal.signal(signal.SIGTERM, lambda *given: (heard.append(True), ours(*given)))  # as Lightning wraps ours
+        os.kill(os.getpid(), signal.SIGTERM)
+    signal.signal(signal.SIGTERM, lambda *_: heard.append(True))
+    try:
+        with errors_in_one_sentence():
+            os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    assert heard == [True] * 3
+
+
+def test_warnings_of_vtm_are_a_sentence_and_those_of_libraries_say_where(capsys):
+    usual = warnings.formatwarning
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.showwarning = lambda *given: print(warnings.formatwarning(*given[:4]), end="")  # pytest has another
+        with errors_in_one_sentence():
+            warnings.warn_explicit("two videos are one", UserWarning, one_sentence.__code__.co_filename, 61)
+            warnings.warn_explicit("old", UserWarning, "library.py", 7)
+    assert capsys.readouterr().out == "warning: two videos are one\nlibrary.py:7: UserWarning: old\n"
+    assert warnings.formatwarning is usual
+
+
+def test_a_loading_process_is_no_reason_for_its_stack_trace():
+    assert one_sentence(caught(lambda: list(DataLoader(Videos(refuse), num_workers=1)))) == SENTENCE
+    assert one_sentence(caught(lambda: list(DataLoader(Videos(fail), num_workers=1)))) is None
+
+
+def test_a_loading_process_that_was_killed_says_why_that_may_be():
+    killed = RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+    assert one_sentence(killed) == (
+        "DataLoader worker (pid 7) is killed by signal: Killed; this is mostly for want of memory: lower "
+        "data.num_workers"
+    )
+    dead = RuntimeError("DataLoader worker (pid(s) 7, 8) exited unexpectedly")
+    assert "lower data.num_workers" in one_sentence(dead)
+
+
+def test_too_little_memory_says_how_much_was_asked_for_and_what_takes_less():
+    gpu = torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of")
+    cpu = RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 4000 bytes.")
+    for error, asked in ((gpu, "2.50 GiB"), (cpu, "4000 bytes")):
+        assert one_sentence(error) == (
+            f"out of memory, when {asked} more were asked for: lower data.batch_size and raise "
+            "trainer.accumulate_grad_batches as much, set trainer.precision=bf16-mixed, or raise "
+            "merging.partition_factor"
+        )
+    assert one_sentence(torch.cuda.OutOfMemoryError("full")).startswith("out of memory: lower data.batch_size")
+
+
+def test_files_are_named(tmp_path):
+    assert one_sentence(caught((tmp_path / "none").read_text)) == f"{tmp_path / 'none'}: No such file or directory"
+    assert one_sentence(caught(tmp_path.read_text)) == f"{tmp_path}: Is a directory"
+
+
+def test_what_hydra_wraps_is_unwrapped():
+    ours = OmegaConf.create({"task": {"_target_": "vtm.tasks.regression.Regression", "num_outputs": 2, "fusion": None}})
+    assert one_sentence(caught(lambda: instantiate(ours.task))).startswith("task=regression: expected data with one ")
+    theirs = OmegaConf.create({"scaler": {"_target_": "torch.nn.Linear", "in_features": 2, "out": 3}})
+    assert one_sentence(caught(lambda: instantiate(theirs.scaler))).startswith("scaler: Linear.__init__() got an unexp")
+    wrong = OmegaConf.create({"wrong": {"_target_": f"{__name__}.fail"}})
+    sys.modules[__name__].fail = fail
+    assert one_sentence(caught(lambda: instantiate(wrong.wrong))) is None
+
+
+def test_a_value_that_must_be_given_is_named():
+    config = OmegaConf.create({"data": {"task": "???"}})
+    assert one_sentence(caught(lambda: config.data.task)).startswith("data.task has no value: give data.task=…, or")
+
+
+def test_a_loading_process_that_was_ended_says_no_more_than_that():
+    ended = RuntimeError("DataLoader worker (pid 7) is killed by signal: Terminated. ")
+    assert one_sentence(ended) == "terminated from outside"

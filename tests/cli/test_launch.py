@@ -1,0 +1,262 @@
+"""Where a job runs: its folder, and how many processes it still needs."""
+
+import os
+import signal
+import subprocess
+import sys
+import warnings
+from contextlib import suppress
+
+import pytest
+import torch
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from omegaconf import OmegaConf
+
+import train
+from vtm.cli.errors import errors_in_one_sentence
+from vtm.cli.launch import processes_to_start, quietly, resumable, run_folder, start_processes
+
+
+@pytest.fixture(autouse=True)
+def _no_launcher(monkeypatch):
+    names = ("LOCAL_RANK", "RANK", "WORLD_SIZE", "SLURM_LOCALID", "SLURM_PROCID", "SLURM_NTASKS", "SLURM_JOB_NAME")
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
+
+
+def trainer(**options):
+    return OmegaConf.create({"strategy": "ddp", "devices": 2, **options})
+
+
+def test_one_device_runs_in_this_process():
+    assert processes_to_start(OmegaConf.create({"devices": 1})) == 1
+
+
+@pytest.mark.parametrize(("devices", "count"), [(2, 2), ("3", 3), ([0, 2, 5], 3)])
+def test_ddp_needs_a_process_per_device(devices, count):
+    assert processes_to_start(trainer(devices=devices)) == count
+
+
+@pytest.mark.parametrize(("found", "count"), [(0, 1), (8, 8)])
+def test_auto_counts_the_gpus(monkeypatch, found, count):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: found)
+    assert processes_to_start(trainer(devices="auto")) == count
+
+
+def test_under_torchrun_or_slurm_nothing_is_started(monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert processes_to_start(trainer()) == 1
+    monkeypatch.delenv("LOCAL_RANK")
+    monkeypatch.setenv("SLURM_NTASKS", "2")
+    monkeypatch.setenv("SLURM_JOB_NAME", "train")
+    assert processes_to_start(trainer()) == 1
+
+
+def test_several_nodes_need_a_launcher():
+    with pytest.raises(ValueError, match=r"trainer\.num_nodes = 2 needs torchrun or srun"):
+        processes_to_start(trainer(num_nodes=2))
+
+
+def test_a_resumed_run_goes_on_in_its_folder_and_others_get_a_new_one(tmp_path):
+    checkpoint = tmp_path / "checkpoints" / "last.ckpt"
+    checkpoint.parent.mkdir()
+    torch.save({"vtm": {}}, checkpoint)
+    assert run_folder("demo", train=True, ckpt_path=str(checkpoint)).startswith("runs/demo/2")  # lies in no run
+    (tmp_path / ".hydra").mkdir()
+    assert run_folder("demo", train=True, ckpt_path=str(checkpoint)) == str(tmp_path)
+    assert run_folder("demo", train=False, ckpt_path=str(checkpoint)).startswith("runs/demo/2")
+    assert run_folder("demo", train=True, ckpt_path=None).startswith("runs/demo/2")
+
+
+def test_nothing_to_train_and_nothing_to_test_is_a_mistake():
+    with pytest.raises(ValueError, match="train=false needs ckpt_path"):
+        run_folder("demo", train=False, ckpt_path=None)
+
+
+@pytest.mark.parametrize("found", [False, True])
+def test_a_gpu_that_is_not_there_is_refused_at_once(monkeypatch, found):
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: found)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2 * found)
+    if found:
+        assert processes_to_start(trainer(accelerator="gpu", devices="auto")) == 2
+    else:
+        with pytest.raises(ValueError, match=r"torch finds no GPU here; use trainer=cpu, or trainer=ddp_cpu"):
+            processes_to_start(trainer(accelerator="gpu", devices="auto"))
+
+
+def by_a_key():
+    raise KeyboardInterrupt
+
+
+def by_sigterm():
+    os.kill(os.getpid(), signal.SIGTERM)
+    pytest.fail("expected to be terminated")
+
+
+def by_sigterm_in_lightning():
+    raise SIGTERMException
+
+
+def by_sigterm_to_a_loading_process():
+    raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Terminated. ")
+
+
+def by_lightning():
+    try:
+        raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        sys.exit(1)
+
+
+def interrupted(folder, overrides, interrupt=by_a_key):
+    with pytest.raises(SystemExit) as status, errors_in_one_sentence(), resumable("demo", overrides, folder):
+        interrupt()
+    return status.value.code
+
+
+def test_what_goes_wrong_in_an_interruption_is_said_too(tmp_path, capsys):
+    def by_a_key_on_a_full_disk():
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            raise OSError(28, "No space left on device", "last.ckpt")  # noqa: B904
+
+    assert interrupted(tmp_path, [], by_a_key_on_a_full_disk) == 130
+    first, last = capsys.readouterr().err.splitlines()
+    assert "No space left on device" in first
+    assert last.startswith("interrupted before an epoch was finished")
+
+
+def test_the_first_process_under_slurm_speaks_for_all(tmp_path, monkeypatch, capsys):
+    for rank, lines in (("0", 2), ("1", 0)):
+        monkeypatch.setenv("SLURM_PROCID", rank)
+        assert interrupted(tmp_path, []) == 130
+        said = capsys.readouterr()
+        assert len((said.out + said.err).splitlines()) == lines
+
+
+@pytest.mark.parametrize(
+    ("interrupt", "status"),
+    [
+        (by_a_key, 130),
+        (by_lightning, 130),
+        (by_sigterm, 143),
+        (by_sigterm_in_lightning, 143),
+        (by_sigterm_to_a_loading_process, 143),
+    ],
+)
+def test_an_interrupted_run_says_how_it_goes_on(tmp_path, monkeypatch, capsys, interrupt, status):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["train.py"])
+    folder = tmp_path / "a run"
+    (folder / "checkpoints").mkdir(parents=True)
+    assert interrupted(folder, ["seed=1"], interrupt) == status
+    said = capsys.readouterr()
+    assert said.out == "experiment demo, in the folder a run\n"
+    assert said.err.startswith("interrupted before an epoch was finished, so nothing was saved")
+    (folder / "checkpoints" / "last.ckpt").touch()
+    overrides = ["model.channels=[8,8]", "ckpt_path=old.ckpt", "seed=1"]
+    assert interrupted(folder, overrides, interrupt) == status
+    assert capsys.readouterr().err == (
+        "interrupted; to go on after the last epoch that was finished: "
+        "python train.py 'model.channels=[8,8]' seed=1 'ckpt_path=a run/checkpoints/last.ckpt'\n"
+    )
+
+
+def test_processes_that_another_one_started_leave_that_to_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert interrupted(tmp_path, []) == 130
+    assert capsys.readouterr() == ("", "")
+
+
+def test_other_ends_of_a_run_stay_as_they_are(tmp_path):
+    with pytest.raises(SystemExit, match="why"), resumable("demo", [], tmp_path):
+        sys.exit("why")
+    with pytest.raises(ZeroDivisionError), resumable("demo", [], tmp_path):
+        _ = 1 / 0
+
+
+def test_without_overrides_it_is_said_where_the_other_experiments_are_listed(tmp_path, capsys):
+    with resumable("demo", [], tmp_path):
+        pass
+    assert capsys.readouterr().out.startswith("experiment demo (--help lists the other experiments), in the folder ")
+
+
+def test_advice_that_helps_nobody_is_left_out():
+    with warnings.catch_warnings(record=True) as shown, quietly(resumes=False):
+        warnings.warn("The 'train_dataloader' does not have many workers which may be a bottleneck.", stacklevel=1)
+        warnings.warn("This DataLoader will create 4 worker processes in total. Our suggested max", stacklevel=1)
+        assert not shown
+        with warnings.catch_warnings(record=True) as kept:
+            warnings.warn("a video is damaged", stacklevel=1)
+        assert len(kept) == 1
+
+
+@pytest.mark.parametrize("resumes", [False, True])
+def test_checkpoints_that_are_there_are_news_but_to_a_run_that_is_resumed(resumes):
+    with warnings.catch_warnings(record=True) as shown, quietly(resumes=resumes):
+        warnings.warn("Checkpoint directory /runs/x/checkpoints exists and is not empty.", stacklevel=1)
+    assert len(shown) == (not resumes)
+
+
+def test_a_failing_process_fails_the_run(tmp_path):
+    script = tmp_path / "fails.py"
+    script.write_text("import os, sys; sys.exit(3 if os.environ['RANK'] == '1' else 0)")
+    with pytest.raises(RuntimeError, match=r"one of the 2 processes of the run in .* failed"):
+        start_processes(2, script, tmp_path)
+
+
+def test_every_process_is_told_the_configuration_and_the_folder(tmp_path):
+    folder = tmp_path / 'a "quoted", folder=1'
+    folder.mkdir()
+    script = tmp_path / "tells.py"
+    script.write_text(
+        "import os, pathlib, sys; folder = pathlib.Path(sys.argv[2]).parent; "
+        "(folder / os.environ['RANK']).write_text(' '.join(sys.argv[1:]))"
+    )
+    start_processes(2, script, folder)
+    told = [(folder / rank).read_text() for rank in "01"]
+    assert told[0] == told[1]
+    assert "--config-name config" in told[0]
+    assert r'hydra.run.dir="' in told[0]
+
+
+@pytest.mark.parametrize("sent", ["SIGINT", "SIGTERM"])
+def test_an_interruption_ends_all_processes_without_a_traceback(tmp_path, sent):
+    heard = "signal.signal(signal.SIGINT, signal.default_int_handler)  # also where the tests run in the background\n"
+    (tmp_path / "waits.py").write_text(
+        f"import os, signal, sys\n{heard}try:\n"
+        "    os.write(1, b'ready\\n')  # at one go, unlike print\n    signal.pause()\n"
+        "except KeyboardInterrupt: sys.exit(130)"
+    )
+    (tmp_path / "starts.py").write_text(
+        f"import pathlib, signal, sys, vtm.cli.errors, vtm.cli.launch\n{heard}folder = pathlib.Path(sys.argv[1])\n"
+        "with vtm.cli.errors.errors_in_one_sentence():\n"
+        "    try: vtm.cli.launch.start_processes(2, folder / 'waits.py', folder)\n"
+        "    except (KeyboardInterrupt, SystemExit): print('interrupted')"
+    )
+    command = [sys.executable, str(tmp_path / "starts.py"), str(tmp_path)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command, start_new_session=True, **pipes)
+    try:
+        ready = [process.stdout.readline() for _ in range(2)]
+        if sent == "SIGINT":
+            os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C does
+        else:
+            process.terminate()  # and not its children
+        said, complained = process.communicate(timeout=60)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert (ready, said) == (["ready\n", "ready\n"], "interrupted\n"), complained
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)
+    assert "Traceback" not in complained
+
+
+def test_a_refused_command_leaves_no_configuration_and_no_empty_log(tmp_path, call):
+    with pytest.raises(SystemExit, match="The folder data/lvu is missing"):
+        call(train.main, tmp_path, "experiment=lvu_scene", "trainer=cpu")
+    assert list(tmp_path.glob("runs/lvu_scene/*"))
+    assert list(tmp_path.glob("runs/lvu_scene/*/*")) == []

@@ -1,0 +1,108 @@
+"""The near miss of a misspelt override is named, and other values are refused where numbers belong."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from vtm.cli.overrides import explained, near_misses
+
+CONF = Path(__file__).parents[2] / "conf"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["experiment=demo", "merging.partition_facto=4"], ["merging.partition_facto", "merging.partition_factor"]),
+        (["experiment=demo", "trainer.max_epoch=4"], ["trainer.max_epoch", "trainer.max_epochs"]),
+        (["-m", "experiment=demo", "merging.merge_cout=0.5,0.8"], ["merging.merge_cout", "merging.merge_count"]),
+        (["experiment=demoo"], ["experiment=demoo", "experiment=demo"]),
+        (["experiment=demo", "merging=center,learnabel", "-m"], ["merging=learnabel", "merging=learnable"]),
+        (["experiment=demo", "merging/weighting=sise"], ["merging/weighting=sise", "merging/weighting=size"]),
+        (["experimnt=demo"], ["experimnt", "experiment"]),
+        (["experiment=lvu_scene", "data.protocol.strid=10"], ["data.protocol.strid", "data.protocol.stride"]),
+        (["max_epochs=1"], ["max_epochs", "trainer.max_epochs"]),
+        (["experiment=demo", "partition_facto=4"], ["partition_facto", "merging.partition_factor"]),
+        (["model.partition_factor=4"], ["model.partition_factor", "merging.partition_factor"]),
+        (["lr=1e-4"], ["lr", "optimizer.lr"]),
+        (["task.num_classes=5"], ["task.num_classes", "data.scene.num_classes"]),
+    ],
+)
+def test_a_misspelt_override_names_the_near_miss(arguments, expected):
+    (line,) = near_misses(arguments, CONF, "train")
+    assert line == "{!r} is unknown; did you mean {!r}?".format(*expected)
+
+
+@pytest.mark.parametrize("value", ["[1", "/videos/Übung", "my (videos)", "a,b=c", "runs/…/last.ckpt"])
+def test_a_value_that_hydra_cannot_read_is_to_be_quoted(value):
+    (line,) = near_misses([f"ckpt_path={value}"], CONF, "train")
+    assert line == f"'ckpt_path={value}' cannot be read; quote the value, in the shell too: 'ckpt_path=\"{value}\"'"
+    assert near_misses([f'ckpt_path="{value}"'], CONF, "train") == []
+
+
+def test_a_lone_word_is_no_override():
+    (line,) = near_misses(["data.root=meine", "videos"], CONF, "train")
+    assert line.startswith("'videos' is no override: write key=value, and quote a value with spaces")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["experiment=demo", "merging.partition_factor=4", "seed=1,2", "-m"],
+        ["experiment=demo", "+callbacks.mine._target_=a.B", "~logger.wandb", "hydra.run.dir=x"],
+        ["experiment=demo", "merging=none"],
+        ["--help"],
+        ["experiment=demo", "--cfg", "job", "--package", "merging"],
+        ["experiment=demo", "-c", "job"],
+        ["experiment=folder", 'data.root="/videos of mine/Übung (1)"'],
+        ["++seed=3", "trainer.devices=auto", "trainer.gradient_clip_val=null"],
+        ["data/source=features", "data.source.cache=/tmp", "merging.saliency_weight=scale"],
+        ["optimizer.lr=1", "data.scene.pan_speed=4.5", "trainer.max_epochs=-1", "train=false"],
+        ["experiment=lvu_scene", "data/source=features", "data.source.cache_gb=0.5"],
+        ["model.window_frames.0=3", "data.scene.object_speed=0.5", "merging.merge_count=64", "data.seed=${seed}"],
+        ["-m", "optimizer.lr=interval(0.1,1)", "experiment=glob(lvu_*)", "seed=range(1,4)"],
+        ["--config-path", "elsewhere", "--config-name", "config", "nobody.knows=1"],
+        ["data=lvu", "merging=none", "experiment=needle", "callbacks.needles=null"],
+    ],
+)
+def test_nothing_is_said_of_what_is_right(arguments):
+    assert near_misses(arguments, CONF, "train") == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["entirely_different_words=1"], "'entirely_different_words' is unknown; --cfg job shows all keys"),
+        (["experiment=lvu_scene", "num_classes=6"], "'num_classes' is unknown; the annotations tell how many"),
+        (["merging=none", "merging.gamma=3"], "'merging.gamma' is unknown; --cfg job"),
+        (["merging=xyz"], "'merging=xyz' is unknown; there are boundary, center, learnable, "),
+        (["demo"], "'demo' is no override: write key=value, such as experiment=demo"),
+        (["trainer.max_epochs=abc"], "trainer.max_epochs=abc: expected a whole number, such as 8"),
+        (["-m", "seed=1,b"], "seed=b: expected a whole number, such as 0"),
+        (["optimizer.lr=fast"], "optimizer.lr=fast: expected a number, such as 0.001"),
+        (["data.allow_missing=ture"], "data.allow_missing=ture: expected true or false, such as false"),
+        (["train=no"], "train=no: expected true or false, such as true"),
+        (["data.batch_size="], "data.batch_size=: expected a whole number, such as 16"),
+        (["trainer.max_epochs=true"], "trainer.max_epochs=true: expected a whole number, such as 8"),
+        (["trainer.max_epochs=2.5"], "trainer.max_epochs=2.5: expected a whole number, such as 8"),
+        (["-m", "trainer.max_epochs=2,2.5"], "trainer.max_epochs=2.5: expected a whole number, such as 8"),
+        (["optimizer.lr=false"], "optimizer.lr=false: expected a number, such as 0.001"),
+        (['optimizer.lr="0.001"'], 'optimizer.lr="0.001": expected a number, such as 0.001'),
+        (["trainer.max_epochs='8'"], "trainer.max_epochs='8': expected a whole number, such as 8"),
+    ],
+)
+def test_other_mistakes_are_told_too(arguments, expected):
+    (line,) = near_misses(arguments, CONF, "train")
+    assert line.startswith(expected)
+
+
+def test_every_mistake_gets_its_line():
+    assert len(near_misses(["experiment=demoo", "max_epochs=1", "seed=a", "data.root=x"], CONF, "train")) == 3
+
+
+def test_a_command_with_mistakes_is_not_begun(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train.py", "experiment=demoo"])
+    begun = []
+    with pytest.raises(SystemExit, match="did you mean 'experiment=demo'"), explained(CONF, "train"):
+        begun.append(1)
+    assert not begun

@@ -1,0 +1,280 @@
+"""A loaded model gives for a video what the test of train.py gives, window by window, and says what is wrong."""
+
+import copy
+import json
+import shutil
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+import torch
+from huggingface_hub import ModelCard
+
+import vtm
+from vtm.data.dataset import VideoDataset, clip_generator, collate
+from vtm.data.sampling import Windows
+from vtm.data.source import Video, VideoFiles
+from vtm.inference.model_file import ModelFileError, write_model
+from vtm.inference.predictor import Predictor
+from vtm.models import Stream
+from vtm.video.decoding import VideoError
+
+WINDOWS = ("data/protocol=windows", "data.protocol.num_frames=4", "data.protocol.stride=1")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, make_video):
+    """A video of 9.5 s, one of 2.4 s, and one of a single frame."""
+    folder = tmp_path_factory.mktemp("videos")
+    make_video(folder / "long.mp4", 9.5)
+    make_video(folder / "short.mp4", 2.4)
+    make_video(folder / "one frame.mp4", 1 / 8)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory, make_model):
+    return vtm.load(make_model(tmp_path_factory.mktemp("model") / "model.safetensors", *WINDOWS))
+
+
+def expected(model: Predictor, path: Path) -> tuple[list[float], list[list[float]]]:
+    """Score a video as the test of train.py does: clips of a data set, a forward pass each, a vote."""
+    video = Video(path.name, path, 0)
+    motion = model.description["motion"]
+    source = VideoFiles(root=path.parent, encoder=model.encoder, sampling=model.protocol.sampling, motion=motion)
+    rows = []
+    for clip in VideoDataset([video], model.protocol, source, train=False):
+        batch = collate([clip])
+        output = model.network(
+            model.encoder(batch.inputs),
+            motion=batch.motion,
+            mask=batch.mask,
+            generator=[clip_generator(clip.id)],
+        )
+        rows.append(output.logits[0].double().softmax(0) if model.labels else output.logits[0].double())
+    return torch.stack(rows).mean(0).tolist(), [row.tolist() for row in rows]
+
+
+@pytest.mark.parametrize("name", ["long.mp4", "short.mp4", "one frame.mp4"])
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        WINDOWS,
+        ("data/protocol=single",),
+        (*WINDOWS, "merging=motion"),
+        (*WINDOWS, "merging.sample_in_eval=true"),
+        (*WINDOWS, "merging=none", "model.time_embedding={_target_: vtm.models.SinusoidalTime}"),
+    ],
+    ids=["windows", "single", "motion", "sampling", "none"],
+)
+def test_a_video_gets_what_the_test_of_training_gives_it(tmp_path, make_model, folder, overrides, name):
+    model = vtm.load(make_model(tmp_path / "model.safetensors", *overrides))
+    prediction = model.predict(folder / name)
+    votes, rows = expected(model, folder / name)
+    assert len(prediction.windows) == len(rows)
+    for window, row in zip(prediction.windows, rows, strict=True):
+        assert window.scores == pytest.approx(row, abs=1e-6)
+    assert prediction.scores == pytest.approx(votes, abs=1e-6)
+    assert prediction.label == ["dark", "light", "red"][votes.index(max(votes))]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("protocol", [WINDOWS, ("data/protocol=single",)], ids=["windows", "single"])
+def test_a_video_with_fewer_frames_than_a_clip_has_steps_is_short(tmp_path, make_model, folder, protocol, stream):
+    model = vtm.load(make_model(tmp_path / "model.safetensors", *protocol))
+    short = {name: model.predict(folder / name, stream=stream).short for name in ("long.mp4", "one frame.mp4")}
+    assert short == {"long.mp4": False, "one frame.mp4": True}
+    seconds = stream or protocol is WINDOWS  # else the frames of 2.4 s are enough
+    assert model.predict(folder / "short.mp4", stream=stream).short == seconds
+
+
+def test_windows_say_where_they_are(model, folder):
+    windows = model.predict(folder / "long.mp4").windows
+    assert [(window.start, window.end) for window in windows] == [(s, s + 4) for s in range(6)]
+    (window,) = model.predict(folder / "short.mp4").windows
+    assert (window.start, window.end) == (0, pytest.approx(2.4, abs=0.13))
+
+
+def test_every_step_of_a_long_video_is_encoded_once(model, folder, monkeypatch):
+    monkeypatch.setattr("vtm.inference.clips._FRAMES_AT_ONCE", 3)  # so that windows reach over what is read at once
+    seen = []
+    model.encoder.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].shape[1]))
+    before = model.predict(folder / "long.mp4")
+    assert sum(seen) == 9
+    assert max(seen) == 3
+    monkeypatch.undo()
+    assert model.predict(folder / "long.mp4").scores == pytest.approx(before.scores, abs=1e-6)
+
+
+def test_a_stream_sees_the_whole_video_at_once(model, folder):
+    video = Video("long", folder / "long.mp4", 0)
+    source = VideoFiles(root=folder, encoder=model.encoder, sampling="1fps", motion=False)
+    features = model.encoder(source.read(video, [float(t) for t in range(10)]).inputs[None])
+    stream = Stream(model.network)
+    stream.update(features)
+    prediction = model.predict(folder / "long.mp4", stream=True)
+    assert prediction.scores == pytest.approx(stream.logits()[0].softmax(0).tolist(), abs=1e-6)
+    assert [(w.start, w.end) for w in prediction.windows] == [(0.0, prediction.seconds)]
+
+
+def test_regression_gives_a_value(tmp_path, make_model, folder):
+    model = vtm.load(make_model(tmp_path / "model.safetensors", "task=regression", classes=None))
+    prediction = model.predict(folder / "long.mp4")
+    assert prediction.label is None
+    assert prediction.score == pytest.approx(expected(model, folder / "long.mp4")[0][0], abs=1e-6)
+    assert prediction.top() == [("value", prediction.score)]
+
+
+def test_the_training_path_is_left_out(model):
+    assert not [name for name, _ in model.network.named_parameters() if "auxiliary" in name]
+    assert not model.training
+    model.network.train()
+    features = torch.randn(1, 4, *model.encoder.grid, model.encoder.channels)
+    assert model.network(features).aux_logits is None
+    model.eval()
+
+
+def test_looking_shows_what_was_merged(model, folder):
+    look = model.look(folder / "long.mp4", start=2.0)
+    assert look.times == [2.0, 3.0, 4.0, 5.0]
+    assert look.frames.shape == (4, 3, 32, 32)
+    assert look.window_frames == [2, 4]
+    assert look.grid == (4, *model.encoder.grid)
+    assert dict(look.scores) == pytest.approx(
+        dict(zip(model.labels, model.predict(folder / "long.mp4").windows[2].scores, strict=True)), abs=1e-6
+    )
+    short = model.look(folder / "short.mp4")
+    assert len(short.frames) == len(short.times) == 3
+    assert short.output.clip_groupings()[0].index.shape[1] == 4 * model.encoder.grid[0] * model.encoder.grid[1]
+
+
+def test_looking_needs_a_clip_to_be_there(tmp_path, make_model, model, folder):
+    with pytest.raises(ValueError, match=r"long.mp4: expected a clip to start in \[0, 9.50\) s, got 20.0 s$"):
+        model.look(folder / "long.mp4", start=20.0)
+    whole = vtm.load(make_model(tmp_path / "model.safetensors"))
+    with pytest.raises(ValueError, match="looks at the whole video at once, from 0"):
+        whole.look(folder / "long.mp4", start=2.0)
+
+
+def test_tokens_before_those_of_the_frame_are_counted(tmp_path, make_model, folder):
+    model = vtm.load(make_model(tmp_path / "model.safetensors", "encoder.cls_in_grid=true"))
+    look = model.look(folder / "long.mp4")
+    assert (look.prefix, look.grid) == (1, (4, 1, 5))
+
+
+def test_files_that_are_no_videos_are_named(model, folder, tmp_path):
+    for name, content in (("empty.mp4", b""), ("text.mp4", b"no video" * 100)):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(VideoError, match=name):
+            model.predict(tmp_path / name)
+    with pytest.raises((VideoError, FileNotFoundError), match=r"absent\.mp4"):
+        model.predict(tmp_path / "absent.mp4")
+    cut = tmp_path / "cut.mp4"
+    cut.write_bytes((folder / "long.mp4").read_bytes()[:2000])
+    with pytest.raises(VideoError, match=r"cut\.mp4"):
+        model.predict(cut)
+
+
+def test_a_model_of_features_takes_features(tmp_path, make_model, folder):
+    model = vtm.load(make_model(tmp_path / "model.safetensors", "experiment=needle"))
+    assert model(torch.randn(2, 8, 6, 6, 32)).sum(1).tolist() == pytest.approx([1, 1])
+    with pytest.raises(ValueError, match=r"was trained on features .* and cannot look at"):
+        model.predict(folder / "long.mp4")
+
+
+def test_another_encoder_is_refused(model):
+    with pytest.raises(ModelFileError, match=r"trained on features of vit_large-pretrained, but its encoder now gives"):
+        Predictor({**model.description, "encoder_key": "vit_large-pretrained"})
+
+
+def test_a_file_of_encoder_weights_may_move(tmp_path, make_model, folder):
+    import timm
+
+    backbone = timm.create_model("vit_tiny_patch16_224", depth=1, img_size=32, num_classes=0)
+    torch.save(backbone.state_dict(), tmp_path / "vit.pth")
+    path = make_model(tmp_path / "model.safetensors", f"encoder.checkpoint={tmp_path / 'vit.pth'}")
+    before = vtm.load(path).predict(folder / "long.mp4")
+    (tmp_path / "elsewhere").mkdir()
+    shutil.move(tmp_path / "vit.pth", tmp_path / "elsewhere" / "v.pth")
+    with pytest.raises(ModelFileError, match=r"name its place by load\(…, encoder_checkpoint=…\)"):
+        vtm.load(path)
+    moved = tmp_path / "elsewhere" / "v.pth"
+    again = vtm.load(path, encoder_checkpoint=moved)
+    assert again.predict(folder / "long.mp4") == before
+    assert Predictor.from_pretrained(path.parent, encoder_checkpoint=moved).predict(folder / "long.mp4") == before
+    with (tmp_path / "elsewhere" / "v.pth").open("ab") as file:
+        file.write(b"other")
+    with pytest.raises(ModelFileError, match="give the same weights"):
+        vtm.load(path, encoder_checkpoint=tmp_path / "elsewhere" / "v.pth")
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"num_outputs": 4}, "expected 4 classes, one for each output, got 3"),
+        ({"classes": None, "num_outputs": 4}, "does not describe a model that this version of vtm can build"),
+        ({"model": {"_target_": "vtm.models.of_the_future.VTM"}}, "is none of the classes and functions in"),
+        ({"model": {"_target_": "vtm.models.VTM", "speed": 3}}, "does not describe a model .*'speed'"),
+    ],
+)
+def test_a_file_that_describes_nothing_we_know_is_refused(tmp_path, model, change, reason):
+    write_model(tmp_path / "model.safetensors", model.network.state_dict(), model.description | change)
+    with pytest.raises(ModelFileError, match=reason):
+        vtm.load(tmp_path)
+
+
+def test_a_file_cannot_have_timm_fetch_anything(tmp_path, model):
+    encoder = model.description["encoder"] | {"model_args": {"checkpoint_path": "/etc/passwd"}}
+    with pytest.raises(ModelFileError, match="cannot say where timm gets weights, but has checkpoint_path"):
+        Predictor({**model.description, "encoder": encoder})
+
+
+def test_a_model_in_half_precision_is_named_and_written(tmp_path, model):
+    half = copy.deepcopy(model).bfloat16()
+    assert half.identity != model.identity
+    half.save_pretrained(tmp_path)
+    assert vtm.load(tmp_path).network.head.weight.dtype == torch.float32
+
+
+def test_a_model_is_shared_through_a_folder(model, folder, tmp_path):
+    model.save_pretrained(tmp_path / "shared")
+    again = Predictor.from_pretrained(tmp_path / "shared")
+    assert again.predict(folder / "long.mp4") == model.predict(folder / "long.mp4")
+    assert vtm.load(tmp_path / "shared").identity == model.identity
+    config = json.loads((tmp_path / "shared" / "config.json").read_text(encoding="utf-8"))
+    assert config["description"]["classes"] == ["dark", "light", "red"]
+
+
+def test_the_card_is_that_of_the_model_and_takes_a_licence(model, tmp_path):
+    model.save_pretrained(tmp_path, model_card_kwargs={"license": "mit"})
+    card = ModelCard.load(tmp_path / "README.md")
+    assert (card.data.license, card.data.library_name, card.data.pipeline_tag) == ("mit", "vtm", "video-classification")
+    assert {"token-merging", "long-form-video"} <= set(card.data.tags)
+    assert "`dark`, `light`, `red`" in card.text
+
+
+def test_pushing_uploads_the_file_and_its_card(model, monkeypatch):
+    seen = {}
+
+    class Repository:
+        repo_id = "user/scene"
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", lambda self, **arguments: Repository())
+    monkeypatch.setattr(
+        huggingface_hub.HfApi,
+        "upload_folder",
+        lambda self, *, folder_path, **others: seen.update({path.name: path for path in Path(folder_path).iterdir()}),
+    )
+    model.push_to_hub("user/scene")
+    assert seen.keys() == {"model.safetensors", "config.json", "README.md"}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_progress_within_a_video_is_told(model, folder, stream):
+    told = []
+    model.predict(folder / "long.mp4", stream=stream, seen=lambda done, total: told.append((done, total)))
+    assert told == ([(9.0, 9.5)] if stream else [(7.0, 9.5), (9.0, 9.5)])
+
+
+def test_the_protocol_is_that_of_the_training(model):
+    assert model.protocol == Windows(num_frames=4, stride=1)

@@ -1,0 +1,59 @@
+"""What a head says of its blocks: groupings of whole clips, and static shapes."""
+
+from functools import partial
+
+import torch
+from torch import nn
+
+from vtm.merging import (
+    TokenMerger,
+    saliency_partition,
+    saliency_weights,
+)
+from vtm.models import VTM
+
+HEADS = 2
+
+
+LEARNABLE = partial(
+    TokenMerger,
+    partition=saliency_partition,
+    partition_factor=3,
+    merge_count=0.8,
+    weighting=partial(saliency_weights, beta=2.0),
+    saliency_weight=1.5,
+)
+
+
+def network(merge_layer=LEARNABLE, *, window_frames=(2, 4), channels=(6, 4), dropout=0.0, **options) -> VTM:
+    torch.manual_seed(0)
+    model = VTM(
+        8, 3, window_frames=window_frames, channels=channels, num_heads=HEADS, dropout=dropout,
+        merge_layer=merge_layer, **options,
+    )  # fmt: skip
+    for parameter in model.parameters():  # so that no bias is zero and no norm is one
+        nn.init.normal_(parameter, std=0.5)
+    return model.double()
+
+
+def clip(batch=2, frames=4, height=2, width=2, channels=8, *, seed=1) -> torch.Tensor:
+    return torch.randn(batch, frames, height, width, channels, generator=torch.Generator().manual_seed(seed)).double()
+
+
+def test_clip_groupings_follow_every_token_through_all_blocks():
+    model, features = network(window_frames=(2, 4), channels=(6, 4)).eval(), clip(frames=8)
+    output = model(features)
+    whole = output.clip_groupings()[-1]
+    expected = torch.empty(2, 8 * 4, dtype=torch.int64)
+    for b in range(2):
+        for token in range(8 * 4):
+            place, per_clip = token, 8 * 4
+            for trace in output.blocks:
+                windows = trace.grouping.index.shape[0] // 2
+                per_window = per_clip // windows
+                window, inside = divmod(place, per_window)
+                place = window * trace.grouping.num_groups + int(trace.grouping.index[b * windows + window, inside])
+                per_clip = windows * trace.grouping.num_groups
+            expected[b, token] = place
+    assert torch.equal(whole.index, expected)
+    assert whole.num_groups == per_clip

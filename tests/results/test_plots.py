@@ -1,0 +1,89 @@
+"""The Pareto front against a loop, and pictures in which no name covers another."""
+
+import random
+from collections.abc import Callable
+from itertools import combinations, product
+from pathlib import Path
+
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.text import Annotation, Text
+
+from vtm.results.plots import _costs, draw, pareto_front
+from vtm.results.runs import read_runs
+from vtm.results.tables import Table, tabulate
+
+Write = Callable[..., Path]
+
+
+def beaten(point: tuple[float, float], others: list[tuple[float, float]], lower: tuple[bool, bool]) -> bool:
+    def better(a: float, b: float, lower: bool) -> bool:
+        return a < b if lower else a > b
+
+    for other in others:
+        no_worse = [not better(a, b, low) for a, b, low in zip(point, other, lower, strict=True)]
+        if all(no_worse) and other != point:
+            return True
+    return False
+
+
+@pytest.mark.parametrize("lower", list(product([True, False], repeat=2)))
+def test_the_pareto_front_is_what_a_loop_over_all_pairs_leaves(lower: tuple[bool, bool]) -> None:
+    rng = random.Random(0)
+    for size in (1, 2, 5, 30):
+        for _ in range(20):
+            points = [(float(rng.randint(0, 9)), float(rng.randint(0, 9))) for _ in range(size)]  # with ties
+            expected = sorted({point for point in points if not beaten(point, points, lower)})
+            assert pareto_front(points, lower_is_better=lower) == expected
+    assert pareto_front([], lower_is_better=lower) == []
+
+
+@pytest.fixture
+def table(tmp_path: Path, write_run: Write) -> Table:
+    """Eight settings that lie close together, one of which keeps all tokens."""
+    for setting in range(8):
+        for seed in range(2):
+            cost = {
+                "device": "a card", "inputs": "features", "batch_size": 16, "peak_gb": 0.05 if setting else 0.2,
+                "clips_per_second": 600.0 + 5 * setting + seed, "tokens": [100, 33 if setting else 100],
+            }  # fmt: skip
+            write_run(
+                f"{setting}_{seed}", 0.3 + 0.01 * setting + 0.02 * seed, seed=seed, test={"cost": cost},
+                overrides=[f"optimizer.lr={setting}"], config={"optimizer": {"lr": setting}},
+            )  # fmt: skip
+    (table,) = tabulate(read_runs([tmp_path / "runs"], checkpoint="best")[0])
+    return table
+
+
+def test_names_lie_within_the_panels_and_cover_neither_each_other_nor_a_point(table: Table) -> None:
+    figure = _costs(table)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    for axes in figure.axes:
+        notes = [child for child in axes.get_children() if isinstance(child, Annotation)]
+        assert sorted(note.get_text() for note in notes) == [f"lr {setting}" for setting in range(8)]
+        boxes = [Text.get_window_extent(note, canvas.get_renderer()) for note in notes]  # without the leaders
+        assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
+        window = axes.get_window_extent()
+        assert all(window.contains(*box.min) and window.contains(*box.max) for box in boxes)
+        points = axes.transData.transform([note.xy for note in notes])
+        assert not any(box.contains(*point) for box in boxes for point in points)
+
+
+def test_pictures_are_written_for_screen_and_print(tmp_path: Path, table: Table) -> None:
+    pictures = draw(table, tmp_path / "out", name="1_needle")
+    assert [picture.name for picture in pictures] == ["1_needle_seeds.png", "1_needle_cost.png"]
+    files = {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()}
+    assert sorted(files) == ["1_needle_cost.pdf", "1_needle_cost.png", "1_needle_seeds.pdf", "1_needle_seeds.png"]
+    starts = {"png": b"\x89PNG", "pdf": b"%PDF"}
+    assert all(content.startswith(starts[name.split(".")[1]]) for name, content in files.items())
+
+
+def test_without_cost_or_a_finite_score_the_rest_is_drawn(tmp_path: Path, write_run: Write) -> None:
+    write_run("0", float("nan"), merging="none")
+    write_run("1", 0.5, test={"cost": {"peak_gb": None}})
+    (table,) = tabulate(read_runs([tmp_path / "runs"], checkpoint="best")[0])
+    assert len(draw(table, tmp_path / "out", name="a")) == 2
+    write_run("2", 0.5, experiment="other", test={"cost": {}})
+    *_, other = tabulate(read_runs([tmp_path / "runs"], checkpoint="best")[0])
+    assert [picture.name for picture in draw(other, tmp_path / "out", name="b")] == ["b_seeds.png"]

@@ -1,0 +1,95 @@
+"""The command `python -m vtm.report`, as a user calls it, on runs by hand and on a real sweep."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from vtm.report import main
+
+ROOT = Path(__file__).parents[1]
+TINY = [
+    "experiment=needle", "data.clips.frames=4", "data.clips.height=4", "data.clips.width=4", "data.clips.channels=16",
+    "data.clips.num_decoys=2", "data.num_train=16", "data.num_val=8", "data.num_test=8", "model.window_frames=[2,4]",
+    "model.channels=[8,8]", "trainer.max_epochs=2",
+]  # fmt: skip
+Write = Callable[..., Path]
+Call = Callable[..., None]
+
+
+def test_the_report_is_printed_and_written_beside_the_runs(
+    tmp_path: Path, write_run: Write, call: Call, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders = [write_run(f"sweep/{seed}", 0.5 + 0.1 * seed, seed=seed) for seed in range(2)]
+    call(main, tmp_path / "cwd", *map(str, folders))
+    out = tmp_path / "runs" / "sweep" / "report"
+    text = (out / "report.md").read_text(encoding="utf-8")
+    printed = capsys.readouterr().out
+    assert "0.550 ± 0.071" in text
+    assert printed.endswith(f"written to {out}\n")
+    assert text.startswith(printed[:400])
+    pictures = [line.split("(")[1][:-1] for line in text.splitlines() if line.startswith("![")]
+    assert pictures == ["1_needle_seeds.png", "1_needle_cost.png"]
+    files = {"report.md", "report.csv", *pictures, *(name.replace("png", "pdf") for name in pictures)}
+    assert {file.name for file in out.iterdir()} == files
+
+
+def test_out_names_the_folder_and_a_second_report_replaces_the_first(
+    tmp_path: Path, write_run: Write, call: Call
+) -> None:
+    write_run("0", 0.5)
+    for _ in range(2):
+        call(main, tmp_path / "cwd", str(tmp_path / "runs"), "--out", str(tmp_path / "out"))
+    assert len((tmp_path / "out" / "report.csv").read_text().splitlines()) == 2
+    assert not (tmp_path / "runs" / "report").exists()
+
+
+def test_a_corrupt_file_ends_it_with_one_sentence(tmp_path: Path, write_run: Write, call: Call) -> None:
+    file = write_run("0", 0.5) / "results.json"
+    file.write_text("{")
+    with pytest.raises(SystemExit) as stop:
+        call(main, tmp_path / "cwd", str(tmp_path / "runs"))
+    assert str(stop.value).startswith(f"{file}: expected the results of a run, found no JSON")
+
+
+def test_where_nothing_is_finished_that_is_what_it_says(
+    tmp_path: Path, write_run: Write, call: Call, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_run("0", 0.5)
+    (folder / "results.json").unlink()
+    call(main, tmp_path / "cwd", str(folder))
+    assert f"- {folder}: no results.json" in capsys.readouterr().out
+
+
+def test_help_is_light() -> None:
+    code = (
+        "import sys; sys.argv = ['report', '--help']; from vtm.report import main\n"
+        "try: main()\n"
+        "except SystemExit: print([name for name in ('matplotlib', 'torch') if name in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert found.splitlines()[-1] == "[]"
+    assert "RUNS" in found
+
+
+@pytest.mark.slow
+def test_a_real_sweep_gives_a_row_for_each_setting(
+    tmp_path: Path, call: Call, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [sys.executable, str(ROOT / "train.py"), "-m", *TINY, "merging=none,uniform", "seed=0,1"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True, timeout=600)
+    call(main, tmp_path, "runs")
+    rows = [
+        [cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines() if "|" in line
+    ]
+    heading, _, none, uniform = rows
+    assert heading[:3] == ["merging", "seeds", "accuracy"]
+    assert (none[:2], uniform[:2]) == (["none", "2"], ["uniform", "2"])
+    kept = heading.index("tokens kept %")
+    assert none[kept] == "100"
+    assert uniform[kept] == "12.5"  # of 64: two windows of 32 leave 12 each, then these 24 leave 8
+    assert {"oracle", "kept_1", "target_2", "clips/s"} <= set(heading)

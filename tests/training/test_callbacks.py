@@ -1,0 +1,259 @@
+"""Progress, and runs that are interrupted and resumed."""
+
+import random
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, RandomSampler
+
+from vtm.data.datasets.needle import NeedleDataModule, Needles, NeedleSource
+from vtm.data.sampling import Single
+from vtm.merging import TokenMerger, saliency_partition
+from vtm.models import VTM
+from vtm.tasks.metric import VideoAccuracy
+from vtm.training.callbacks import BestCheckpoint, EpochSeed, NeedlesKept, epoch_seed
+from vtm.training.progress import ProgressLines
+
+
+class Noisy(Dataset[tuple[Tensor, Tensor, Tensor]]):
+    """Ten videos whose clips are noise from all three generators, as an augmentation would draw it."""
+
+    def __len__(self) -> int:
+        return 10
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
+        noise = torch.rand(4) + random.random() + float(np.random.rand())  # noqa: NPY002
+        return noise + index % 2, torch.tensor(index % 2), torch.tensor(index)
+
+
+class Still(Noisy):
+    """The same videos without noise, to validate and test on."""
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
+        return torch.full((4,), float(index)), torch.tensor(index % 2), torch.tensor(index)
+
+
+class Tiny(LightningModule):
+    """A network with dropout, Adam, a schedule by steps, and a metric by videos."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Sequential(nn.Linear(4, 8), nn.GELU(), nn.Dropout(0.5), nn.Linear(8, 2))
+        self.val_accuracy, self.test_accuracy = VideoAccuracy(2), VideoAccuracy(2)
+        self.rates: list[float] = []
+        self.losses: list[float] = []
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        self.rates.append(self.optimizers().param_groups[0]["lr"])
+        loss = F.cross_entropy(self.net(batch[0]), batch[1])
+        self.losses.append(float(loss))
+        return loss
+
+    def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
+        self.val_accuracy.update(self.net(batch[0]).softmax(1), batch[1], batch[2])
+        self.log("val/accuracy", self.val_accuracy)
+
+    def test_step(self, batch: list[Tensor], batch_idx: int) -> None:
+        self.test_accuracy.update(self.net(batch[0]).softmax(1), batch[1], batch[2])
+        self.log("test/accuracy", self.test_accuracy)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        optimizer = torch.optim.AdamW(self.parameters(), lr=0.05)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: (1 + step) / 10)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+class Interruption(BaseException):
+    """What a kill does to a run, for a test; Lightning would turn KeyboardInterrupt into an exit of pytest."""
+
+
+class Interrupt(Callback):
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: object) -> None:
+        if trainer.current_epoch == 2 and trainer.fit_loop.batch_idx == 1:
+            raise Interruption
+
+
+def make_trainer(folder: Path, *callbacks: Callback, **options: Any) -> Trainer:
+    bar = any(isinstance(callback, ProgressLines) for callback in callbacks)
+    options = {"enable_progress_bar": bar, "logger": False, "enable_checkpointing": bool(callbacks), **options}
+    return Trainer(
+        default_root_dir=folder,
+        accelerator="cpu",
+        enable_model_summary=False,
+        callbacks=list(callbacks),
+        **options,
+    )
+
+
+def fit(
+    folder: Path,
+    workers: int,
+    persistent: bool,
+    distributed: bool,
+    *,
+    interrupt: bool = False,
+    ckpt_path: Path | None = None,
+) -> tuple[Tiny, Trainer]:
+    best = ModelCheckpoint(
+        folder, "best", monitor="val/accuracy", mode="max", save_on_train_epoch_end=True, enable_version_counter=False
+    )
+    last = ModelCheckpoint(folder, "last", save_on_train_epoch_end=True, enable_version_counter=False)
+    callbacks = [EpochSeed(3), best, last, *([Interrupt()] if interrupt else [])]
+    trainer = make_trainer(folder, *callbacks, max_epochs=4, accumulate_grad_batches=2, num_sanity_val_steps=2)
+    model = Tiny()
+    torch.manual_seed(
+        random.SystemRandom().getrandbits(32)
+    )  # nothing may depend on the state that a process happens to have
+    data = Noisy()
+    # the sampler of a distributed run shuffles by the number of the epoch, which Lightning has to tell it in time
+    sampler = DistributedSampler(data, num_replicas=1, rank=0) if distributed else RandomSampler(data)
+    loader = DataLoader(data, batch_size=2, sampler=sampler, num_workers=workers, persistent_workers=persistent)
+    trainer.fit(model, loader, DataLoader(Still(), batch_size=5), ckpt_path=ckpt_path, weights_only=True)
+    return model, trainer
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("workers", "persistent", "distributed"), [(0, False, False), (2, False, False), (2, True, False), (2, False, True)]
+)
+def test_a_resumed_run_equals_an_uninterrupted_one(
+    tmp_path: Path, workers: int, persistent: bool, distributed: bool
+) -> None:
+    whole, whole_trainer = fit(tmp_path / "whole", workers, persistent, distributed)
+    with pytest.raises(Interruption):
+        fit(tmp_path / "parts", workers, persistent, distributed, interrupt=True)
+    checkpoint = tmp_path / "parts" / "last.ckpt"
+    assert torch.load(checkpoint, weights_only=True)["epoch"] == 1
+    rest, rest_trainer = fit(tmp_path / "parts", workers, persistent, distributed, ckpt_path=checkpoint)
+    assert whole.losses[-10:] == rest.losses
+    assert whole.rates[-10:] == rest.rates
+    for name, weights in whole.state_dict().items():
+        assert torch.equal(weights, rest.state_dict()[name]), name
+    moments, resumed = (trainer.optimizers[0].state_dict()["state"] for trainer in (whole_trainer, rest_trainer))
+    assert all(torch.equal(moments[index][key], resumed[index][key]) for index in moments for key in moments[index])
+    assert whole_trainer.global_step == rest_trainer.global_step == 12
+
+
+class Told(Tiny):
+    """A network whose validation gives what it is told, by epochs."""
+
+    def __init__(self, scores: list[float], losses: list[float]) -> None:
+        super().__init__()
+        self.told = {"val/score": scores, "val/loss": losses}
+
+    def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
+        self.log_dict({name: values[self.current_epoch] for name, values in self.told.items()})
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("scores", "losses", "epoch"),
+    [
+        ([0.5, 0.75, 0.75, 0.75, 0.5], [1.0, 0.4, 0.2, 0.3, 0.1], 2),  # of three the one with the lowest loss
+        ([0.5, 0.75, 0.5, 0.75, 0.75], [0.9, 0.8, 0.1, 0.8, 0.9], 1),  # and the first, where that is equal too
+        ([0.5, 0.75, 1.0, 0.75, 0.75], [0.1, 0.2, 0.9, 0.3, 0.1], 2),  # a better score before a lower loss
+    ],
+)
+def test_the_best_epoch_is_of_the_highest_score_and_among_equals_of_the_lowest_loss(
+    tmp_path: Path, scores: list[float], losses: list[float], epoch: int
+) -> None:
+    told(tmp_path, scores[:3], losses[:3])  # interrupted after three
+    told(tmp_path, scores, losses, last=tmp_path / "last.ckpt")
+    assert best_epoch(tmp_path) == epoch
+
+
+def told(folder: Path, scores: list[float], losses: list[float], *, last: Path | None = None, **options: Any) -> None:
+    callbacks = BestCheckpoint(str(folder)), ModelCheckpoint(folder, "last", enable_version_counter=False)
+    trainer = make_trainer(folder, *callbacks, max_epochs=len(scores), num_sanity_val_steps=0, **options)
+    trainer.fit(Told(scores, losses), still(), still(), ckpt_path=last, weights_only=True)
+
+
+def best_epoch(folder: Path) -> int:
+    epoch: int = torch.load(folder / "best.ckpt", weights_only=True)["epoch"]
+    return epoch
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_epochs_without_validation_are_passed_over(tmp_path: Path) -> None:
+    told(tmp_path, [1.0, 0.5, 0.9, 0.75], [0.1] * 4, check_val_every_n_epoch=2)
+    assert best_epoch(tmp_path) == 3
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_loss_that_is_no_number_gives_way(tmp_path: Path) -> None:
+    told(tmp_path, [0.5] * 3, [float("nan"), 0.3, 0.2])
+    assert best_epoch(tmp_path) == 2
+
+
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")
+def test_the_best_epoch_stays_where_the_folder_has_another_name(tmp_path: Path) -> None:
+    told(tmp_path / "old", [0.5, 1.0], [0.5, 0.5])
+    (tmp_path / "old").rename(tmp_path / "new")
+    last = tmp_path / "new" / "last.ckpt"
+    told(tmp_path / "new", [0.5, 1.0, 0.75], [0.5, 0.5, 0.1], last=last)
+    assert best_epoch(tmp_path / "new") == 1
+    with pytest.warns(UserWarning, match=r"best\.ckpt is not there: the best epoch from here on is kept"):
+        told(tmp_path / "other", [0.5, 1.0, 0.75, 0.25], [0.5] * 4, last=last)
+    assert best_epoch(tmp_path / "other") == 3
+
+
+def test_epochs_and_ranks_draw_different_numbers() -> None:
+    drawn = set()
+    for seed, epoch, rank in ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1)):
+        epoch_seed(seed, epoch, rank)
+        drawn.add((torch.rand(1).item(), random.random(), np.random.rand()))  # noqa: NPY002
+    assert len(drawn) == 4
+
+
+def still() -> DataLoader[Any]:
+    return DataLoader(Still(), batch_size=2)
+
+
+def test_needles_are_followed_through_the_blocks_as_by_hand():
+    clips = Needles(
+        num_classes=3, frames=4, height=3, width=3, channels=8, num_needles=5, num_decoys=2, clutter=0.2,
+        num_patterns=2, noise=0.1, needle_speed=0.0, other_speed=1.0, seed=0,
+    )  # fmt: skip
+    data = NeedleDataModule(
+        clips=clips, num_train=3, num_val=2, num_test=4, root="nowhere", encoder=None, protocol=Single(num_frames=4),
+        source=partial(NeedleSource, motion=False), batch_size=4, num_workers=0, seed=0, allow_missing=False,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    merger = partial(TokenMerger, partition=saliency_partition, partition_factor=3, merge_count=0.5, saliency_weight=1)
+    model = VTM(8, 3, window_frames=(2, 4), channels=(8, 8), num_heads=2, dropout=0.0, merge_layer=merger).eval()
+    batch = next(iter(data.test_dataloader()))
+    output, logged = model(batch.inputs), {}
+    trainer = SimpleNamespace(datamodule=data)
+    module = SimpleNamespace(log_dict=lambda values, **_: logged.update(values))
+    NeedlesKept().on_test_batch_end(trainer, module, {"output": output}, batch, 0)
+
+    found = {"kept_1": 0, "target_1": 0, "kept_2": 0, "target_2": 0}
+    for b in range(4):
+        needles = data.source.clip(data.videos("test")[b]).needles.flatten()
+        places = {token: token for token in range(36)}  # where the tokens that nothing has swallowed are now
+        for number, trace in enumerate(output.blocks, 1):
+            windows = len(trace.grouping.index) // 4
+            size, groups = trace.grouping.index.shape[1], trace.grouping.num_groups
+            after = {}
+            for token, place in places.items():
+                row, inside = b * windows + place // size, place % size
+                found[f"target_{number}"] += bool(needles[token]) and inside in trace.targets[row]
+                if inside in trace.grouping.anchor[row]:
+                    after[token] = place // size * groups + int(trace.grouping.index[row, inside])
+            places = after
+            found[f"kept_{number}"] += sum(bool(needles[token]) for token in places)
+    assert logged["test/details/oracle"] == 1
+    assert {name: float(logged[f"test/details/{name}"]) for name in found} == pytest.approx(
+        {name: count / 20 for name, count in found.items()}
+    )
+    assert 0 < found["target_2"] < found["kept_2"] < found["kept_1"] < 20

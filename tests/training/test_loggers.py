@@ -1,0 +1,156 @@
+"""The CSV file of a run, and W&B with and without an account and a network."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch.utilities import rank_zero_only
+
+from vtm.training.loggers import closing_wandb, csv_logger, wandb_logger
+
+
+def test_the_csv_of_a_resumed_run_keeps_what_was_there(tmp_path: Path) -> None:
+    for loss in (1.0, 2.0, 3.0):
+        logger = csv_logger(save_dir=tmp_path)
+        logger.log_metrics({"loss": loss}, step=0)
+        logger.save()
+    names = ("metrics.1.csv", "metrics.2.csv", "metrics.csv")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
+    assert [(tmp_path / name).read_text().split() for name in names] == [
+        ["loss,step", f"{loss},0"] for loss in (1.0, 2.0, 3.0)
+    ]
+
+
+def test_the_csv_of_a_resumed_run_goes_on_after_the_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    before = "epoch,step,test/loss,val/loss\r\n0,0,,4.0\r\n,1,,\r\n0,1,,3.0\r\n"
+    after = "1,2,,2.5\r\n1,3,,2.0\r\n1,2,9.0,\r\n2"  # the test is of an earlier epoch; then the run was killed
+    checkpoints = {"first.ckpt": 2, "second.ckpt": 4}
+    for name, steps in checkpoints.items():
+        torch.save({"global_step": steps}, tmp_path / name)
+    path.write_text(before + after, newline="")
+    csv_logger(save_dir=tmp_path, ckpt_path=tmp_path / "first.ckpt")  # interrupted at once
+    logger = csv_logger(save_dir=tmp_path, ckpt_path=tmp_path / "first.ckpt")
+    logger.log_metrics({"val/loss": 1.0, "new": 5.0}, step=2)
+    logger.save()
+    assert [row.split(",") for row in path.read_text().split()] == [
+        ["epoch", "new", "step", "test/loss", "val/loss"],
+        ["0", "", "0", "", "4.0"],
+        ["", "", "1", "", ""],
+        ["0", "", "1", "", "3.0"],
+        ["", "5.0", "2", "", "1.0"],
+    ]
+    assert (tmp_path / "metrics.1.csv").read_text() == (before + after).replace("\r", "")  # nothing is lost
+    path.write_text(before + after, newline="")
+    csv_logger(save_dir=tmp_path, ckpt_path=tmp_path / "second.ckpt")
+    assert path.read_text() == (before + "1,2,,2.5\r\n1,3,,2.0\r\n").replace("\r", "")
+
+
+@pytest.fixture
+def no_wandb_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("NETRC", str(tmp_path / "home" / ".netrc"))
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # where nothing answers
+
+
+TWO_JOBS = """
+import sys
+import vtm.training.loggers
+assert "wandb" not in sys.modules
+vtm.training.loggers.finish_wandb()
+for job in ("a", "b"):
+    logger = vtm.training.loggers.wandb_logger(project="p", save_dir=f"{sys.argv[1]}/{job}")
+    logger.log_metrics({"loss": 1.0}, step=3)
+    print(logger.version)
+vtm.training.loggers.finish_wandb()
+import wandb
+assert wandb.run is None
+"""
+
+
+@pytest.mark.usefixtures("no_wandb_account")
+def test_without_a_key_every_job_is_an_offline_run_in_its_own_folder(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", TWO_JOBS, str(tmp_path)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=tmp_path)
+    said = done.stdout.splitlines()
+    assert len(said) == 4
+    for job, sentence, version in (("a", *said[:2]), ("b", *said[2:])):
+        (folder,) = (tmp_path / job / "wandb").glob("offline-run-*")
+        assert folder.name.endswith(version)
+        assert sentence == (
+            f"W&B: no API key was found, so this run is logged offline in {folder}; "
+            f"to upload it, run `wandb login` and then `wandb sync {folder}`."
+        )
+    assert "wandb" not in done.stderr
+
+
+class Run:
+    """What `wandb.init` returns, as far as it is used before Lightning takes over."""
+
+    def __init__(self, folder: Path) -> None:
+        self.dir = str(folder / "files")
+
+    def define_metric(self, *_: object, **__: object) -> None: ...
+
+
+@pytest.mark.usefixtures("no_wandb_account")
+def test_a_server_that_does_not_answer_means_offline_unless_online_was_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wandb = pytest.importorskip("wandb")
+    calls: list[dict[str, Any]] = []
+
+    def init(**arguments: Any) -> Run:
+        calls.append(arguments)
+        if arguments.get("mode") != "offline":
+            raise wandb.errors.CommError("timed out\nmore")
+        return Run(tmp_path)
+
+    monkeypatch.setattr(wandb, "init", init)
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    wandb_logger(project="p", save_dir=tmp_path / "new", name="n", tags=["t"])
+    assert [call.get("mode") for call in calls] == [None, "offline"]
+    assert all((call["name"], call["tags"], call["dir"]) == ("n", ["t"], str(tmp_path / "new")) for call in calls)
+    assert calls[0]["settings"].init_timeout == 10
+    assert capsys.readouterr().out.startswith("W&B: the server did not accept the run (timed out), so this run is ")
+    monkeypatch.setenv("WANDB_MODE", "online")
+    with pytest.raises(
+        RuntimeError, match=r"WANDB_MODE=online asks for \(timed out\); run `wandb login`, .*logger=csv"
+    ):
+        wandb_logger(project="p", save_dir=tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_wandb_account")
+def test_a_key_without_a_network_falls_back_soon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    script = (
+        "import sys; from vtm.training import loggers as l; "
+        "l.wandb_logger(project='p', save_dir=sys.argv[1]); l.finish_wandb()"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=tmp_path, timeout=80)
+    assert "so this run is logged offline in" in done.stdout
+
+
+def test_other_ranks_start_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rank_zero_only, "rank", 1)
+    logger = wandb_logger(project="p", save_dir=tmp_path / "run")
+    assert logger.version is None
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_run_of_a_command_that_fails_is_marked_as_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    codes = []
+    monkeypatch.setattr("vtm.training.loggers.finish_wandb", lambda *, exit_code=0: codes.append(exit_code))
+    with closing_wandb():
+        pass
+    with pytest.raises(SystemExit), closing_wandb():
+        sys.exit("why")
+    assert codes == [0, 1]

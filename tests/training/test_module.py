@@ -1,0 +1,340 @@
+"""The LightningModule on a tiny encoder and clips in memory: checkpoints, fine-tuning, evaluation, schedule."""
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from vtm.data.dataset import Clip, collate
+from vtm.data.sampling import Single
+from vtm.data.source import Video
+from vtm.encoders import Encoder
+from vtm.merging import (
+    NoMerger,
+    TokenMerger,
+    boundary_partition,
+    center_partition,
+    motion_partition,
+    motion_weights,
+    saliency_partition,
+    saliency_weights,
+    uniform_partition,
+)
+from vtm.models import VTM
+from vtm.tasks.classification import Classification
+from vtm.tasks.fusion import TwoLosses
+from vtm.tasks.regression import Regression
+from vtm.tasks.task import Task
+from vtm.training.callbacks import EpochSeed
+from vtm.training.module import VTMModule
+from vtm.training.optim import cosine_with_warmup
+
+CLASSIFICATION = partial(Classification, label_smoothing=0.1, class_weights="balanced", fusion=TwoLosses(1.0))
+
+
+class PatchEncoder(Encoder):
+    """One random convolution: 16 pixels to 2 x 2 tokens."""
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__(
+            "patch", frames_per_step=1, chunk=8, mean=(0.5,) * 3, std=(0.5,) * 3, image_size=16, squash=False,
+            normalize=True, pretrained=False, checkpoint=None, seed=seed, precision="float32", storage="float32",
+        )  # fmt: skip
+
+    def build(self, *, load: bool) -> nn.Module:
+        return nn.Conv2d(3, 8, 8, 8)
+
+    def encode(self, backbone: nn.Module, frames: Tensor) -> Tensor:
+        return backbone(frames).permute(0, 2, 3, 1)
+
+
+class Clips(L.LightningDataModule):
+    """Twelve bright or dark videos of four frames, with two clips each in evaluation."""
+
+    protocol = Single(num_frames=4)
+    selection = "val"
+
+    def __init__(self, targets: list[float] | None = None, *, repeats: int = 2) -> None:
+        super().__init__()
+        self.class_names = ["dark", "bright"]
+        self.targets = targets or [0, 1, 1] * 4
+        self.repeats = repeats
+
+    def read_split(self, split: str) -> list[Video]:
+        return [Video(f"{split}/{i}", Path("none"), target) for i, target in enumerate(self.targets)]
+
+    videos = listed = read_split
+
+    def missing(self, split: str) -> list[str]:
+        return ["train/lost"] if split == "train" else []
+
+    def train_targets(self) -> Tensor:
+        return torch.tensor(self.targets)
+
+    def _loader(self, split: str, repeats: int) -> DataLoader[Clip]:
+        clips = []
+        for i, target in enumerate(self.targets):
+            for repeat in range(repeats):
+                generator = torch.Generator().manual_seed(100 * i + repeat)
+                pixels = torch.randint(0, 128, (4, 3, 16, 16), dtype=torch.uint8, generator=generator)
+                pixels += 100 if target == 1 else 0
+                clips.append(
+                    Clip(
+                        pixels, None, None, torch.tensor(target), i, f"{split}/{i}@{repeat}", i % 2 == repeat == 1, None
+                    )
+                )
+        return DataLoader(clips, batch_size=4, collate_fn=collate)
+
+    def train_dataloader(self) -> DataLoader[Clip]:
+        return self._loader("train", 1)
+
+    def val_dataloader(self) -> DataLoader[Clip]:
+        return self._loader("val", self.repeats)
+
+    def test_dataloader(self) -> DataLoader[Clip]:
+        return self._loader("test", self.repeats)
+
+
+def module(
+    task: Task | None = None, *, outputs: int = 2, encoder: Encoder | None = None, channels: int = 4, **merger: Any
+) -> VTMModule:
+    torch.manual_seed(0)
+    merge_layer = partial(
+        TokenMerger, partition=saliency_partition, partition_factor=2, merge_count=0.5,
+        weighting=partial(saliency_weights, beta=1.0), saliency_weight=1.0, **merger,
+    )  # fmt: skip
+    network = VTM(
+        8, outputs, window_frames=(2, 4), channels=(channels, 4), num_heads=2, dropout=0.1, merge_layer=merge_layer
+    )
+    return VTMModule(
+        encoder or PatchEncoder(), network, task or CLASSIFICATION(outputs),
+        optimizer=partial(torch.optim.AdamW, lr=1e-2),
+        scheduler=partial(cosine_with_warmup, warmup_epochs=1),
+        config={"seed": 0, "model": {"channels": [channels, 4]}},
+    )  # fmt: skip
+
+
+def trainer(folder: Path, **options: Any) -> L.Trainer:
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    options = {"max_epochs": 2, "callbacks": [EpochSeed(0)], **quiet, **options}
+    return L.Trainer(accelerator="cpu", default_root_dir=folder, enable_checkpointing=False, **options)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    run = trainer(folder)
+    run.fit(module(), Clips())
+    run.save_checkpoint(folder / "last.ckpt")
+    return folder / "last.ckpt"
+
+
+def test_a_checkpoint_is_plain_says_what_it_is_and_holds_no_encoder(checkpoint):
+    content = torch.load(checkpoint, weights_only=True)
+    assert content["vtm"] == {
+        "format": 2, "encoder": PatchEncoder().key, "classes": ["dark", "bright"],
+        "config": {"seed": 0, "model": {"channels": [4, 4]}},
+    }  # fmt: skip
+    assert content["state_dict"]
+    assert not any(name.startswith("encoder.") for name in content["state_dict"])
+    assert "task.class_weights" in content["state_dict"]
+
+
+def test_a_checkpoint_restores_the_tested_model(checkpoint, tmp_path):
+    first, again = module(), module()
+    for parameter in again.model.parameters():
+        parameter.data.zero_()
+    trainer(tmp_path).test(first, Clips(), ckpt_path=checkpoint, verbose=False)
+    trainer(tmp_path).test(again, Clips(), ckpt_path=checkpoint, verbose=False)
+    assert first.summary("test") == again.summary("test")
+    assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), again.state_dict().values(), strict=True))
+
+
+def test_a_checkpoint_of_other_classes_is_refused(checkpoint, tmp_path):
+    data = Clips()
+    data.class_names = ["bright", "dark"]
+    with pytest.raises(ValueError, match=r"other classes: it has dark where the data have bright"):
+        trainer(tmp_path).test(module(), data, ckpt_path=checkpoint)
+
+
+def test_a_checkpoint_of_another_encoder_is_refused(checkpoint, tmp_path):
+    with pytest.raises(ValueError, match=r"belongs to encoder patch-random0-.*, but this run has patch-random1-"):
+        trainer(tmp_path).test(module(encoder=PatchEncoder(1)), Clips(), ckpt_path=checkpoint)
+
+
+@pytest.mark.parametrize("what", ["fit", "test"])
+def test_a_checkpoint_of_other_settings_is_refused(checkpoint, tmp_path, what):
+    other = module()
+    other.config = {"seed": 0, "model": {"channels": [8, 4]}}
+    message = r"was trained with model\.channels = \[4, 4\], but this run has \[8, 4\]"
+    with pytest.raises(ValueError, match=message):
+        getattr(trainer(tmp_path), what)(other, Clips(), ckpt_path=checkpoint)
+
+
+def test_blocks_longer_than_the_clips_are_not_trained(tmp_path):
+    lit = module()
+    lit.model = VTM(
+        8, 2, window_frames=(2, 4, 8), channels=(4, 4, 4), num_heads=2, dropout=0.0, merge_layer=NoMerger
+    )  # fmt: skip
+    trainer(tmp_path).fit(lit, Clips())
+    assert [all(p.requires_grad for p in block.parameters()) for block in lit.model.blocks] == [True, True, False]
+
+
+def test_videos_of_one_performance_widen_the_interval(tmp_path):
+    class Performances(Clips):
+        def read_split(self, split):
+            videos = super().read_split(split)
+            return [replace(video, cluster=f"performance {i // 6}") for i, video in enumerate(videos)]
+
+        videos = listed = read_split
+
+    alone, together = module(), module()
+    trainer(tmp_path).test(alone, Clips(), verbose=False)
+    trainer(tmp_path).test(together, Performances(), verbose=False)
+    assert alone.summary("test")["value"] == together.summary("test")["value"]
+    assert alone.summary("test")["interval"] != together.summary("test")["interval"]
+
+
+def test_a_foreign_checkpoint_is_refused(checkpoint, tmp_path):
+    content = torch.load(checkpoint, weights_only=True)
+    del content["vtm"]
+    torch.save(content, tmp_path / "foreign.ckpt")
+    with pytest.raises(ValueError, match="no vtm checkpoint of format 2, found format None"):
+        trainer(tmp_path).test(module(), Clips(), ckpt_path=tmp_path / "foreign.ckpt")
+
+
+def test_fine_tuning_takes_the_network_and_a_new_head(checkpoint):
+    theirs = torch.load(checkpoint, weights_only=True)["state_dict"]
+    ours = module(outputs=5)
+    head = ours.model.head.weight.detach().clone()
+    ours.load_pretrained(checkpoint)
+    assert torch.equal(ours.model.head.weight, head)
+    for name, value in ours.model.state_dict().items():
+        assert name.startswith("head.") or torch.equal(value, theirs[f"model.{name}"])
+
+
+def test_fine_tuning_another_network_names_a_tensor(checkpoint):
+    with pytest.raises(ValueError, match=r"holds another network: \d+ of its tensors, such as blocks\.0\.auxiliary"):
+        module(channels=8).load_pretrained(checkpoint)
+
+
+def test_the_summary_has_what_a_score_needs(tmp_path):
+    lit = module()
+    trainer(tmp_path).test(lit, Clips(), verbose=False)
+    summary = lit.summary("test")
+    assert summary["n"] == 12
+    assert (summary["missing"], summary["missing_ids"]) == (0, [])
+    assert summary["selection"] == "val"
+    assert summary["damaged_videos"] == 6  # one clip of every second video
+    assert summary["train_videos"] == {"n": 11, "missing": 1}
+    assert summary["clip_level"]["n"] == 24
+    assert summary["floor"] == pytest.approx(8 / 12)
+    assert len(summary["ids_sha256"]) == 64
+    assert summary["tokens"] == [16, 12, 9]  # two windows of 8 leave 6 each, these 12 leave 9
+
+
+def test_ranks_that_see_other_videos_are_stopped(tmp_path, monkeypatch):
+    run, lit = trainer(tmp_path), module()
+    monkeypatch.setattr(type(run.strategy), "broadcast", lambda self, value, src=0: "what rank 0 sees")
+    with pytest.raises(RuntimeError, match=r"other processes see other train videos .*12 of them here"):
+        run.fit(lit, Clips())
+
+
+def test_a_partial_test_counts_what_it_saw(tmp_path):
+    lit = module()
+    trainer(tmp_path, limit_test_batches=2).test(lit, Clips(), verbose=False)
+    assert (lit.summary("test")["n"], lit.summary("test")["missing"]) == (4, 8)
+
+
+def test_regression_trains_and_scores(tmp_path):
+    targets = [0.5, 2.5, -1.0] * 4
+    lit, data = module(Regression(1, fusion=TwoLosses(0.5)), outputs=1), Clips(targets)
+    run = trainer(tmp_path)
+    run.fit(lit, data)
+    run.test(lit, data, verbose=False)
+    assert lit.summary("test")["metric"] == "mse"
+    assert run.callback_metrics["test/score"] == -run.callback_metrics["test/mse"]
+
+
+def test_training_lowers_the_loss(tmp_path):
+    lit, data = module(Classification(2, label_smoothing=0.0, class_weights=None, fusion=TwoLosses(1.0))), Clips()
+    run = trainer(tmp_path, max_epochs=40)
+    run.validate(lit, data, verbose=False)
+    before = run.callback_metrics["val/loss"]
+    run.fit(lit, data)
+    assert run.callback_metrics["val/loss"] < before
+    assert run.callback_metrics["val/accuracy"] > 0.9
+
+
+def test_sampling_in_evaluation_does_not_depend_on_the_batch(tmp_path):
+    lit = module(sample_in_eval=True).eval()
+    (batch,) = [batch for i, batch in enumerate(Clips().val_dataloader()) if i == 0]
+    together = lit(batch).logits
+    for i in range(4):
+        row = batch._replace(inputs=batch.inputs[i : i + 1], id=batch.id[i : i + 1])
+        torch.testing.assert_close(lit(row).logits[0], together[i])
+    assert torch.equal(lit(batch).logits, together)
+    other = lit(batch._replace(id=[f"{clip}-other" for clip in batch.id])).logits
+    assert not torch.equal(other, together)
+
+
+def test_stored_features_give_what_their_frames_give(tmp_path):
+    lit = module().eval()
+    batch = next(iter(Clips().val_dataloader()))
+    features = lit.encoder(batch.inputs)
+    assert torch.equal(lit(batch._replace(inputs=features)).logits, lit(batch).logits)
+
+
+def test_targets_beyond_the_classes_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="class 7"):
+        trainer(tmp_path).fit(module(), Clips([0, 7, 1]))
+
+
+def with_class_token(motion: bool = False, **merger: Any) -> tuple[VTMModule, Clips]:
+    settings = {"partition": uniform_partition, "partition_factor": 2, "merge_count": 0.5} | merger
+    model, data = module(), Clips()
+    model.model = VTM(
+        8,
+        2,
+        window_frames=(2, 4),
+        channels=(4, 4),
+        num_heads=2,
+        dropout=0.1,
+        merge_layer=partial(TokenMerger, **settings),
+    )
+    model.encoder.prefix = 1
+    data.source = SimpleNamespace(motion=motion)
+    return model, data
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        ({"partition": partial(center_partition)}, "center_partition"),
+        ({"partition": boundary_partition}, "boundary_partition"),
+        ({"partition": partial(motion_partition), "motion": True}, "motion_partition"),
+        ({"weighting": partial(motion_weights)}, "motion_weights"),
+        ({"motion": True}, "motion=true"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_with_a_class_token_nothing_is_merged_by_places(tmp_path, settings, name):
+    model, data = with_class_token(**settings)
+    with pytest.raises(
+        ValueError, match=rf"^{name} needs the tokens of a frame in rows .*; set encoder\.cls_in_grid=f"
+    ):
+        trainer(tmp_path).validate(model, data, verbose=False)
+
+
+@pytest.mark.parametrize("settings", [{}, {"partition": saliency_partition, "saliency_weight": 1.0}])
+def test_with_a_class_token_other_strategies_merge(tmp_path, settings):
+    model, data = with_class_token(**settings)
+    trainer(tmp_path).validate(model, data, verbose=False)
+    assert model.summary("val")["tokens"] == [16, 12, 9]

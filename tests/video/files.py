@@ -1,0 +1,47 @@
+"""Write videos that move, copy them into other containers, and damage them."""
+
+import av
+import numpy as np
+
+from vtm.video.writing import write_video
+
+
+def packets(path):
+    """Find where the packets of a file lie, in the order of display: (position, size)."""
+    with av.open(str(path)) as container:
+        found = [(packet.pts, packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
+    return [packet[1:] for packet in sorted(found)]
+
+
+def spoil(source, path, numbers, make=bytes):
+    """Overwrite the packets of some frames."""
+    content = bytearray(source.read_bytes())
+    for position, size in (packets(source)[number] for number in numbers):
+        content[position : position + size] = make(size)
+    path.write_bytes(content)
+
+
+def flip(path, seed, count=8):
+    """Flip bits anywhere but near the beginning and the end."""
+    content, generator = bytearray(path.read_bytes()), np.random.default_rng(seed)
+    for position in generator.integers(len(content) // 10, len(content) * 9 // 10, count):
+        content[position] ^= 1 << int(generator.integers(8))
+    path.write_bytes(content)
+
+
+def remux(source, path, **options):
+    """Copy the packets into another container."""
+    with av.open(str(source)) as reader, av.open(path, "w", **options) as writer:
+        stream = writer.add_stream_from_template(reader.streams.video[0])
+        for packet in reader.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = stream
+                writer.mux(packet)
+
+
+def moving(path, count=60, *, codec, fps=10, **options):
+    """Write a texture that moves, so that damage shows."""
+    base = np.kron(np.random.default_rng(0).integers(0, 255, (18, 20, 3), np.uint8), np.ones((6, 6, 1), np.uint8))
+    pictures = (np.roll(base, (2 * number, 3 * number), (0, 1))[:64, :96].copy() for number in range(count))
+    write_video(path, pictures, fps=fps, codec=codec, options=options)
+    return path

@@ -1,0 +1,158 @@
+"""The frames on screen at given times, of many codecs and containers, as upright squares."""
+
+import struct
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+import torch
+
+from vtm.video.decoding import TooShortError
+from vtm.video.reading import read_frames
+from vtm.video.scanning import duration
+from vtm.video.writing import write_video
+
+ENCODERS = [
+    ("b_frames.mp4", "libx264", {"g": "24", "bf": "3"}),
+    ("open_gop.mp4", "libx264", {"g": "24", "bf": "3", "x264-params": "open-gop=1"}),
+    ("one_gop.mkv", "libx264", {"g": "250", "bf": "2"}),
+    ("transport.ts", "libx264", {"g": "24", "bf": "3"}),
+    ("b_frames.avi", "mpeg4", {"g": "12", "bf": "2"}),
+    ("hidden_frames.webm", "libvpx-vp9", {"g": "40", "cpu-used": "8"}),
+    ("b_frames_without_times.avi", "libx264", {"g": "24", "bf": "3"}),
+    ("raw.h264", "libx264", {"g": "24", "bf": "3"}),
+    ("hevc.mp4", "libx265", {"x265-params": "log-level=none:keyint=24"}),
+    ("raw.hevc", "libx265", {"x265-params": "log-level=none:keyint=24"}),
+    ("intra.mp4", "libx264", {"g": "1"}),
+    ("refreshed_bit_by_bit.mp4", "libx264", {"g": "24", "bf": "0", "x264-params": "intra-refresh=1:scenecut=0"}),
+    ("mpeg2.ts", "mpeg2video", {"g": "12", "bf": "2"}),
+]
+
+
+@pytest.mark.parametrize(("name", "codec", "options"), ENCODERS)
+def test_every_frame_is_found_by_its_time(stamps, tmp_path, name, codec, options):
+    path = stamps.write(tmp_path / name, 120, fps=30, codec=codec, **options)
+    wanted = [0, 119, *torch.randperm(120, generator=torch.Generator().manual_seed(0)).tolist()]
+    frames = read_frames(path, [number / 30 for number in wanted], size=stamps.size).pixels
+    assert frames.shape == (122, 3, stamps.size, stamps.size)
+    assert frames.dtype == torch.uint8
+    assert stamps.read(frames) == wanted
+
+
+@pytest.mark.parametrize(("name", "codec", "options"), ENCODERS)
+def test_few_frames_are_exact_too(stamps, tmp_path, name, codec, options):
+    path = stamps.write(tmp_path / name, 120, fps=30, codec=codec, **options)
+    for wanted in ([97], [20, 71], [3, 26, 50, 118]):
+        times = [(number + 0.4) / 30 for number in wanted]
+        assert stamps.read(read_frames(path, times, size=stamps.size).pixels) == wanted
+
+
+def test_a_frame_stays_until_the_next(stamps, clip):
+    times = [1.95 / 30, 2 / 30, 2.01 / 30, 2.95 / 30]
+    assert stamps.read(read_frames(clip, times, size=stamps.size).pixels) == [1, 2, 2, 2]
+
+
+def test_after_the_end_comes_the_last_frame(stamps, clip):
+    assert stamps.read(read_frames(clip, [119 / 30, 4.0, 5.4], size=stamps.size).pixels) == [119, 119, 119]
+
+
+def test_a_file_that_is_shorter_than_its_annotation_is_refused(clip):
+    with pytest.raises(TooShortError, match=r"clip\.mp4: expected a frame at 6\.00 s, but the file ends at 4\.00 s"):
+        read_frames(clip, [1.0, 6.0], size=8)
+
+
+def test_steps_of_several_frames_are_consecutive(stamps, clip):
+    frames = read_frames(clip, [1.01, 0.0, 118 / 30], size=stamps.size, frames_per_step=3).pixels
+    assert stamps.read(frames) == [30, 31, 32, 0, 1, 2, 118, 119, 119]
+
+
+@pytest.mark.parametrize("offset", [0, 7])
+def test_time_stamps_rule_at_variable_rates_and_start_offsets(stamps, tmp_path, offset):
+    at = [0.0, 0.1, 0.2, 1.2, 1.3, 4.0, 4.5]
+    path = tmp_path / "variable.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=30, options={"bf": "2"})
+        stream.height, stream.width = stamps.picture(0).shape[:2]
+        stream.codec_context.time_base = Fraction(1, 1000)
+        for number, time in enumerate(at):
+            frame = av.VideoFrame.from_ndarray(stamps.picture(number), format="rgb24")
+            frame.pts, frame.time_base = round(1000 * (offset + time)), Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    frames = read_frames(path, [0.0, 0.15, 1.1, 1.2, 3.9, 4.0, 4.4, 5.4], size=stamps.size).pixels
+    assert stamps.read(frames) == [0, 1, 2, 3, 4, 5, 5, 6]
+    assert 4.5 < duration(path) < 5.5
+
+
+def test_shortest_side_is_scaled_and_the_centre_cut_out(tmp_path):
+    picture = np.zeros((60, 120, 3), np.uint8)
+    picture[:, 30:60] = 255  # a square with one white half, and black outside of it
+    picture[::2, 60:90] = 255  # and one half that averages to grey
+    write_video(tmp_path / "wide.mp4", [picture] * 3, fps=5, options={"crf": "1"})
+    frame = read_frames(tmp_path / "wide.mp4", [0.0], size=30).pixels[0].float().mean(0)
+    assert frame[3:-3, :13].min() > 245
+    assert 100 < frame[3:-3, 17:].min() <= frame[3:-3, 17:].max() < 155
+
+
+def test_squashing_ignores_the_aspect_ratio(tmp_path):
+    picture = np.zeros((60, 120, 3), np.uint8)
+    picture[:, 60:] = 255
+    picture[:30] //= 2
+    write_video(tmp_path / "wide.mp4", [picture] * 3, fps=5, options={"crf": "1"})
+    frame = read_frames(tmp_path / "wide.mp4", [0.0], size=30, squash=True).pixels[0].float().mean(0)
+    quarters = [frame[row : row + 9, column : column + 9].mean() for row in (3, 18) for column in (3, 18)]
+    assert quarters == pytest.approx([0, 127, 0, 255], abs=8)
+
+
+@pytest.mark.parametrize("squash", [False, True])
+@pytest.mark.parametrize(("quarters", "matrix"), [(1, (0, 1, -1, 0)), (2, (-1, 0, 0, -1)), (3, (0, -1, 1, 0))])
+def test_rotation_of_the_container_is_applied(stamps, clip, tmp_path, quarters, matrix, squash):
+    content = bytearray(clip.read_bytes())
+    place = content.index(b"tkhd") + 44
+    a, b, c, d = (value << 16 for value in matrix)
+    content[place : place + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    (tmp_path / "turned.mp4").write_bytes(content)
+    upright = read_frames(clip, [1.0], size=stamps.size, squash=squash).pixels
+    turned = read_frames(tmp_path / "turned.mp4", [1.0], size=stamps.size, squash=squash).pixels
+    assert torch.equal(turned, torch.rot90(upright, -quarters, (2, 3)))  # clockwise
+
+
+def write_pictures(path, pictures, *, codec="libx264", pix_fmt="yuv420p", **options):
+    """Write pictures of any size in any format, at 10 frames per second."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=10, options=options)
+        stream.height, stream.width = pictures[0].shape[:2]
+        stream.pix_fmt = pix_fmt
+        for picture in pictures:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode(None))
+
+
+@pytest.mark.parametrize(
+    ("count", "settings"),
+    [
+        (1, {}),
+        (5, {"bf": "3"}),
+        (20, {"pix_fmt": "yuv420p10le"}),
+        (20, {"pix_fmt": "yuv444p"}),
+        (20, {"codec": "libsvtav1", "preset": "12", "crf": "10", "svtav1-params": "keyint=8"}),
+    ],
+    ids=["one", "five", "10_bit", "odd_size", "av1"],
+)
+def test_short_deep_and_odd_videos(stamps, tmp_path, count, settings):
+    pictures = [stamps.picture(number) for number in range(count)]
+    if settings.get("pix_fmt") == "yuv444p":
+        pictures = [np.pad(picture, ((0, 1), (0, 1), (0, 0)), mode="edge") for picture in pictures]
+    write_pictures(tmp_path / "odd.mp4", pictures, **settings)
+    assert duration(tmp_path / "odd.mp4") == pytest.approx(count / 10)
+    order = [*range(count)][::-1]
+    for wanted in (order, order[:1], order[len(order) // 2 :][:1]):
+        frames = read_frames(tmp_path / "odd.mp4", [number / 10 for number in wanted], size=stamps.size)
+        assert (stamps.read(frames.pixels), frames.substituted.sum()) == (wanted, 0)
+
+
+@pytest.mark.parametrize("times", [[], [1.0, -0.5]])
+def test_times_must_be_there_and_not_negative(clip, times):
+    with pytest.raises(ValueError, match=r"not negative"):
+        read_frames(clip, times, size=16)

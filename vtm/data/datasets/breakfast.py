@@ -1,0 +1,60 @@
+"""Breakfast (Kuehne et al., CVPR 2014): ten activities, in VideoGraph's split by participant that ViS4mer publishes."""
+
+from typing import Unpack
+
+from vtm.data.datamodule import Loading, Split, VideoDataModule
+from vtm.data.datasets.annotations import name_classes, read_rows
+from vtm.data.source import Video
+from vtm.video.listing import find_video
+
+_COLUMNS = ("file_name", "duration", "action", "class_id")
+_VAL_PARTICIPANTS = frozenset(f"P{number}" for number in range(40, 47))
+
+
+class BreakfastDataModule(VideoDataModule):
+    """Load Breakfast.
+
+    Every camera counts as a video of its own, the stereo camera with its channel 0, as in the published lists. Videos
+    lie as they are distributed, `videos/P03/cam01/P03_cereals.avi`, or flat under the names of the lists,
+    `videos/P03-cam01-P03_cereals.avi`.
+
+    Args:
+        hold_out: Validate on participants P40 to P46 of the training list, because there is no list for validation.
+            Otherwise all training videos are trained on and the test split is the validation split too, as in ViS4mer:
+            checkpoints are then chosen on test videos.
+    """
+
+    def __init__(self, *, hold_out: bool, **loading: Unpack[Loading]) -> None:
+        super().__init__(**loading)
+        self.hold_out = hold_out
+        self._class_names: list[str] | None = None
+
+    @property
+    def class_names(self) -> list[str]:
+        """Name the ten activities as the lists do."""
+        if self._class_names is None:
+            path = self.annotation("train.csv")
+            rows = read_rows(path, _COLUMNS, delimiter=",")
+            self._class_names = name_classes(((int(row["class_id"]), row["action"]) for row in rows), source=path)
+        return self._class_names
+
+    @property
+    def selection(self) -> Split:
+        """Name the split on which checkpoints are chosen."""
+        return "val" if self.hold_out else "test"
+
+    def read_split(self, split: Split) -> list[Video]:
+        """List the videos of a split; ids are the names in the lists, one per camera."""
+        tests = split == "test" or (split == "val" and not self.hold_out)
+        path = self.annotation("test.csv" if tests else "train.csv")
+        videos = []
+        for row in read_rows(path, _COLUMNS, delimiter=","):
+            name = row["file_name"]
+            if name.count("-") != 2:
+                raise ValueError(f"{path}: expected names <participant>-<camera>-<participant>_<activity>, got {name}")
+            held_out = self.hold_out and name.split("-")[0] in _VAL_PARTICIPANTS
+            if tests or held_out == (split == "val"):
+                file = find_video(self.root / "videos", name.replace("-", "/"), name)
+                performance = name.rsplit("-", 1)[1].removesuffix("_ch0")
+                videos.append(Video(name, file, int(row["class_id"]), cluster=performance))
+        return videos

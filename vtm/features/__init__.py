@@ -1,0 +1,1 @@
+"""Features that are encoded once and read many times."""

@@ -1,0 +1,312 @@
+"""The file of one video's features: a safetensors file that is written step by step and checked at every read.
+
+Memory does not grow with the length of the video, and each step has a checksum: of a file that was cut, or in which a
+byte has changed, no step is ever taken for a right one.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import zlib
+from collections.abc import Iterable
+from functools import lru_cache
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vtm.encoders.rounding import Packed, Storage
+from vtm.features.remote import forget, read_ranges
+from vtm.system.processes import host_name
+
+_FORMAT = "1"  # to be raised when these files can no longer be read as before
+_NAMES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "int8": "I8", "float64": "F64", "int64": "I64"}
+_DTYPES = {name: getattr(torch, dtype) for dtype, name in _NAMES.items()}
+_STEPS = (
+    "features",
+    "scale",
+    "motion",
+    "from_codec",
+    "substituted",
+)  # the tensors that have one row per step, where they exist
+
+
+class FeatureError(Exception):
+    """Say that stored features cannot be used, which file they are in, and what to do."""
+
+
+class OtherTimesError(FeatureError):
+    """Say that features are stored, but not those of the wanted times."""
+
+
+class FeatureWriter:
+    """Write the steps of one video as they come, so that memory does not grow with its length.
+
+    Args:
+        path: Of the file.
+        times: Of all steps, (T,) in seconds.
+        shape: (H, W, C) of a step.
+        storage: The format of the features.
+        facts: What else the header says.
+    """
+
+    def __init__(
+        self, path: Path, times: list[float], shape: tuple[int, int, int], storage: Storage, facts: dict[str, Any]
+    ) -> None:
+        steps, grid = len(times), shape[:2]
+        layout: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {
+            "times": (torch.float64, (steps,)),  # wide formats first, so that all are aligned
+            "crc32": (torch.int64, (steps,)),
+            "substituted": (torch.int64, (steps,)),
+            **({"scale": (torch.float32, (steps, *grid))} if storage == "int8" else {}),
+            "motion": (torch.float32, (steps, *grid)),
+            "features": (getattr(torch, storage), (steps, *shape)),
+            "from_codec": (torch.int8, (steps,)),
+        }
+        stamps = np.asarray(times, np.float64).tobytes()
+        self.path = path
+        head, self._tensors = _make_header(layout, stamps, {name: str(value) for name, value in facts.items()})
+        self._partial = path.with_name(f".{path.stem}.{host_name()}.{os.getpid()}.part")
+        self._done, self._total = 0, steps
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = self._partial.open("wb")
+        self._file.write(head + stamps)
+
+    def __enter__(self) -> Self:
+        """Write in a block that ends with the file in place, or without any trace of it."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Publish the file if nothing went wrong."""
+        if kind is None:
+            self.publish()
+        else:
+            self.abandon()
+
+    def add(self, packed: Packed, motion: Tensor, from_codec: Tensor, substituted: Tensor) -> None:
+        """Append steps.
+
+        Args:
+            packed: (t, H, W, C) features on the CPU.
+            motion: (t, H, W) pixels per frame.
+            from_codec: (t,) bool, whether the motion is the codec's.
+            substituted: (t,) how many of their frames could not be decoded.
+        """
+        steps = {
+            "features": packed.values.contiguous(),
+            **({} if packed.scale is None else {"scale": packed.scale.contiguous()}),
+            "motion": motion.float().contiguous(),
+            "from_codec": from_codec.to(torch.int8),
+            "substituted": substituted,
+        }
+        count = len(packed.values)
+        steps["crc32"] = torch.tensor([_checksum(steps, row) for row in range(count)], dtype=torch.int64)
+        for name, rows in steps.items():
+            entry = self._tensors[name]
+            if rows.dtype != entry.dtype or rows.shape[1:] != entry.shape[1:]:
+                raise ValueError(
+                    f"expected {name} as {entry.dtype} (t, {entry.shape[1:]}), got {rows.dtype} {tuple(rows.shape)}"
+                )
+            self._file.seek(entry.rows(self._done, self._done)[0])
+            self._file.write(_bytes(rows))
+        self._done += count
+
+    def publish(self) -> None:
+        """Give the complete file its name, readable for whom the umask lets read.
+
+        Raises:
+            OSError: The disk is full, or the like; no trace is left then.
+        """
+        try:
+            if self._done != self._total:
+                raise ValueError(f"{self.path}: expected {self._total} steps, got {self._done}")
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
+            os.replace(self._partial, self.path)
+        except BaseException:
+            self.abandon()
+            raise
+
+    def abandon(self) -> None:
+        """Leave no trace."""
+        try:
+            self._file.close()
+        except OSError:  # what is buffered does not fit on the disk either
+            pass
+        finally:
+            self._partial.unlink(missing_ok=True)
+
+
+class _Tensor(NamedTuple):
+    """Locate a tensor in its file."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    start: int  # bytes from the start of the file
+
+    def rows(self, low: int, high: int) -> tuple[int, int]:
+        """Return where the rows `low` to `high` begin and end in the file."""
+        row = math.prod(self.shape[1:]) * self.dtype.itemsize
+        return self.start + low * row, self.start + high * row
+
+
+class FeatureHeader(NamedTuple):
+    """Hold what a file says about itself, and where its tensors are."""
+
+    path: str
+    version: str
+    id: str
+    key: str
+    length: float
+    video_bytes: int
+    times: NDArray[np.float64]
+    tensors: dict[str, _Tensor]
+
+    def find(self, times: Iterable[float]) -> list[int] | None:
+        """Find the rows of some times; None if one is not there."""
+        wanted = np.asarray(list(times))
+        rows = np.searchsorted(self.times, wanted - 1e-6).clip(max=len(self.times) - 1)
+        return rows.tolist() if (abs(self.times[rows] - wanted) < 1e-6).all() else None
+
+
+def _make_header(
+    layout: dict[str, tuple[torch.dtype, tuple[int, ...]]], stamps: bytes, facts: dict[str, str]
+) -> tuple[bytes, dict[str, _Tensor]]:
+    """Lay out a safetensors file: the bytes before the data, and where each tensor will be."""
+    entries: dict[str, Any] = {}
+    end = 0
+    for name, (dtype, shape) in layout.items():
+        start, end = end, end + math.prod(shape) * dtype.itemsize
+        entries[name] = {
+            "dtype": _NAMES[str(dtype).removeprefix("torch.")],
+            "shape": shape,
+            "data_offsets": [start, end],
+        }
+    facts = {"format": _FORMAT, **facts}
+    facts["crc32"] = str(zlib.crc32(stamps, zlib.crc32(json.dumps([facts, entries], sort_keys=True).encode())))
+    text = json.dumps({"__metadata__": facts, **entries}).encode()
+    text += b" " * (-len(text) % 8)
+    head = len(text).to_bytes(8, "little") + text
+    return head, {
+        name: _Tensor(dtype, shape, len(head) + entries[name]["data_offsets"][0])
+        for name, (dtype, shape) in layout.items()
+    }
+
+
+def read_steps(
+    header: FeatureHeader, rows: list[int], *, cache: Path, cache_bytes: int | None = None
+) -> dict[str, Tensor]:
+    """Read some steps of a file, and check them.
+
+    Args:
+        header: Of the file.
+        rows: The numbers of the steps; neighbours are read as one slice.
+        cache: Where to keep what comes from a distance.
+        cache_bytes: How much of it.
+
+    Returns:
+        `features` (t, H, W, C), `scale` for int8, `motion` (t, H, W), `from_codec` and `substituted` (t,).
+
+    Raises:
+        FeatureError: Some of the steps are damaged.
+    """
+    low, high, again = min(rows), max(rows) + 1, False
+    names = [name for name in (*_STEPS, "crc32") if name in header.tensors]
+    ranges = [header.tensors[name].rows(low, high) for name in names]
+    while True:
+        parts = read_ranges(header.path, header.version, ranges, cache=cache, cache_bytes=cache_bytes)
+        steps = {
+            name: torch.from_numpy(part).view(header.tensors[name].dtype).reshape(-1, *header.tensors[name].shape[1:])
+            for name, part in zip(names, parts, strict=True)
+        }
+        right = steps.pop("crc32").tolist()
+        damaged = [row for row in sorted(set(rows)) if _checksum(steps, row - low) != right[row - low]]
+        if not damaged:
+            break
+        if again or not forget(header.path, header.version, cache=cache):  # what is cached may be damaged, or too old
+            raise FeatureError(
+                f"{header.path}: the features at {header.times[damaged[0]]:.2f} s are damaged; delete the file and "
+                "extract it again"
+            )
+        again = True
+    if rows == list(range(low, high)):
+        return steps
+    chosen = torch.tensor(rows) - low
+    return {name: values[chosen] for name, values in steps.items()}
+
+
+@lru_cache(maxsize=4096)
+def read_header(path: str, size: int, version: str, cache: Path) -> FeatureHeader:
+    """Read and check a header.
+
+    Args:
+        path: The file, or its address.
+        size: Of the file in bytes; with the version, it tells when the file has to be read anew.
+        version: As `size_and_version` tells.
+        cache: Where to keep what comes from a distance.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        FeatureError: It is cut short, or is none of ours.
+    """
+    try:
+        return _read_header(path, size, version, cache)
+    except (ValueError, KeyError, TypeError) as error:
+        raise FeatureError(
+            f"{path}: is no feature file, or damaged ({error}); delete it and extract it again"
+        ) from error
+
+
+def _read_header(path: str, size: int, version: str, cache: Path) -> FeatureHeader:
+    def read(start: int, end: int) -> bytes:
+        return bytes(read_ranges(path, version, [(start, end)], cache=cache, cache_bytes=None)[0])
+
+    if size < 8 or 8 + (length := int.from_bytes(read(0, 8), "little")) > size:
+        raise ValueError("it is cut short")
+    entries = json.loads(read(8, 8 + length))
+    facts = entries.pop("__metadata__")
+    if facts["format"] != _FORMAT:
+        raise ValueError(f"expected format {_FORMAT}, found {facts['format']}")
+    tensors = {
+        name: _Tensor(_DTYPES[entry["dtype"]], tuple(entry["shape"]), 8 + length + entry["data_offsets"][0])
+        for name, entry in entries.items()
+    }
+    if size != max(8 + length + entry["data_offsets"][1] for entry in entries.values()):
+        raise ValueError("it is cut short")
+    stamps = read(*tensors["times"].rows(0, tensors["times"].shape[0]))
+    crc32 = int(facts.pop("crc32"))
+    if crc32 != zlib.crc32(stamps, zlib.crc32(json.dumps([facts, entries], sort_keys=True).encode())):
+        raise ValueError("its header has changed")
+    return FeatureHeader(
+        path=path,
+        version=version,
+        id=facts["id"],
+        key=facts["key"],
+        length=float(facts["length"]),
+        video_bytes=int(facts["video_bytes"]),
+        times=np.frombuffer(stamps, np.float64),
+        tensors=tensors,
+    )
+
+
+def _checksum(steps: dict[str, Tensor], row: int) -> int:
+    """Compute the CRC-32 of all that a file holds of one step."""
+    crc32 = 0
+    for name in _STEPS:
+        if name in steps:
+            crc32 = zlib.crc32(_bytes(steps[name][row]), crc32)
+    return crc32
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    """Show the bytes of a contiguous tensor."""
+    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy().data)

@@ -1,0 +1,1 @@
+"""A trained model in use: its file, its predictions, and its graph for other programs."""

@@ -1,0 +1,124 @@
+"""A video as a model sees it: its clips and steps, decoded and encoded in parts, so that hours of it fit."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from vtm.data.dataset import Clip, pad_steps
+from vtm.data.sampling import ClipProtocol
+from vtm.data.source import Content, Video, VideoFiles
+from vtm.encoders import Encoder, Precomputed
+from vtm.video.scanning import packet_table
+
+_FRAMES_AT_ONCE = 128  # decoded before they are encoded
+
+
+class Step(NamedTuple):
+    """Hold what the model sees at one time of a video."""
+
+    time: float
+    features: Tensor  # (H, W, C)
+    motion: Tensor | None  # (H, W)
+    from_codec: bool | None
+    damaged: bool
+
+
+class EncodedVideo:
+    """Read and encode a video as it is asked for.
+
+    Args:
+        path: of the file.
+        encoder: makes features of its frames.
+        protocol: which clips are seen of it.
+        motion: also measure how fast each token moves.
+        device: where the encoder is.
+
+    Attributes:
+        seconds: its length.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        VideoError: if it cannot be read.
+        ValueError: if the encoder takes features and no frames.
+    """
+
+    def __init__(
+        self, path: Path, encoder: Encoder, protocol: ClipProtocol, *, motion: bool, device: torch.device
+    ) -> None:
+        if not path.exists():
+            raise FileNotFoundError(f"{path}: no such file")
+        if isinstance(encoder, Precomputed):
+            raise ValueError(
+                f"this model was trained on features ({encoder.key}) and cannot look at {path}: call it "
+                "with features (B, T, H, W, C)"
+            )
+        self.encoder = encoder
+        self.protocol = protocol
+        self.device = device
+        self._video = Video(id=path.name, path=path, target=0)
+        self._source = VideoFiles(root=path.parent, encoder=encoder, sampling=protocol.sampling, motion=motion)
+        self.seconds = self._source.length(self._video)
+
+    def is_short(self, times: Sequence[float]) -> bool:
+        """Tell whether the file has fewer frames at some times than a clip has steps."""
+        return len(set(packet_table(self._video.path).rows(times).tolist())) < self.protocol.num_frames
+
+    def clips(self) -> Iterator[tuple[float, Clip]]:
+        """Put the clips together, each with its start; each step is encoded once, and held while it is needed."""
+        waiting = deque(self.protocol.starts(self.seconds))
+        wanted = {time for start in waiting for time in self.protocol.times(start, self.seconds)}
+        held: dict[float, Step] = {}
+        for steps in self.steps(sorted(wanted)):
+            held |= {step.time: step for step in steps}
+            while waiting and (times := self.protocol.times(waiting[0], self.seconds))[-1] <= steps[-1].time:
+                start = waiting.popleft()
+                yield start, self._clip(start, [held[time] for time in times])
+                held = {time: step for time, step in held.items() if waiting and time >= waiting[0]}
+
+    def clip(self, start: float) -> tuple[Clip, Tensor]:
+        """Put one clip together; also return its frames, (T * f, 3, S, S) uint8, without padding."""
+        times = self.protocol.times(start, self.seconds)
+        content = self._source.read(self._video, times)
+        return self._clip(start, self._encode(times, content)), content.inputs
+
+    def steps(self, times: Sequence[float]) -> Iterator[list[Step]]:
+        """Decode and encode the steps at ascending times, some at once; the next ones are decoded meanwhile."""
+        size = max(1, _FRAMES_AT_ONCE // self.encoder.frames_per_step)
+        parts = [list(times[first : first + size]) for first in range(0, len(times), size)]
+        with ThreadPoolExecutor(max_workers=1) as reader:
+            coming = reader.submit(self._source.read, self._video, parts[0])
+            for part, after in zip(parts, [*parts[1:], None], strict=True):
+                content = coming.result()
+                if after is not None:
+                    coming = reader.submit(self._source.read, self._video, after)
+                yield self._encode(part, content)
+
+    def _encode(self, times: Sequence[float], content: Content) -> list[Step]:
+        features = self.encoder(content.inputs[None].to(self.device))[0]
+        motion = [None] * len(times) if content.motion is None else content.motion.to(self.device)
+        from_codec = [None] * len(times) if content.from_codec is None else content.from_codec.tolist()
+        damaged = content.substituted.bool().tolist()
+        return [Step(*values) for values in zip(times, features, motion, from_codec, damaged, strict=True)]
+
+    def _clip(self, start: float, steps: Sequence[Step]) -> Clip:
+        """Stack steps, and pad them to the number that the model takes."""
+        count = self.protocol.num_frames
+        motions = [step.motion for step in steps if step.motion is not None]
+        shares = [step.from_codec for step in steps if step.from_codec is not None]
+        return Clip(
+            inputs=pad_steps(torch.stack([step.features for step in steps]), count),
+            mask=None if len(steps) == count else torch.arange(count, device=self.device) < len(steps),
+            motion=pad_steps(torch.stack(motions), count) if motions else None,
+            target=torch.tensor(self._video.target),
+            index=0,
+            id=f"{self._video.id}@{start:.2f}",
+            damaged=any(step.damaged for step in steps),
+            from_codec=sum(shares) / len(shares) if shares else None,
+        )

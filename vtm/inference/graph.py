@@ -1,0 +1,163 @@
+"""The network of a model as a graph for other programs, ONNX or `torch.export`, compared with it before it is written.
+
+The graph goes from features to scores; beside it stands a description of encoder, preprocessing and classes.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vtm.inference.model_file import ModelFileError
+from vtm.inference.predictor import Predictor
+from vtm.merging import TokenMerger
+from vtm.system.atomic import write_atomically
+
+_BATCHES = (1, 3)  # at which what is written is compared with the model
+_TOLERANCE = 1e-3  # of a score: of thousands of tokens, rounding lets a few that are as similar merge otherwise
+
+
+def check_traceable(model: Predictor, name: str) -> None:
+    """Refuse settings that a graph of fixed operations cannot hold.
+
+    Raises:
+        ModelFileError: if the model samples; it names the format.
+    """
+    if any(isinstance(module, TokenMerger) and module.sample_in_eval for module in model.modules()):
+        raise ModelFileError(
+            f"format {name} cannot hold merging.sample_in_eval=true, whose noise depends on the clip's id: export "
+            "to safetensors, or train with merging.sample_in_eval=false"
+        )
+
+
+def write_graph(model: Predictor, path: Path, name: str) -> str:
+    """Write a graph once it agrees with the model; return by how much it does.
+
+    Args:
+        model: whose network is written.
+        path: of the file.
+        name: of the format, `onnx` or `pt2`.
+
+    Raises:
+        ModelFileError: if the graph disagrees with the model, or a package is missing.
+    """
+    to = _to_onnx if name == "onnx" else _to_pt2
+    about = {**model.description, "inputs": inputs_of(model)}
+    with _silent_exporters():
+        content, run = to(model, _example(model, 2), json.dumps(about, ensure_ascii=False))
+        differences = []
+        for batch in _BATCHES:
+            example = _example(model, batch)
+            differences.append((run(example) - model(**example)).abs().max())
+    worst = float(torch.stack(differences).max())
+    if not worst <= _TOLERANCE:
+        raise ModelFileError(
+            f"{path} is not written: its scores differ from the model's by up to {worst:.2g}; please report this with "
+            "the versions of torch and onnxruntime"
+        )
+    write_atomically(path, content)
+    return f"agrees with the model to {worst:.0e} at batch {' and '.join(map(str, _BATCHES))}"
+
+
+@contextmanager
+def _silent_exporters() -> Iterator[None]:
+    """Leave out what they say of their insides."""
+    log = logging.getLogger("torch.onnx")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(level)
+
+
+def inputs_of(model: Predictor) -> dict[str, Any]:
+    """Describe the inputs of an exported graph, and how frames become features, for those who have no vtm."""
+    encoder, frames = model.encoder, model.protocol.num_frames
+    height, width = encoder.grid
+    inputs: dict[str, Any] = {"features": {"shape": ["batch", frames, height, width, encoder.channels]}}
+    if model.description["motion"]:
+        inputs["motion"] = {"shape": ["batch", frames, height, width], "unit": "pixels per frame"}
+    if len(model.protocol.times(0.0, 0.5)) < frames:  # short videos leave steps empty
+        inputs["mask"] = {"shape": ["batch", frames], "meaning": "true = a step that the video has"}
+    if hasattr(encoder, "image_size"):
+        inputs["frames"] = {
+            "image_size": encoder.image_size,
+            "resize": "to the square" if encoder.squash else "shortest side, then the centre is cut out",
+            "frames_per_step": encoder.frames_per_step,
+            "mean": list(encoder.mean),
+            "std": list(encoder.std),
+        }
+    return inputs
+
+
+def _example(model: Predictor, batch: int) -> dict[str, Tensor]:
+    """Draw inputs of a graph; a mask has empty steps in its first clip only."""
+    generator = torch.Generator().manual_seed(batch)
+    shapes = {name: (batch, *facts["shape"][1:]) for name, facts in inputs_of(model).items() if "shape" in facts}
+    example = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    if "motion" in example:
+        example["motion"] = example["motion"].abs()
+    if "mask" in example:
+        example["mask"] = torch.ones(shapes["mask"], dtype=torch.bool)
+        example["mask"][0, (shapes["mask"][1] + 1) // 2 :] = False
+    return example
+
+
+def _trace(model: Predictor, example: dict[str, Tensor]) -> Any:
+    """Record the graph of the model for batches of any size."""
+    arguments = {name: example.get(name) for name in ("features", "motion", "mask")}
+    batch = torch.export.Dim("batch")
+    shapes = {name: None if value is None else {0: batch} for name, value in arguments.items()}
+    return torch.export.export(model, tuple(arguments.values()), dynamic_shapes=shapes)
+
+
+def _to_pt2(model: Predictor, example: dict[str, Tensor], about: str) -> tuple[bytes, Callable[..., Tensor]]:
+    """Return the content of a .pt2 file, and the graph that is in it."""
+    file = io.BytesIO()
+    program = _trace(model, example)
+    program.example_inputs = None  # which would be most of the file
+    torch.export.save(program, file, extra_files={"vtm.json": about})
+    file.seek(0)
+    graph = torch.export.load(file).module()
+
+    def run(example: Mapping[str, Tensor]) -> Tensor:
+        scores: Tensor = graph(example["features"], example.get("motion"), example.get("mask"))
+        return scores
+
+    return file.getvalue(), run
+
+
+def _to_onnx(model: Predictor, example: dict[str, Tensor], about: str) -> tuple[bytes, Callable[..., Tensor]]:
+    """Return the content of an .onnx file, and a function that runs it in onnxruntime."""
+
+    try:
+        import onnxruntime
+        import onnxscript  # noqa: F401  what torch exports with
+    except ImportError as error:
+        raise ModelFileError(f"format onnx needs {error.name}: pip install onnx onnxruntime onnxscript") from None
+    program: Any = torch.onnx.export(
+        _trace(model, example), input_names=list(example), output_names=["scores"], dynamo=True, verbose=False
+    )
+    proto = program.model_proto
+    entry = proto.metadata_props.add()
+    entry.key, entry.value = "vtm", about
+    content = proto.SerializeToString()
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+
+    def run(example: Mapping[str, Tensor]) -> Tensor:
+        (scores,) = session.run(["scores"], {name: value.numpy() for name, value in example.items()})
+        return torch.from_numpy(scores)
+
+    return content, run

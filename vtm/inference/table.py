@@ -1,0 +1,233 @@
+"""Predictions as a CSV file that processes on any number of machines write together, and that goes on where it was.
+
+Nothing coordinates them: a process locks the video that it takes, and the lock ends with the process, however it ends.
+The locks lie on bytes of the table far behind its content, so there are no other files to leave behind. They are those
+of `lockf`, which end when a process closes the file, so that a process must not open a table twice.
+"""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import io
+import os
+import sys
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from hashlib import sha256
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from vtm.inference.prediction import Prediction
+from vtm.system.atomic import write_atomically
+
+COLUMNS = ("video", "prediction", "probability", "windows", "seconds", "short", "damaged", "error", "model")
+_ERROR, _MODEL = COLUMNS.index("error"), COLUMNS.index("model")
+_PRESENT, _WRITING, _VIDEOS = 1 << 62, (1 << 62) + 1, (1 << 62) + 2  # bytes to lock, the last one and those after it
+
+
+class PredictionTable:
+    """Take videos that are not in a table, and add what becomes of them; a table is made where there is none.
+
+    Its columns are `COLUMNS` and, for the classes after the best one, `prediction_2`, `probability_2` and so on. A
+    regression has its value as `prediction`, and no `probability`. `short` and `damaged` are 0 or 1, as `Prediction`
+    has them. A video that could not be predicted has just an `error`, and can be tried again.
+
+    Args:
+        path: of the file.
+        model: names what predicts; a file holds the predictions of one model.
+        classes: how many classes a row lists, best first; 1 for a regression.
+        again: videos to try again: when a table is opened that no other process has open, their errors are taken away.
+
+    Attributes:
+        videos: that are in the file, as far as it has been read.
+        locked: the file system has locks; without them only one process at a time may have the table.
+
+    Raises:
+        ValueError: if the file is something else, or of another model; then it is left as it is.
+        OSError: if it cannot be written, or is no longer there; what is in it is complete.
+    """
+
+    def __init__(self, path: Path, model: str, *, classes: int, again: Collection[Path] = ()) -> None:
+        self.path = path
+        self.model = model
+        self.columns = COLUMNS + tuple(f"{name}_{n}" for n in range(2, classes + 1) for name in COLUMNS[1:3])
+        self.videos: set[str] = set()
+        self.locked = True
+        self._classes = classes
+        self._again = {str(video) for video in again}
+        self._end = 0  # of the rows that have been read, in bytes
+
+    def __enter__(self) -> Self:
+        """Open the file."""
+        if self.path.exists() and not self.path.is_file():
+            raise ValueError(f"{self.path}: expected a file, but it is a folder or a device; give another name")
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        ready = False
+        while not ready:
+            self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+            try:
+                ready = self._prepare()
+            finally:
+                if not ready:
+                    os.close(self._file)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the file."""
+        os.close(self._file)
+
+    def take(self, videos: Iterable[Path]) -> Iterator[Path]:
+        """Take the videos that are not in the table and that no other process holds, until there are none."""
+        todo, progress = list(videos), True
+        while todo and progress:  # again, for those whose holder has died meanwhile
+            held, progress = [], False
+            for video in todo:
+                if str(video) in self.videos:
+                    continue
+                byte = _VIDEOS + int.from_bytes(sha256(os.fsencode(video)).digest()[:7], "big")
+                if not self._lock(fcntl.LOCK_EX | fcntl.LOCK_NB, byte):
+                    held.append(video)
+                    continue
+                self._read()
+                if str(video) not in self.videos:  # nor added by another process since this one looked
+                    progress = True
+                    yield video
+                self._lock(fcntl.LOCK_UN, byte)
+            todo = held
+        self._read()
+
+    def add(self, prediction: Prediction) -> None:
+        """Write the row of a video."""
+        best = prediction.top(self._classes)
+        if prediction.label is None:
+            scores: list[Any] = [prediction.score, ""]
+        else:
+            scores = [cell for name, probability in best for cell in (name, f"{probability:.6f}")]
+        facts = (len(prediction.windows), f"{prediction.seconds:.3f}", int(prediction.short), int(prediction.damaged))
+        self._append((prediction.video, *scores[:2], *facts, "", self.model, *scores[2:]))
+
+    def add_failure(self, video: Path, reason: str) -> None:
+        """Write the row of a video that could not be predicted."""
+        known = {"video": str(video), "error": " ".join(reason.split()), "model": self.model}
+        self._append([known.get(name, "") for name in self.columns])
+
+    def _prepare(self) -> bool:
+        """Make the open file ready; return False where this process or another one has put a new file in its place."""
+        try:
+            alone = self._lock(fcntl.LOCK_EX | fcntl.LOCK_NB, _PRESENT)
+        except OSError as error:
+            reason = f"{self.path} is on a file system without locks ({error.strerror})"
+            sys.stderr.write(f"{reason}: only one process at a time may write it\n")
+            self.locked, alone = False, True
+        self.videos, self._end = set(), 0
+        if alone:
+            rows = self._read()
+            kept = [row for row in rows if not (row[_ERROR] and row[0] in self._again)]
+            if len(kept) < len(rows):
+                content = "".join(map(_line, [self.columns, *kept])).encode(errors="surrogateescape")
+                write_atomically(self.path.resolve(), content)
+        self._lock(fcntl.LOCK_SH, _PRESENT)
+        if not self._is_in_place():
+            return False
+        with self._writing():
+            if not self._end:
+                self._write(self.columns)
+        return True
+
+    def _is_in_place(self) -> bool:
+        """Tell whether the open file is the one that has the name now."""
+        return self.path.exists() and os.path.samestat(os.fstat(self._file), os.stat(self.path))
+
+    def _read(self) -> list[list[str]]:
+        """Read the rows that are new in the file."""
+        size = os.fstat(self._file).st_size
+        if size < self._end:
+            raise ValueError(
+                f"{self.path}: expected at least the {self._end} bytes that were there, found {size}; put back what "
+                "was taken away, and the same command goes on"
+            )
+        content = os.pread(self._file, size - self._end, self._end)
+        header = _line(self.columns).encode()
+        if not self._end and not (header.startswith(content) or content.startswith(header)):
+            found = content.partition(b"\n")[0][:200].decode(errors="backslashreplace")
+            raise ValueError(
+                f"{self.path}: expected a table with the columns {', '.join(self.columns)}, found {found!r}; give "
+                "another file or, for a table of predictions, the --top that it was made with"
+            )
+        end = content.rfind(b"\n") + 1
+        while content.count(b'"', 0, end) % 2:  # a line that ends within a name is no row
+            end = content.rfind(b"\n", 0, end - 1) + 1
+        text = content[0 if self._end else len(header) : end].decode(errors="surrogateescape")
+        rows = list(csv.reader(io.StringIO(text, newline="")))
+        for row in rows:
+            if len(row) != len(self.columns):
+                raise ValueError(
+                    f"{self.path}: expected rows of {len(self.columns)} columns, found {row}; mend that row"
+                )
+            if row[_MODEL] != self.model:
+                raise ValueError(
+                    f"{self.path} has predictions of the model {row[_MODEL]}, but this one is {self.model}; give "
+                    "another file"
+                )
+        self.videos.update(row[0] for row in rows)
+        self._end += end
+        return rows
+
+    def _append(self, row: Sequence[Any]) -> None:
+        with self._writing():
+            self._write(row)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Keep others from writing, and take away the half row that a process which was killed may have left."""
+        self._lock(fcntl.LOCK_EX, _WRITING)
+        try:
+            if not self._is_in_place():
+                raise FileNotFoundError(
+                    f"{self.path} was moved, deleted or replaced while it was written; put it back for the same "
+                    "command to go on, or it begins anew"
+                )
+            self._read()
+            os.ftruncate(self._file, self._end)
+            yield
+            self._read()
+        finally:
+            self._lock(fcntl.LOCK_UN, _WRITING)
+
+    def _write(self, row: Sequence[Any]) -> None:
+        left = _line(row).encode(errors="surrogateescape")
+        try:
+            while left:
+                left = left[os.write(self._file, left) :]
+        except OSError as error:
+            raise OSError(
+                f"{self.path}: {error.strerror}; what is in it is complete, and the same command goes on when this "
+                "is put right"
+            ) from error
+
+    def _lock(self, kind: int, byte: int) -> bool:
+        """Take hold of a byte, or let go of it; with LOCK_NB, return False where another process holds it."""
+        try:
+            if self.locked:
+                fcntl.lockf(self._file, kind, 1, byte)
+        except OSError as error:
+            if not kind & fcntl.LOCK_NB:
+                raise OSError(
+                    f"{self.path} cannot be locked ({error.strerror}); what is in it is complete, and the same command "
+                    "goes on when this is put right"
+                ) from error
+            if not isinstance(error, BlockingIOError | PermissionError):  # either one is how systems say "held"
+                raise
+            return False
+        return True
+
+
+def _line(row: Sequence[Any]) -> str:
+    """Write a row as CSV."""
+    text = io.StringIO(newline="")
+    csv.writer(text).writerow(row)  # with "\r\n" at the end, for it quotes just the letters that end a line
+    return text.getvalue().removesuffix("\r\n") + "\n"

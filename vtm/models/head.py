@@ -1,0 +1,70 @@
+"""What every head takes, gives and plans."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from vtm.merging import Grouping, compose
+
+
+class BlockTrace(NamedTuple):
+    """What one block merged; rows are the windows of all clips, B · T / L_i.
+
+    Attributes:
+        grouping: of the N tokens of each window.
+        targets: (rows, M) int64.
+        saliency: (rows, N), or None without an estimator.
+    """
+
+    grouping: Grouping
+    targets: Tensor
+    saliency: Tensor | None
+
+
+class BlockPlan(NamedTuple):
+    """The static shapes of one block for a given clip: everything is known before any tensor is."""
+
+    window_frames: int
+    windows: int
+    num_tokens: int  # N of one window
+    num_targets: int  # M
+    merge_count: int  # R
+    in_channels: int
+    out_channels: int
+
+
+@dataclass(frozen=True)
+class HeadOutput:
+    """Outputs of the network.
+
+    Attributes:
+        logits: (B, K) of the main path.
+        aux_logits: (B, K) of the auxiliary path; None in evaluation and where no saliency is learned.
+        blocks: one trace per block.
+    """
+
+    logits: Tensor
+    aux_logits: Tensor | None
+    blocks: tuple[BlockTrace, ...]
+
+    def clip_groupings(self) -> list[Grouping]:
+        """Follow each of a clip's T·H·W input tokens: for every block, to the token that holds it thereafter."""
+        batch = self.logits.shape[0]
+        steps = (trace.grouping.join_windows(trace.grouping.index.shape[0] // batch) for trace in self.blocks)
+        return list(accumulate(steps, compose))
+
+    def clip_targets(self) -> list[Tensor]:
+        """Find for every block the input tokens of a clip that give its targets their place: (B, windows · M) each."""
+        batch, found, before = self.logits.shape[0], [], None
+        for trace, after in zip(self.blocks, self.clip_groupings(), strict=True):
+            rows, num_tokens = trace.grouping.index.shape
+            first = num_tokens * torch.arange(rows // batch, device=after.index.device).repeat(batch)
+            targets = (trace.targets + first[:, None]).reshape(batch, -1)  # among the tokens that enter the block
+            found.append(targets if before is None else before.anchor.gather(1, targets))
+            before = after
+        return found

@@ -1,0 +1,79 @@
+"""Play a clip with what each block did beside it, as a video."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from vtm.pictures.canvas import Canvas
+from vtm.pictures.captions import Scores, blocks, described, seconds, shortened
+from vtm.pictures.colors import Bytes
+from vtm.pictures.layers import Painter, Scale, enlarge
+from vtm.pictures.legend import LETTER, Key
+from vtm.pictures.view import ClipView
+from vtm.video.writing import write_video
+
+_FPS = 2  # steps in a second, slow enough to follow
+_SIDE = 280  # pixels of a small picture
+_GAP, _MARGIN, _TOP, _LABEL = 8, 16, 172, 34
+_SMALL, _NORMAL, _LARGE = 16, 19, 24  # pixels of type
+_GREY = "0.35"
+
+
+def write_film(path: Path, view: ClipView, *, title: str, scores: Scores) -> None:
+    """Write an H.264 video of two steps in a second: the frame, and all layers of all blocks.
+
+    Args:
+        path: of the file; the suffix chooses the container.
+        view: what there is to see.
+        title: of the clip.
+        scores: what the network says, the best first.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_video(path, _frames(view, title, scores), fps=_FPS, options={"crf": "20", "preset": "veryfast"})
+
+
+def _frames(view: ClipView, title: str, scores: Scores) -> Iterator[Bytes]:
+    scale = Scale.of(view)
+    painters = [Painter(view.frames, block, scale) for block in view.blocks]
+    small = enlarge(view.frames[:1], view.grid, _SIDE)
+    height, width = small.shape[1:3]
+    names = [layer.name for layer in painters[0](small, np.zeros(1, dtype=np.int64))]
+    tall = len(names) * (height + _GAP) - _GAP  # of the frame, beside all layers
+    first = _MARGIN + tall + _LABEL + _GAP  # where the small pictures begin
+    room = first + len(painters) * (width + _GAP) - _GAP - _MARGIN
+    key = Key(scale, width=room, size=_SMALL)
+    bottom = _TOP + tall + _MARGIN  # of the pictures
+    canvas = Canvas(_even(room + 2 * _MARGIN), _even(bottom + key.height + _MARGIN))
+    canvas.write(_MARGIN, 14, shortened(title, int(room / _LARGE / LETTER)), _LARGE, va="top", weight="bold")
+    prediction = shortened(described(scores), int(room / _NORMAL / LETTER))
+    canvas.write(_MARGIN, 48, prediction, _NORMAL, va="top", color=_GREY)
+    for number, (_, name, facts) in enumerate(blocks(view)):
+        x = first + number * (width + _GAP)
+        canvas.write(x, _TOP - 10 - 1.25 * _SMALL * len(facts), name, _NORMAL, va="bottom", weight="bold")
+        canvas.write(x, _TOP - 8, "\n".join(facts), _SMALL, va="bottom", color=_GREY)
+    for number, name in enumerate(names):
+        y = _TOP + number * (height + _GAP) + height / 2
+        canvas.write(first - _LABEL / 2, y, name, _NORMAL, rotation=90, ha="center", va="center")
+    key.draw(canvas, _MARGIN, bottom)
+    background = canvas.picture()
+    for place, time in enumerate(view.times):
+        drawn = background.copy()
+        clock = Canvas(tall, 28)
+        clock.write(0, 22, seconds(time), _NORMAL, va="baseline")
+        drawn[_TOP - 34 : _TOP - 6, _MARGIN : _MARGIN + tall] = clock.picture()
+        frame = view.frames[place, None]
+        drawn[_TOP : _TOP + tall, _MARGIN : _MARGIN + tall] = enlarge(frame, (1, 1), tall)[0]
+        small = enlarge(frame, view.grid, _SIDE)
+        for column, painter in enumerate(painters):
+            for row, layer in enumerate(painter(small, np.array([place]))):
+                y, x = _TOP + row * (height + _GAP), first + column * (width + _GAP)
+                drawn[y : y + height, x : x + width] = layer.pictures[0]
+        yield drawn
+
+
+def _even(number: int) -> int:
+    """Round up, for H.264 with its colours for 2 × 2 pixels."""
+    return number + number % 2

@@ -1,0 +1,62 @@
+"""Gather runs into one table and plots: python -m vtm.report runs/needle/2030-01-01_12-00-00-000000.
+
+Runs that differ by their seed only make one row. It prints the table, and writes it as `report.md`, every run as
+`report.csv`, and plots of the scores over seeds, and against tokens kept, throughput and memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+from vtm.cli.errors import errors_in_one_sentence
+from vtm.system.atomic import write_atomically
+
+
+def main() -> None:
+    """Report on what was given."""
+    given = _arguments()
+    with errors_in_one_sentence():
+        _run(given.runs, given.out, given.checkpoint)
+
+
+def _run(paths: list[Path], out: Path | None, checkpoint: str) -> None:
+    # slow to import, and not needed for --help
+    from vtm.results.markdown import markdown, runs_csv
+    from vtm.results.plots import draw
+    from vtm.results.runs import read_runs
+    from vtm.results.tables import tabulate
+
+    runs, unfinished = read_runs(paths, checkpoint=checkpoint)
+    tables = tabulate(runs)
+    given = [path.resolve() if path.is_dir() else path.resolve().parent for path in paths]
+    folder = out or Path(os.path.commonpath(given)) / "report"
+    text = markdown(tables, unfinished, checkpoint=checkpoint)
+    print(text)
+    names = [f"{number}_{table.experiment}" for number, table in enumerate(tables, 1)]
+    pictures = [
+        picture for table, name in zip(tables, names, strict=True) for picture in draw(table, folder, name=name)
+    ]
+    shown = "".join(f"\n![{picture.stem.replace('_', ' ')}]({picture.name})\n" for picture in pictures)
+    write_atomically(folder / "report.md", text + shown)
+    write_atomically(folder / "report.csv", runs_csv(tables))
+    print(f"written to {folder}")
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m vtm.report",
+        description="Gather runs into one Markdown table, CSV and plots: mean and spread over seeds of every setting, "
+        "against tokens kept, throughput and memory.",
+    )
+    parser.add_argument(
+        "runs", nargs="+", type=Path, metavar="RUNS", help="run folders, sweep folders or results.json files"
+    )
+    parser.add_argument("--out", type=Path, help="folder; default: report/ in the folder that all runs share")
+    parser.add_argument("--checkpoint", choices=("best", "last"), default="best", help="whose test counts (best)")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,173 @@
+"""Write the tables as Markdown, and every run as a line of CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Sequence
+
+from vtm.results.runs import Run, Unfinished
+from vtm.results.tables import Row, Table, clips_per_second, peak_gb, tokens_kept
+
+LEGEND = (
+    "The score is the mean over seeds ± the sample standard deviation (n − 1), then the worst and the best seed in "
+    "brackets. Validation, floor (majority class or training mean) and further scores are means, clips/s and peak GB "
+    "medians over seeds. Tokens kept: after the last block, in percent of those before the first. Clips/s: encoder, "
+    "where frames come in, and network, without loading; peak GB: memory of one step above what was in use. In the "
+    "plots bars are the standard deviation of the score, and the range of throughput and memory over seeds."
+)
+
+
+def markdown(tables: Sequence[Table], unfinished: Sequence[Unfinished], *, checkpoint: str) -> str:
+    """Write all tables, with what one has to know beside them."""
+    epoch = "the last epoch" if checkpoint == "last" else "the epoch that was best in validation"
+    lines = ["# Report", "", f"Tests of {epoch}, unless a table says otherwise. {LEGEND}"]
+    if len(tables) > 1:
+        lines += ["", "Different experiments, tasks or evaluated videos: a table each, never averaged together."]
+    for table in tables:
+        lines += ["", f"## {_title(table)}", "", *_aligned(_cells(table)), "", *_notes(table)]
+    if unfinished:
+        lines += ["", f"Left out, because unfinished ({len(unfinished)}):", ""]
+        lines += [f"- {one.folder}: {one.reason}" for one in unfinished]
+    return "\n".join(lines) + "\n"
+
+
+def runs_csv(tables: Sequence[Table]) -> str:
+    """Write every run in full precision."""
+    rows = [_facts(table, row, run) for table in tables for row in table.rows for run in row.runs]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _title(table: Table) -> str:
+    test = table.runs[0].test
+    task = "" if table.task == table.experiment else f" ({table.task})"
+    return f"{table.experiment}{task}: {table.metric} of {test['n']} test videos, ids {test['ids_sha256'][:8]}"
+
+
+def _cells(table: Table) -> list[list[str]]:
+    """Fill a table, heading first; a column that no row has anything to say in is left out."""
+    digits = ".3f" if table.metric == "accuracy" else ".4g"
+    heading = [*table.columns, "seeds", table.metric, "worst (seed)", "best (seed)", "validation", "floor"]
+    heading += [*table.details, "tokens kept %", "clips/s", "peak GB"]
+    rows = [heading]
+    for row in table.rows:
+        mean, sd = row.score
+        cells = [f"{mean:{digits}}" + ("" if sd is None else f" ± {sd:{digits}}")]
+        cells += [f"{run.test['value']:{digits}} ({run.seed})" for run in (row.worst, row.best)]
+        cells += [_number(row.mean(lambda run: run.val.get("value")), digits)]
+        cells += [_number(row.mean(lambda run: run.test.get("floor")), digits)]
+        cells += [_number(row.mean(_detail(name)), ".3f") for name in table.details]
+        cells += [_short(row.median(of)) for of in (tokens_kept, clips_per_second, peak_gb)]
+        rows.append([*row.setting, str(len(row.runs)), *cells])
+    filled = [any(cell for cell in column) for column in zip(*rows[1:], strict=True)]
+    return [[cell for cell, keep in zip(row, filled, strict=True) if keep] for row in rows]
+
+
+def _notes(table: Table) -> list[str]:
+    """Say in a paragraph each what the numbers depend on."""
+    runs, notes = table.runs, []
+    if any(run.test.get("selection") == "test" and run.test.get("checkpoint") != "last" for run in runs):
+        notes.append("The epoch was chosen on the TEST videos in at least one run: its score is optimistic.")
+    if missing := max(run.test.get("missing", 0) for run in runs):
+        notes.append(f"Of the test videos, {missing} are missing.")
+    measured = dict.fromkeys(
+        f"{run.cost['device']}, {run.cost['inputs']}, at most {run.cost['batch_size']} clips a step"
+        for run in runs if run.cost
+    )  # fmt: skip
+    if len(measured) > 1:
+        notes.append(f"Speed and memory cannot be compared, they were measured on: {'; '.join(measured)}.")
+    elif measured:
+        notes.append(f"Speed and memory: {next(iter(measured))}.")
+    commits = dict.fromkeys(str(run.content["commit"])[:12] for run in runs)
+    if len(commits) > 1:
+        notes.append(f"The runs are of several versions of the source: {', '.join(commits)}.")
+    notes += [
+        f"Seed {earlier.seed} of one setting was run twice: {later.folder} counts, {earlier.folder} does not."
+        for earlier, later in table.again
+    ]
+    figures = {name: figure for run in runs for name, figure in run.content["published"].get("figures", {}).items()}
+    if figures:
+        from vtm.results.summary import NOTE, published_figures  # imports Lightning, which takes seconds
+
+        listed = "; ".join(published_figures(figures, metric=table.metric))
+        notes.append(f"Published by others, not ours: {listed}. {NOTE}")
+    return [line for note in notes for line in (note, "")][:-1]
+
+
+def _facts(table: Table, row: Row, run: Run) -> dict[str, object]:
+    test = run.test
+    return {
+        "experiment": table.experiment,
+        "task": table.task,
+        **dict(zip(table.columns, row.setting, strict=True)),
+        "seed": run.seed,
+        "checkpoint": test.get("checkpoint"),
+        "epoch": test.get("epoch"),
+        "metric": table.metric,
+        "test": test["value"],
+        "test_low": test["interval"][0],
+        "test_high": test["interval"][1],
+        "val": run.val.get("value"),
+        "floor": test.get("floor"),
+        "macro_accuracy": test.get("macro_accuracy"),
+        **test.get("details", {}),
+        "videos": test["n"],
+        "missing": test.get("missing"),
+        "ids_sha256": test["ids_sha256"],
+        "tokens": " ".join(map(str, run.cost.get("tokens", []))),
+        "tokens_kept_percent": tokens_kept(run),
+        "clips_per_second": clips_per_second(run),
+        "peak_gb": peak_gb(run),
+        "batch_size": run.cost.get("batch_size"),
+        "inputs": run.cost.get("inputs"),
+        "device": run.cost.get("device"),
+        "commit": run.content["commit"],
+        "folder": str(run.folder),
+    }
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Write a table in Markdown that can be read as it stands.
+
+    >>> print(*_aligned([["merging", "seeds"], ["none", "5"]]), sep="\\n")
+    | merging | seeds |
+    |---------|------:|
+    | none    |     5 |
+    """
+    text = [_is_text(column) for column in zip(*rows[1:], strict=True)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+
+    def line(cells: Sequence[str]) -> str:
+        padded = (
+            cell.ljust(width) if left else cell.rjust(width)
+            for cell, width, left in zip(cells, widths, text, strict=True)
+        )  # fmt: skip
+        return f"| {' | '.join(padded)} |"
+
+    rule = "|".join("-" * (width + 1) + ("-" if left else ":") for width, left in zip(widths, text, strict=True))
+    return [line(rows[0]), f"|{rule}|", *map(line, rows[1:])]
+
+
+def _is_text(cells: Sequence[str]) -> bool:
+    return not all(cell[:1].isdigit() or cell[:1] in ("", "-") for cell in cells)
+
+
+def _number(value: float | None, spec: str) -> str:
+    return "" if value is None else format(value, spec)
+
+
+def _short(value: float | None) -> str:
+    """Round to three digits, but no whole number to tens.
+
+    >>> _short(1234.5), _short(12.345), _short(0.012345)
+    ('1234', '12.3', '0.0123')
+    """
+    return "" if value is None else f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _detail(name: str) -> Callable[[Run], float | None]:
+    return lambda run: run.test.get("details", {}).get(name)

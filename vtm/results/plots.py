@@ -1,0 +1,240 @@
+"""Draw a table: the score of every seed, and the score against what it costs, with the Pareto front."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import pairwise, product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from vtm.results.runs import Run
+from vtm.results.tables import Row, Table, clips_per_second, peak_gb, tokens_kept
+
+_STYLE: dict[Any, Any] = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "0.9",
+    "axes.axisbelow": True,
+    "pdf.fonttype": 42,  # text as text
+}
+# colours that people with any colour vision can tell apart (Okabe and Ito), and markers for those who print in grey
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C8C00")
+_MARKERS = "osD^vPX*"
+_GREY = "0.45"
+Boxes = NDArray[np.float64]
+
+
+class Cost(NamedTuple):
+    """One thing that the score is drawn against."""
+
+    name: str
+    of: Callable[[Run], float | None]
+    lower_is_better: bool
+
+
+COSTS = (
+    Cost("tokens kept (%)", tokens_kept, True),
+    Cost("clips per second", clips_per_second, False),
+    Cost("peak memory (GB)", peak_gb, True),
+)
+
+
+def draw(table: Table, folder: Path, *, name: str) -> list[Path]:
+    """Draw a table as PNG and PDF.
+
+    Args:
+        table: what to draw.
+        folder: where the files go; made where there is none.
+        name: how the files' names begin.
+
+    Returns:
+        The PNG files.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    with matplotlib.rc_context(_STYLE):
+        figures = {"seeds": _seeds(table)}
+        if any(run.cost for run in table.runs):
+            figures["cost"] = _costs(table)
+        for kind, figure in figures.items():
+            for suffix in ("pdf", "png"):
+                path = folder / f"{name}_{kind}.{suffix}"
+                figure.savefig(path, dpi=200)
+            written.append(path)
+    return written
+
+
+def pareto_front(
+    points: Sequence[tuple[float, float]], *, lower_is_better: tuple[bool, bool]
+) -> list[tuple[float, float]]:
+    """Leave the points that no other one beats, being as good in both values and better in one; by the first value.
+
+    >>> pareto_front([(1, 5), (2, 7), (3, 6), (3, 8)], lower_is_better=(True, False))
+    [(1, 5), (2, 7), (3, 8)]
+    """
+    signs = [1 if lower else -1 for lower in lower_is_better]
+    front: list[tuple[float, float]] = []
+    best = math.inf
+    for first, second in sorted({(signs[0] * a, signs[1] * b) for a, b in points}):
+        if second < best:
+            best = second
+            front.append((signs[0] * first, signs[1] * second))
+    return sorted(front)
+
+
+def _seeds(table: Table) -> Figure:
+    """Draw a line for each setting: a dot for each seed, the mean, and the standard deviation to both sides."""
+    figure = Figure(figsize=(6.5, 1.1 + 0.38 * len(table.rows)), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.grid(axis="y", visible=False)
+    for place, row in enumerate(table.rows):
+        colour, _ = _look(place)
+        values = [run.test["value"] for run in row.runs]
+        middle = (len(values) - 1) / 2
+        heights = [place + 0.3 * (i - middle) / max(1, len(values) - 1) for i in range(len(values))]
+        axes.scatter(values, heights, s=22, color=colour, alpha=0.75, linewidths=0, zorder=3)
+        mean, sd = row.score
+        axes.errorbar(mean, place, xerr=sd or 0, color="black", marker="|", markersize=13, capsize=3, lw=1.2, zorder=4)
+    for name, style, value in (
+        ("floor", "--", table.rows[0].mean(lambda run: run.test.get("floor"))),
+        ("oracle", ":", table.rows[0].mean(lambda run: run.test.get("details", {}).get("oracle"))),
+    ):
+        if value is not None:
+            axes.axvline(value, color=_GREY, ls=style, lw=1.2, label=name)
+    axes.set_yticks(range(len(table.rows)), [row.label for row in table.rows])
+    axes.set_ylim(len(table.rows) - 0.5, -0.5)
+    axes.set_xlabel(f"test {_metric(table)}")
+    if axes.get_legend_handles_labels()[0]:
+        figure.legend(loc="outside upper right", ncols=2, frameon=False)
+    return figure
+
+
+def _costs(table: Table) -> Figure:
+    """Draw a panel for each cost, with the standard deviation of the score and the range of the cost over seeds."""
+    figure = Figure(figsize=(11, 3.9), layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    panels = figure.subplots(1, len(COSTS), sharey=True)
+    found = [[point for place, row in enumerate(table.rows) if (point := _point(place, row, cost))] for cost in COSTS]
+    for axes, cost, points in zip(panels, COSTS, found, strict=True):
+        for point in points:
+            colour, marker = _look(point.place)
+            axes.errorbar(
+                point.x, point.y, xerr=[[point.x - point.low], [point.high - point.x]], yerr=point.sd, color=colour,
+                marker=marker, markersize=6, elinewidth=1, capsize=2,
+            )  # fmt: skip
+        sides = (cost.lower_is_better, table.lower_is_better)
+        front = pareto_front([(point.x, point.y) for point in points], lower_is_better=sides)
+        if len(front) > 1:
+            axes.plot(*zip(*front, strict=True), color=_GREY, ls="--", lw=1, zorder=1, label="Pareto front")
+        axes.margins(0.18)
+        axes.locator_params(axis="x", nbins=5)
+        axes.set_xlabel(f"{cost.name}, {'lower' if cost.lower_is_better else 'higher'} is better")
+        if not points:
+            axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", color=_GREY)
+    panels[0].set_ylabel(f"test {_metric(table)}")
+    handles = [handle for axes in panels for handle in axes.get_legend_handles_labels()[0]]
+    if handles:
+        figure.legend(handles=handles[:1], loc="outside upper right", frameon=False)
+    canvas.draw()  # now everything has its place
+    for axes, points in zip(panels, found, strict=True):
+        _put_labels(axes, points, [row.label for row in table.rows], canvas)
+    return figure
+
+
+class _Point(NamedTuple):
+    place: int  # of the row
+    x: float
+    low: float
+    high: float
+    y: float
+    sd: float
+
+
+def _point(place: int, row: Row, cost: Cost) -> _Point | None:
+    """Place a row in a panel; None without a finite score or a cost."""
+    found = [value for run in row.runs if (value := cost.of(run)) is not None]
+    x = row.median(cost.of)
+    mean, sd = row.score
+    if x is None or not math.isfinite(mean):
+        return None
+    return _Point(place, x, min(found), max(found), mean, sd or 0.0)
+
+
+def _put_labels(axes: Axes, points: Sequence[_Point], names: Sequence[str], canvas: FigureCanvasAgg) -> None:
+    """Write each name near its point, where name and leader cover least of what is there already."""
+    pixels = axes.figure.dpi / 72  # of a point of type
+    inside = np.array([axes.get_window_extent().extents])
+    centres = [np.array(axes.transData.transform((point.x, point.y))) for point in points]
+    lines = [np.array(line.get_xydata()) for line in axes.lines]
+    front = [_boxes(axes.transData.transform(line), pixels) for line in lines if len(line) > 1]
+    marks = [_mark(axes, point, centre, pixels) for point, centre in zip(points, centres, strict=True)]
+    labels: list[Boxes] = []
+    leaders: list[Boxes] = []
+    for number in sorted(range(len(points)), key=lambda number: -points[number].y):
+        point, centre = points[number], centres[number]
+        colour, _ = _look(point.place)
+        note = axes.annotate(
+            names[point.place], (point.x, point.y), xytext=(0, 0), textcoords="offset points", ha="center",
+            va="center", fontsize=8, arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.7, "shrinkA": 0},
+        )  # fmt: skip
+        note.set_in_layout(False)
+        size = note.get_window_extent(canvas.get_renderer())
+        half = np.array([size.width / 2 + pixels, size.height / 2])
+        others = np.concatenate([*marks[:number], *marks[number + 1 :], *labels, *leaders, np.empty((0, 4))])
+        everything = np.concatenate([others, marks[number], *front])
+        choices: list[tuple[float, int, Boxes, Boxes, Boxes]] = []
+        for gap, angle in product(range(5, 75, 5), (math.pi / 8 * step for step in range(16))):
+            offset = np.array([math.cos(angle), math.sin(angle)]) * (half + gap * pixels)
+            box = np.concatenate([centre + offset - half, centre + offset + half])
+            leader = _boxes(np.array([centre, centre + offset]), pixels)
+            crossed = sum(_overlap(part, others) for part in leader)
+            outside = 4 * half.prod() - _overlap(box, inside)
+            cost = 5 * (_overlap(box, everything) + crossed) + 10 * outside + gap
+            choices.append((cost, len(choices), offset, box, leader))
+        _, _, offset, box, leader = min(choices, key=lambda choice: choice[:2])
+        note.xyann = tuple(offset / pixels)
+        labels.append(box[None])
+        leaders.append(leader)
+
+
+def _mark(axes: Axes, point: _Point, centre: Boxes, pixels: float) -> Boxes:
+    """Cover a point and its error bars by boxes (k, 4)."""
+    bars = [
+        [(point.low, point.y), (point.high, point.y)],
+        [(point.x, point.y - point.sd), (point.x, point.y + point.sd)],
+    ]
+    boxes = [_boxes(axes.transData.transform(bar), pixels) for bar in bars]
+    return np.concatenate([*boxes, [[*(centre - 4 * pixels), *(centre + 4 * pixels)]]])
+
+
+def _boxes(line: Boxes, width: float) -> Boxes:
+    """Cover a line through points (n, 2) by small boxes (k, 4), as left, bottom, right and top."""
+    share = np.linspace(0, 1, 20)[:, None]
+    along = np.concatenate([start + share * (end - start) for start, end in pairwise(line)])
+    return np.concatenate([along - width, along + width], axis=1)
+
+
+def _overlap(box: Boxes, others: Boxes) -> float:
+    """Return the area that a box (4,) shares with others (k, 4)."""
+    sides = np.minimum(box[2:], others[:, 2:]) - np.maximum(box[:2], others[:, :2])
+    return float(sides.clip(min=0).prod(axis=1).sum())
+
+
+def _look(place: int) -> tuple[str, str]:
+    """Choose colour and marker of a row."""
+    return _COLOURS[place % len(_COLOURS)], _MARKERS[(place + place // len(_COLOURS)) % len(_MARKERS)]
+
+
+def _metric(table: Table) -> str:
+    return f"{table.metric}, lower is better" if table.lower_is_better else table.metric

@@ -1,0 +1,212 @@
+"""Group runs that differ by their seed only, and compute what stands in the rows of the tables."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from vtm.results.runs import Run
+
+Setting = tuple[str, ...]
+_ERRORS = ("mse",)  # metrics of which the lowest is best
+
+
+class Spread(NamedTuple):
+    """Mean and sample standard deviation of one figure over seeds; no deviation of a single one."""
+
+    mean: float
+    sd: float | None
+
+
+@dataclass(frozen=True)
+class Row:
+    """The runs of one setting, by seed.
+
+    Attributes:
+        setting: its values in the columns of the table.
+        label: its name in plots.
+        runs: one for each seed.
+        lower_is_better: whether the metric is an error.
+    """
+
+    setting: Setting
+    label: str
+    runs: tuple[Run, ...]
+    lower_is_better: bool
+
+    @property
+    def score(self) -> Spread:
+        """Return the test metric over the seeds."""
+        return spread([run.test["value"] for run in self.runs])
+
+    @property
+    def worst(self) -> Run:
+        """Return the run with the worst test; one that has diverged is worse than any other."""
+        return max(self.runs, key=self._badness)
+
+    @property
+    def best(self) -> Run:
+        """Return the run with the best test."""
+        return min(self.runs, key=self._badness)
+
+    def mean(self, of: Callable[[Run], float | None]) -> float | None:
+        """Average a figure over the runs that have it."""
+        found = [value for run in self.runs if (value := of(run)) is not None]
+        return statistics.fmean(found) if found else None
+
+    def median(self, of: Callable[[Run], float | None]) -> float | None:
+        """Take the median of a figure over the runs that have it."""
+        found = [value for run in self.runs if (value := of(run)) is not None]
+        return statistics.median(found) if found else None
+
+    def _badness(self, run: Run) -> float:
+        value = run.test["value"]
+        if math.isnan(value):
+            return math.inf
+        return float(value if self.lower_is_better else -value)
+
+
+@dataclass(frozen=True)
+class Table:
+    """What may stand side by side: runs of one experiment that were scored on the same videos.
+
+    Attributes:
+        experiment: its name.
+        task: its name.
+        metric: its name.
+        columns: the keys of the settings that differ.
+        rows: in the order of the runs.
+        again: runs that are left out, each with the later run of the same setting and seed.
+    """
+
+    experiment: str
+    task: str
+    metric: str
+    columns: tuple[str, ...]
+    rows: tuple[Row, ...]
+    again: tuple[tuple[Run, Run], ...]
+
+    @property
+    def runs(self) -> list[Run]:
+        """Return the runs of all rows."""
+        return [run for row in self.rows for run in row.runs]
+
+    @property
+    def lower_is_better(self) -> bool:
+        """Say whether the metric is an error."""
+        return self.metric in _ERRORS
+
+    @property
+    def details(self) -> list[str]:
+        """Name what else the evaluations measured."""
+        return list(dict.fromkeys(name for run in self.runs for name in run.test.get("details", {})))
+
+
+def tabulate(runs: Iterable[Run]) -> list[Table]:
+    """Sort runs into tables and rows."""
+    apart: dict[tuple[Any, ...], list[Run]] = {}
+    for run in runs:
+        scored = (run.test["metric"], run.test["ids_sha256"], run.val.get("ids_sha256"))
+        apart.setdefault((run.content["experiment"], run.content["task"], *scored), []).append(run)
+    return [_table(together) for together in apart.values()]
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Compute mean and sample standard deviation, with n − 1.
+
+    >>> spread([1.0, 2.0, 6.0])
+    Spread(mean=3.0, sd=2.6457513110645907)
+    """
+    mean = statistics.fmean(values)
+    if len(values) == 1:
+        return Spread(mean, None)
+    return Spread(mean, math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)))
+
+
+def tokens_kept(run: Run) -> float | None:
+    """Return how much of a clip's tokens is left after the last block, in percent."""
+    tokens = run.cost.get("tokens")
+    return 100 * tokens[-1] / tokens[0] if tokens else None
+
+
+def clips_per_second(run: Run) -> float | None:
+    """Return the throughput of the test."""
+    return run.cost.get("clips_per_second")
+
+
+def peak_gb(run: Run) -> float | None:
+    """Return the peak memory of the test."""
+    return run.cost.get("peak_gb")
+
+
+def _table(runs: list[Run]) -> Table:
+    columns = _columns(runs)
+    settings = list(zip(*columns.values(), strict=True)) if columns else [()] * len(runs)
+    groups: dict[Setting, dict[int, Run]] = {}
+    again = []
+    for setting, run in zip(settings, runs, strict=True):
+        seeds = groups.setdefault(setting, {})
+        if (earlier := seeds.get(run.seed)) is not None:
+            again.append((earlier, run))
+        seeds[run.seed] = run
+    experiment, metric = runs[0].content["experiment"], runs[0].test["metric"]
+    rows = [
+        Row(
+            setting=setting,
+            label=", ".join(map(_named, columns, setting)) or experiment,
+            runs=tuple(seeds[seed] for seed in sorted(seeds)),
+            lower_is_better=metric in _ERRORS,
+        )
+        for setting, seeds in groups.items()
+    ]
+    return Table(experiment, runs[0].content["task"], metric, tuple(columns), tuple(rows), tuple(again))
+
+
+def _columns(runs: list[Run]) -> dict[str, Setting]:
+    """Find the keys of the settings that differ, with the value of each run.
+
+    The overrides that made the runs name them, because `merging=none` changes many keys. Settings that differ where no
+    override does are added; of runs that Hydra left no overrides of, they are all there is.
+    """
+    columns: dict[str, Setting] = {}
+    composed = all(run.hydra for run in runs)
+    if composed:
+        for key in dict.fromkeys(key for run in runs for key in run.overrides):
+            values = tuple(_shown(run.setting(key)) for run in runs)
+            if len(set(values)) > 1:
+                columns[key] = values
+    for key in dict.fromkeys(key for run in runs for key in run.settings):
+        found = [run.settings.get(key) for run in runs]
+        if key.split(".")[-1] == "seed" and found == [run.seed for run in runs]:
+            continue
+        values = tuple(map(_shown, found))
+        rows = len(set(zip(*columns.values(), strict=True)))
+        splits = len(set(zip(values, *columns.values(), strict=True))) > max(1, rows)
+        tells = not composed and None not in found and len(set(values)) > 1 and values not in columns.values()
+        if splits or tells:
+            columns[key] = values
+    return columns
+
+
+def _shown(value: Any) -> str:
+    """Write a value as on the command line.
+
+    >>> _shown("uniform"), _shown([2, 4]), _shown(None), _shown(0.001)
+    ('uniform', '[2,4]', '–', '0.001')
+    """
+    if value is None:
+        return "–"
+    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+
+
+def _named(key: str, value: str) -> str:
+    """Name a setting in a plot: an option of a group by itself, a number by its key, too.
+
+    >>> _named("merging", "uniform"), _named("merging.partition_factor", "6")
+    ('uniform', 'partition_factor 6')
+    """
+    return f"{key.split('.')[-1]} {value}" if "." in key else value

@@ -1,0 +1,82 @@
+"""Tell one number of a video: loss, scores, metric and baseline."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vtm.tasks.fusion import Fusion
+from vtm.tasks.task import Task, check_targets
+
+if TYPE_CHECKING:
+    from vtm.tasks.metric import VideoMetric
+
+
+class Regression(Task):
+    """Tell one number of a video, by mean squared error, on the scale of the targets.
+
+    Args:
+        num_outputs: 1, how many values a video has.
+        fusion: Makes one loss of both paths.
+
+    Raises:
+        ValueError: The data set has several outputs, which means that it has classes.
+    """
+
+    name = "regression"
+    metric_name = "mse"
+    mode = "min"
+
+    def __init__(self, num_outputs: int, *, fusion: Fusion) -> None:
+        super().__init__(num_outputs, fusion=fusion)
+        if num_outputs != 1:
+            raise ValueError(
+                f"task=regression: expected data with one value per video, got {num_outputs} classes; "
+                "use task=classification, or data.regression=true too if the labels of your videos are numbers"
+            )
+
+    def metric(self) -> VideoMetric:
+        from vtm.tasks.metric import VideoMSE
+
+        return VideoMSE()
+
+    def fit_targets(self, train_targets: Iterable[float]) -> None:
+        values = torch.as_tensor(list(train_targets), dtype=torch.float64)
+        if not len(values):
+            raise ValueError("expected the values of the training videos, got none: the training split is empty")
+        wrong = (~values.isfinite()).nonzero()
+        if len(wrong):
+            first = int(wrong[0])
+            raise ValueError(
+                f"expected finite numbers as targets, but training video {first} of {len(values)} has "
+                f"{values[first].item()}: correct the annotations"
+            )
+
+    def floor(self, train_targets: Iterable[float], targets: Iterable[float]) -> float:
+        return mean_floor(train_targets, targets)
+
+    def _path_loss(self, logits: Tensor, target: Tensor) -> Tensor:
+        return F.mse_loss(logits.squeeze(1), target.float())
+
+    def _path_scores(self, logits: Tensor) -> Tensor:
+        return logits.squeeze(1)
+
+
+def mean_floor(train_targets: Iterable[float], targets: Iterable[float]) -> float:
+    """Compute the mean squared error of always answering with the mean of the training videos.
+
+    Raises:
+        ValueError: One of the two is empty.
+
+    >>> mean_floor([1.0, 3.0], [2.0, 4.0])
+    2.0
+    """
+    train, test = list(map(float, train_targets)), list(map(float, targets))
+    check_targets(len(train), len(test))
+    mean = math.fsum(train) / len(train)
+    return math.fsum((target - mean) ** 2 for target in test) / len(test)

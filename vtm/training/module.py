@@ -1,0 +1,245 @@
+"""The only LightningModule: encode, model, task, log. What differs between data sets is in the task and the data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from vtm.data.dataset import Batch, clip_generator
+from vtm.encoders import Encoder
+from vtm.merging import TokenMerger, boundary_partition, center_partition, motion_partition, motion_weights
+from vtm.models import VTM, HeadOutput
+from vtm.results.record import ids_sha256
+from vtm.tasks.metric import VideoMetric
+from vtm.tasks.task import Task
+from vtm.training.checkpoint import CHECKPOINT_FORMAT, _config, _differences
+
+_BY_PLACE = (center_partition, boundary_partition, motion_partition, motion_weights)
+
+
+class VTMModule(L.LightningModule):
+    """Train, validate and test a VTM network on the features of a frozen encoder.
+
+    Checkpoints hold the network and the task but not the encoder, whose key they name; they contain plain values and
+    tensors only, so `torch.load(weights_only=True)` reads them.
+
+    Args:
+        encoder: frozen; its key must be that of the checkpoint when one is loaded.
+        model: the network.
+        task: loss, scores and metric.
+        optimizer: makes the optimizer of the network's parameters.
+        scheduler: makes the learning-rate schedule, `scheduler(optimizer, total_steps=…, total_epochs=…)`.
+        config: the run's resolved configuration in plain containers, kept in the checkpoint.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        model: VTM,
+        task: Task,
+        *,
+        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
+        scheduler: Callable[..., LRScheduler],
+        config: dict[str, Any],
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.model = model
+        self.task = task
+        self.optimizer = optimizer
+        self.scheduler = scheduler
+        self.config = config
+        self.val_metric = task.metric()
+        self.test_metric = task.metric()
+        self.summaries: dict[str, dict[str, Any]] = {}
+
+    def setup(self, stage: str) -> None:
+        """Check that data and network fit, and show the task the training targets."""
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        for split in {"fit": ("train", "val"), "validate": ("val",)}.get(stage, ("test",)):
+            ids = ids_sha256(video.id for video in data.videos(split))
+            if self.trainer.strategy.broadcast(ids) != ids:  # clips name their videos by places in this list
+                raise RuntimeError(
+                    f"other processes see other {split} videos than this one, {len(data.videos(split))} of them here; "
+                    "wait until no files come or go"
+                )
+        self._check_places(data)
+        used = len(self.model.plan(data.protocol.num_frames, *self.encoder.grid))  # raises where the clips do not fit
+        if stage == "fit":
+            self.task.fit_targets(data.train_targets())
+            for block in self.model.blocks[used:]:  # longer than a clip; DDP waits for the gradients of all others
+                block.requires_grad_(False)
+
+    def forward(self, batch: Batch) -> HeadOutput:
+        """Run encoder and network; in evaluation any sampling depends on the clip's id alone."""
+        features = batch.inputs if batch.inputs.is_floating_point() else self.encoder(batch.inputs)
+        features = features.to(next(self.model.parameters()).dtype)
+        generator = None if self.training else [clip_generator(clip) for clip in batch.id]
+        output: HeadOutput = self.model(features, motion=batch.motion, mask=batch.mask, generator=generator)
+        return output
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the loss of main and auxiliary path."""
+        output = self(batch)
+        losses = self.task.loss(output.logits, output.aux_logits, batch.target)
+        for name, value in losses.items():
+            self.log(f"train/{name}", value.detach(), batch_size=len(batch.id), prog_bar=name == "loss")
+        return losses["loss"]
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, HeadOutput]:
+        """Collect the scores of the clips; callbacks see what was merged."""
+        return self._score("val", self.val_metric, batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, HeadOutput]:
+        """Collect the scores of the clips; callbacks see what was merged."""
+        return self._score("test", self.test_metric, batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Let the clips of each video vote."""
+        self._summarise("val", self.val_metric)
+
+    def on_test_epoch_end(self) -> None:
+        """Let the clips of each video vote."""
+        self._summarise("test", self.test_metric)
+
+    def summary(self, stage: str) -> dict[str, Any]:
+        """Return the last result on "val" or "test", with all that a score needs to mean something.
+
+        What callbacks log as `<stage>/details/<name>` is in it under `details`.
+        """
+        logged, prefix = self.trainer.callback_metrics, f"{stage}/details/"
+        details = {name.removeprefix(prefix): float(value) for name, value in logged.items() if name.startswith(prefix)}
+        share = logged.get(f"{stage}/motion_from_codec")
+        found = {"motion_from_codec": None if share is None else float(share), "details": details}
+        return self.summaries[stage] | {name: value for name, value in found.items() if value not in (None, {})}
+
+    def configure_optimizers(self) -> Any:
+        """Optimise the network; the schedule moves every step."""
+        optimizer = self.optimizer(self.model.parameters())
+        steps, epochs = int(self.trainer.estimated_stepping_batches), self.trainer.max_epochs
+        scheduler = self.scheduler(optimizer, total_steps=steps, total_epochs=epochs)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Say what the checkpoint is; the encoder has no part in it."""
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        facts = {"encoder": self.encoder.key, "classes": data.class_names, "config": self.config}
+        checkpoint["vtm"] = {"format": CHECKPOINT_FORMAT, **facts}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Check that the checkpoint is ours and of this encoder, these classes and these settings."""
+        names = self.trainer.datamodule.class_names  # type: ignore[attr-defined]
+        self._compare(checkpoint, names, self.trainer.state.fn == TrainerFn.FITTING)
+
+    def check_checkpoint(self, path: str | Path | None, class_names: list[str] | None, *, resumes: bool) -> None:
+        """Raise now what loading a checkpoint would raise later, when the run has left traces.
+
+        Args:
+            path: of the checkpoint; None checks nothing.
+            class_names: of the data.
+            resumes: its training goes on; else it is tested.
+        """
+        if path is not None:
+            self._compare(torch.load(path, map_location="cpu", mmap=True, weights_only=True), class_names, resumes)
+
+    def _compare(self, checkpoint: dict[str, Any], has: list[str] | None, resumes: bool) -> None:
+        theirs = _config(checkpoint, "the checkpoint", self.encoder)
+        if (had := checkpoint["vtm"]["classes"]) != has:
+            here, there = next((pair for pair in zip_longest(has or [], had or []) if pair[0] != pair[1]), (has, had))
+            raise ValueError(
+                f"the checkpoint was trained on other classes: it has {there} where the data have {here}; use the "
+                "data it was trained on (finetune_from= starts a new run)"
+            )
+        groups = ("merging", "model", "task", *(("optimizer", "scheduler") if resumes else ()))
+        for key, trained, wanted in _differences(theirs, self.config, groups):
+            raise ValueError(
+                f"the checkpoint was trained with {key} = {trained}, but this run has {wanted}; a run is "
+                f"{'resumed' if resumes else 'tested'} with the settings it had (finetune_from= starts a new one)"
+            )
+
+    def load_pretrained(self, path: str | Path) -> None:
+        """Start from the network of a checkpoint, with a head of our own (fine-tuning).
+
+        Raises:
+            ValueError: if it is no checkpoint of vtm, or belongs to another encoder or network.
+        """
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        _config(checkpoint, str(path), self.encoder)
+        state = {name: value for name, value in checkpoint["state_dict"].items() if name.startswith("model.")}
+        theirs = {name.removeprefix("model."): value for name, value in state.items() if ".head." not in name}
+        ours = {name: value for name, value in self.model.state_dict().items() if not name.startswith("head.")}
+        differing = sorted(
+            name for name in theirs.keys() | ours.keys()
+            if name not in theirs or name not in ours or theirs[name].shape != ours[name].shape
+        )  # fmt: skip
+        if differing:
+            raise ValueError(
+                f"{path} holds another network: {len(differing)} of its tensors, such as {differing[0]}, are missing "
+                f"here or have another shape; use the model and merging settings that it was trained with"
+            )
+        self.model.load_state_dict(theirs, strict=False)
+
+    def _check_places(self, data: Any) -> None:
+        """Refuse to merge by places in the frame where there are none: with CLS, all tokens of a frame are one row."""
+        if not self.encoder.prefix:
+            return
+        mergers = [block.merger for block in self.model.blocks if isinstance(block.merger, TokenMerger)]
+        parts = [part for merger in mergers for part in (merger.partition, merger.weighting)]
+        used = [getattr(part, "func", part) for part in parts]
+        names = [part.__name__ for part in _BY_PLACE if part in used]
+        if data.source.motion:
+            names.append("motion=true")
+        if names:
+            raise ValueError(
+                f"{names[0]} needs the tokens of a frame in rows and columns, but with encoder.cls_in_grid=true they "
+                "are one row; set encoder.cls_in_grid=false, or choose merging=uniform or merging=learnable"
+            )
+
+    def _score(self, stage: str, metric: VideoMetric, batch: Batch) -> dict[str, HeadOutput]:
+        output: HeadOutput = self(batch)
+        metric.update(self.task.scores(output.logits), batch.target, batch.index, batch.damaged)
+        loss = self.task.loss(output.logits, None, batch.target)["loss"]
+        self.log(f"{stage}/loss", loss, batch_size=len(batch.id), on_epoch=True, sync_dist=True)
+        if batch.from_codec is not None:
+            share = batch.from_codec.mean()
+            self.log(f"{stage}/motion_from_codec", share, batch_size=len(batch.id), on_epoch=True, sync_dist=True)
+        return {"output": output}
+
+    def _summarise(self, stage: str, metric: VideoMetric) -> None:
+        if self.trainer.state.fn != TrainerFn.FITTING:
+            self.summaries[stage] = self._describe(stage, metric)
+        value = metric.compute()
+        metric.reset()
+        score = value if self.task.mode == "max" else -value  # higher is better, whatever the task
+        self.log(f"{stage}/{self.task.metric_name}", value, prog_bar=True, sync_dist=True)
+        self.log(f"{stage}/score", score, sync_dist=True)
+
+    def _describe(self, stage: str, metric: VideoMetric) -> dict[str, Any]:
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        videos = data.videos(stage)
+        clustered = any(video.cluster for video in videos)
+        summary = metric.summary(clusters=[video.cluster or video.id for video in videos] if clustered else None)
+        evaluated = [videos[index] for index in summary.pop("videos")]
+        targets, ids = [video.target for video in evaluated], [video.id for video in evaluated]
+        missing = sorted({video.id for video in data.listed(stage)}.difference(ids))
+        lost = len(data.missing("train"))
+        plans = self.model.plan(data.protocol.num_frames, *self.encoder.grid)
+        left = [plan.windows * (plan.num_tokens - plan.merge_count) for plan in plans]
+        return summary | {
+            "floor": self.task.floor(data.train_targets().tolist(), targets),
+            "missing": len(missing),
+            "missing_ids": missing,
+            "ids_sha256": ids_sha256(ids),
+            "selection": data.selection,
+            "train_videos": {"n": len(data.listed("train")) - lost, "missing": lost},
+            "tokens": [plans[0].windows * plans[0].num_tokens, *left],
+        }

@@ -1,0 +1,103 @@
+"""Show during training what is merged: the sheet of `vtm.visualize` of one validation clip, in W&B."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.trainer.states import TrainerFn
+
+from vtm.data.dataset import Batch
+from vtm.merging import Grid, Grouping
+from vtm.models import HeadOutput
+from vtm.models.head import BlockTrace
+from vtm.pictures import ClipView
+from vtm.pictures.captions import decimal
+from vtm.pictures.features import feature_colours
+from vtm.pictures.sheet import draw_sheet
+from vtm.pictures.view import shown_grid
+from vtm.tasks.task import ranked
+
+
+class PictureLogger(Callback):
+    """Give W&B the sheet of the first validation clip, after the first epoch, every few epochs, and after the last.
+
+    Its frames are those of the batch. Stored features have none: their first three principal components are shown as
+    red, green and blue. Without a W&B logger nothing is drawn.
+
+    Args:
+        every_epochs: How many epochs lie between two sheets.
+
+    Raises:
+        ValueError: There is less than one.
+    """
+
+    def __init__(self, *, every_epochs: int) -> None:
+        if every_epochs < 1:
+            raise ValueError(f"expected every_epochs from 1 on, got {every_epochs}")
+        self.every_epochs = every_epochs
+        self._drawn: int | None = None  # the epoch of the last sheet
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        loggers = [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]
+        if loggers and trainer.is_global_zero and batch_idx == dataloader_idx == 0 and self._is_due(trainer):
+            self._drawn = trainer.current_epoch
+            sheet, caption = _sheet(trainer, pl_module, outputs["output"], batch)
+            for logger in loggers:
+                logger.log_image("val/merged", [sheet], step=trainer.global_step, caption=[caption])
+
+    def _is_due(self, trainer: Trainer) -> bool:
+        if trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING:
+            return False
+        epoch = trainer.current_epoch
+        passed = self.every_epochs if self._drawn is None else epoch - self._drawn
+        return passed >= self.every_epochs or (passed > 0 and epoch + 1 == trainer.max_epochs)
+
+
+def _sheet(trainer: Trainer, module: Any, output: HeadOutput, batch: Batch) -> tuple[Any, str]:
+    """Draw the first clip of a batch; also say which one it is."""
+    data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    video = data.videos("val")[int(batch.index[0])]
+    length = data.source.length(video)
+    times = [video.start + time for time in data.protocol.times(data.protocol.starts(length)[0], length)]
+    grid = Grid(data.protocol.num_frames, *module.encoder.grid)
+    prefix = module.encoder.prefix
+    inputs = batch.inputs[0]
+    if inputs.is_floating_point():
+        tokens = inputs[: len(times)].flatten(1, 2)[:, prefix:]
+        frames = feature_colours(tokens.unflatten(1, shown_grid(grid, prefix)))
+    else:
+        frames = inputs[:: module.encoder.frames_per_step][: len(times)]
+    view = ClipView.of(
+        frames,
+        times,
+        _first_clip(output),
+        grid,
+        window_frames=[plan.window_frames for plan in module.model.plan(*grid)],
+        prefix=prefix,
+    )
+    scores = module.task.scores(output.logits[:1]).flatten().tolist()
+    names = data.class_names
+    truth = decimal(video.target) if names is None else names[video.target]
+    sheet = draw_sheet(view, title=batch.id[0], scores=ranked(names, scores), truth=truth)
+    return sheet, f"{batch.id[0]}, in truth {truth}"
+
+
+def _first_clip(output: HeadOutput) -> HeadOutput:
+    """Take the first clip out of the outputs for a batch; its windows come first in every block."""
+    clips, blocks = len(output.logits), []
+    for trace in output.blocks:
+        rows = slice(len(trace.targets) // clips)
+        grouping = Grouping(trace.grouping.index[rows], trace.grouping.num_groups, trace.grouping.anchor[rows])
+        saliency = None if trace.saliency is None else trace.saliency[rows]
+        blocks.append(BlockTrace(grouping, trace.targets[rows], saliency))
+    return HeadOutput(output.logits[:1], None, tuple(blocks))
