@@ -20,12 +20,12 @@ CONF = Path(__file__).parent / "conf"
 
 def checked_run_folder(name: str, train: bool, ckpt_path: str | None, finetune_from: str | None) -> str:
     """Check the checkpoints and name the run folder, for the configuration, which would wrap the errors of both."""
-    from vtm.training.checkpoint import check_checkpoint
+    from vtm.training.checkpoint import read_checkpoint
 
     with errors_in_one_sentence():
         for key, path in (("ckpt_path", ckpt_path), ("finetune_from", finetune_from)):
             if path is not None:
-                check_checkpoint(key, path)
+                read_checkpoint(path, key=key)
         return run_folder(name, train=train, ckpt_path=ckpt_path)
 
 
@@ -58,15 +58,18 @@ def main(cfg: DictConfig) -> None:
 def build(cfg: DictConfig, encoder: Any, data: Any, task: Any) -> Any:
     """Make the module, from the checkpoint that a new run starts from, and check the one that it resumes or tests."""
     from vtm.training.callbacks import epoch_seed
+    from vtm.training.checkpoint import fine_tune, read_checkpoint
     from vtm.training.module import VTMModule
 
     epoch_seed(cfg.seed, epoch=0, rank=0)  # the same initial weights on every rank
     model = instantiate(cfg.model, encoder.channels, data.num_outputs)
     rules = {"optimizer": instantiate(cfg.optimizer), "scheduler": instantiate(cfg.scheduler)}
     module = VTMModule(encoder, model, task, **rules, config=OmegaConf.to_container(cfg, resolve=True))
-    module.check_checkpoint(cfg.ckpt_path, data.class_names, resumes=cfg.train)
+    if cfg.ckpt_path is not None:
+        module.check_checkpoint(read_checkpoint(cfg.ckpt_path), data.class_names, resumes=cfg.train)
     if cfg.finetune_from is not None:
-        module.load_pretrained(cfg.finetune_from)
+        theirs = read_checkpoint(cfg.finetune_from, key="finetune_from", tensors=True)
+        fine_tune(model, theirs, encoder_key=encoder.key)
     return module
 
 

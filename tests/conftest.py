@@ -69,7 +69,7 @@ def make_checkpoint() -> Callable[..., Path]:
         plain = OmegaConf.to_container(config, resolve=True)
         facts = {"format": 2, "encoder": encoder.key, "classes": classes and list(classes), "config": plain}
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save({"vtm": facts, "state_dict": state, "epoch": 2}, path)
+        torch.save({"vtm": facts, "state_dict": state, "epoch": 2, "global_step": 30}, path)
         return path
 
     return make

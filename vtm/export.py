@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import difflib
 import json
-import pickle
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,7 +61,7 @@ def export(checkpoint: Path, out: Path, formats: str, *, encoder_checkpoint: str
         encoder_checkpoint: where the encoder's own weights lie now, if they have moved since the training.
 
     Raises:
-        ModelFileError: if the checkpoint is none, a format is unknown or cannot hold a setting of the model.
+        ModelFileError: if a format is unknown or cannot hold a setting of the model.
     """
     from vtm.inference.graph import check_traceable, write_graph
     from vtm.inference.model_file import ModelFileError, write_model
@@ -94,46 +93,33 @@ def from_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Take the network's weights and its description, which `vtm.inference.model_file` writes, from a checkpoint.
 
     Raises:
-        ModelFileError: if it is no checkpoint of vtm, or of settings that a model file cannot hold.
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is no checkpoint of vtm, or a damaged one.
+        ModelFileError: if a model file cannot hold its settings.
     """
-    import torch
-
     from vtm.inference.model_file import ModelFileError
-    from vtm.results.old_names import with_current_names
-    from vtm.training.checkpoint import CHECKPOINT_FORMAT
+    from vtm.training.checkpoint import read_checkpoint
 
-    if not path.is_file():
-        raise ModelFileError(f"ckpt_path={path} is no file; checkpoints lie in runs/<experiment>/<stamp>/checkpoints/")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        reason = str(error).partition("\n")[0]
-        raise ModelFileError(f"ckpt_path={path} is no checkpoint of train.py, or a damaged one ({reason})") from None
-    facts = checkpoint.get("vtm", {}) if isinstance(checkpoint, dict) else {}
-    if facts.get("format") != CHECKPOINT_FORMAT:
-        raise ModelFileError(
-            f"ckpt_path={path} is no checkpoint of this version of vtm: expected format {CHECKPOINT_FORMAT}, found "
-            f"{facts.get('format')}"
-        )
-    config = with_current_names(facts["config"])
+    checkpoint = read_checkpoint(path, tensors=True)
+    config = checkpoint.config
     task = str(config["task"]["_target_"])
     if not task.startswith("vtm.tasks."):
         raise ModelFileError(f"a model file holds classification or regression of vtm.tasks, but task is {task}")
     state = {
         name.removeprefix("model."): value
-        for name, value in checkpoint["state_dict"].items()
+        for name, value in checkpoint.state.items()
         if name.startswith("model.") and ".auxiliary." not in name
     }
     return state, {
         "task": task.rpartition(".")[2].lower(),
-        "classes": facts["classes"],
+        "classes": checkpoint.class_names,
         "num_outputs": len(state["head.bias"]),
         "encoder": config["encoder"],
-        "encoder_key": facts["encoder"],
+        "encoder_key": checkpoint.encoder_key,
         "model": config["model"],
         "protocol": config["data"]["protocol"],
         "motion": config["motion"],
-        "training": _training(path, config, epoch=checkpoint["epoch"] + 1),
+        "training": _training(path, config, epoch=checkpoint.epochs),
     }
 
 

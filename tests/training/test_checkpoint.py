@@ -5,14 +5,14 @@ import zipfile
 import pytest
 import torch
 
-from vtm.training.checkpoint import check_checkpoint
+from vtm.training.checkpoint import read_checkpoint
 
 
 def test_a_missing_checkpoint_is_named():
     with pytest.raises(FileNotFoundError, match=r"ckpt_path=nowhere/last\.ckpt is no file; checkpoints lie in"):
-        check_checkpoint("ckpt_path", "nowhere/last.ckpt")
+        read_checkpoint("nowhere/last.ckpt")
     with pytest.raises(FileNotFoundError, match=r"finetune_from=nowhere/best\.ckpt is no file; checkpoints lie in"):
-        check_checkpoint("finetune_from", "nowhere/best.ckpt")
+        read_checkpoint("nowhere/best.ckpt", key="finetune_from")
 
 
 def test_another_file_than_a_checkpoint_is_named(tmp_path):
@@ -24,6 +24,41 @@ def test_another_file_than_a_checkpoint_is_named(tmp_path):
     torch.save(zipfile.ZipInfo(), tmp_path / "pickle")
     for name in ("README.md", "empty", "zip", "other", "pickle"):
         with pytest.raises(ValueError, match=rf"ckpt_path=.*{name} is no checkpoint of vtm, or a damaged one; give"):
-            check_checkpoint("ckpt_path", str(tmp_path / name))
+            read_checkpoint(tmp_path / name)
         with pytest.raises(ValueError, match=rf"finetune_from=.*{name} is no checkpoint of vtm, or a damaged one; gi"):
-            check_checkpoint("finetune_from", str(tmp_path / name))
+            read_checkpoint(tmp_path / name, key="finetune_from", tensors=True)
+
+
+def test_a_checkpoint_says_what_it_is_of(tmp_path, make_checkpoint):
+    path = make_checkpoint(tmp_path / "best.ckpt")
+    checkpoint = read_checkpoint(path)
+    assert checkpoint.name == f"ckpt_path={path}"
+    assert (checkpoint.epochs, checkpoint.class_names) == (3, ["dark", "light", "red"])
+    assert checkpoint.config["name"] == "demo"
+    assert checkpoint.state["model.head.bias"].shape == (3,)
+
+
+def test_a_checkpoint_of_another_format_is_refused_with_both_formats(tmp_path, make_checkpoint):
+    content = torch.load(make_checkpoint(tmp_path / "best.ckpt"), weights_only=True)
+    content["vtm"]["format"] = 1
+    torch.save(content, tmp_path / "old.ckpt")
+    with pytest.raises(ValueError, match=r"old.ckpt is a checkpoint of format 1, but .* reads format 2"):
+        read_checkpoint(tmp_path / "old.ckpt")
+
+
+def test_a_flipped_bit_in_a_tensor_is_noticed_where_the_tensors_are_used(tmp_path, make_checkpoint):
+    path = make_checkpoint(tmp_path / "best.ckpt")
+    head = torch.load(path, weights_only=True)["state_dict"]["model.head.weight"].numpy().tobytes()
+    content = bytearray(path.read_bytes())
+    content[content.index(head)] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="is no checkpoint of vtm, or a damaged one"):
+        read_checkpoint(path, tensors=True)
+
+
+def test_settings_of_an_earlier_version_have_their_present_names(tmp_path, make_checkpoint):
+    path = make_checkpoint(tmp_path / "best.ckpt")
+    content = torch.load(path, weights_only=True)
+    content["vtm"]["config"]["task"]["_target_"] = "vtm.tasks.Classification"
+    torch.save(content, path)
+    assert read_checkpoint(path).config["task"]["_target_"] == "vtm.tasks.classification.Classification"

@@ -31,7 +31,8 @@ def test_the_csv_of_a_resumed_run_goes_on_after_the_checkpoint(tmp_path: Path) -
     after = "1,2,,2.5\r\n1,3,,2.0\r\n1,2,9.0,\r\n2"  # the test is of an earlier epoch; then the run was killed
     checkpoints = {"first.ckpt": 2, "second.ckpt": 4}
     for name, steps in checkpoints.items():
-        torch.save({"global_step": steps}, tmp_path / name)
+        facts = {"format": 2, "encoder": "none", "classes": None, "config": {}}
+        torch.save({"vtm": facts, "epoch": 0, "global_step": steps, "state_dict": {}}, tmp_path / name)
     path.write_text(before + after, newline="")
     csv_logger(save_dir=tmp_path, ckpt_path=tmp_path / "first.ckpt")  # interrupted at once
     logger = csv_logger(save_dir=tmp_path, ckpt_path=tmp_path / "first.ckpt")

@@ -80,6 +80,9 @@ class Tiny(LightningModule):
             "tokens": [240, 60, 12],
         }
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["vtm"] = {"format": 2, "encoder": "none", "classes": None, "config": self.config}
+
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), lr=0.1)
 

@@ -12,6 +12,8 @@ from typing import Any
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from vtm.training.checkpoint import read_checkpoint
+
 
 def csv_logger(*, save_dir: str | Path, ckpt_path: str | Path | None = None) -> CSVLogger:
     """Log to `metrics.csv`; one that is there is kept as `metrics.1.csv` and so on, whole.
@@ -36,9 +38,7 @@ def csv_logger(*, save_dir: str | Path, ckpt_path: str | Path | None = None) -> 
 
 def _logged_before(path: Path, ckpt_path: str | Path) -> list[dict[str, Any]]:
     """Read what training has logged up to a checkpoint; the tests that come then are of earlier steps."""
-    import torch
-
-    steps = torch.load(ckpt_path, map_location="cpu", mmap=True, weights_only=True)["global_step"]
+    steps = read_checkpoint(ckpt_path).steps
     found: list[dict[str, Any]] = []
     with path.open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from itertools import zip_longest
-from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -21,7 +18,7 @@ from vtm.models import VTM, HeadOutput
 from vtm.results.record import ids_sha256
 from vtm.tasks.metric import VideoMetric
 from vtm.tasks.task import Task
-from vtm.training.checkpoint import CHECKPOINT_FORMAT, _config, _differences
+from vtm.training.checkpoint import FORMAT, Checkpoint, check_same_run
 
 _BY_PLACE = (center_partition, boundary_partition, motion_partition, motion_weights)
 
@@ -133,60 +130,32 @@ class VTMModule(L.LightningModule):
         """Say what the checkpoint is; the encoder has no part in it."""
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         facts = {"encoder": self.encoder.key, "classes": data.class_names, "config": self.config}
-        checkpoint["vtm"] = {"format": CHECKPOINT_FORMAT, **facts}
+        checkpoint["vtm"] = {"format": FORMAT, **facts}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check that the checkpoint is ours and of this encoder, these classes and these settings."""
         names = self.trainer.datamodule.class_names  # type: ignore[attr-defined]
-        self._compare(checkpoint, names, self.trainer.state.fn == TrainerFn.FITTING)
+        resumes = self.trainer.state.fn == TrainerFn.FITTING
+        self.check_checkpoint(Checkpoint.parse(checkpoint, "the checkpoint"), names, resumes=resumes)
 
-    def check_checkpoint(self, path: str | Path | None, class_names: list[str] | None, *, resumes: bool) -> None:
-        """Raise now what loading a checkpoint would raise later, when the run has left traces.
+    def check_checkpoint(self, checkpoint: Checkpoint, class_names: list[str] | None, *, resumes: bool) -> None:
+        """Refuse a checkpoint of another encoder, other classes or other settings.
 
         Args:
-            path: of the checkpoint; None checks nothing.
+            checkpoint: to be resumed or tested.
             class_names: of the data.
             resumes: its training goes on; else it is tested.
-        """
-        if path is not None:
-            self._compare(torch.load(path, map_location="cpu", mmap=True, weights_only=True), class_names, resumes)
-
-    def _compare(self, checkpoint: dict[str, Any], has: list[str] | None, resumes: bool) -> None:
-        theirs = _config(checkpoint, "the checkpoint", self.encoder)
-        if (had := checkpoint["vtm"]["classes"]) != has:
-            here, there = next((pair for pair in zip_longest(has or [], had or []) if pair[0] != pair[1]), (has, had))
-            raise ValueError(
-                f"the checkpoint was trained on other classes: it has {there} where the data have {here}; use the "
-                "data it was trained on (finetune_from= starts a new run)"
-            )
-        groups = ("merging", "model", "task", *(("optimizer", "scheduler") if resumes else ()))
-        for key, trained, wanted in _differences(theirs, self.config, groups):
-            raise ValueError(
-                f"the checkpoint was trained with {key} = {trained}, but this run has {wanted}; a run is "
-                f"{'resumed' if resumes else 'tested'} with the settings it had (finetune_from= starts a new one)"
-            )
-
-    def load_pretrained(self, path: str | Path) -> None:
-        """Start from the network of a checkpoint, with a head of our own (fine-tuning).
 
         Raises:
-            ValueError: if it is no checkpoint of vtm, or belongs to another encoder or network.
+            ValueError: if something differs; it names the first difference.
         """
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        _config(checkpoint, str(path), self.encoder)
-        state = {name: value for name, value in checkpoint["state_dict"].items() if name.startswith("model.")}
-        theirs = {name.removeprefix("model."): value for name, value in state.items() if ".head." not in name}
-        ours = {name: value for name, value in self.model.state_dict().items() if not name.startswith("head.")}
-        differing = sorted(
-            name for name in theirs.keys() | ours.keys()
-            if name not in theirs or name not in ours or theirs[name].shape != ours[name].shape
-        )  # fmt: skip
-        if differing:
-            raise ValueError(
-                f"{path} holds another network: {len(differing)} of its tensors, such as {differing[0]}, are missing "
-                f"here or have another shape; use the model and merging settings that it was trained with"
-            )
-        self.model.load_state_dict(theirs, strict=False)
+        check_same_run(
+            checkpoint,
+            encoder_key=self.encoder.key,
+            class_names=class_names,
+            config=self.config,
+            resumes=resumes,
+        )
 
     def _check_places(self, data: Any) -> None:
         """Refuse to merge by places in the frame where there are none: with CLS, all tokens of a frame are one row."""

@@ -18,7 +18,7 @@ from vtm.results.record import source_commit
 from vtm.results.summary import NOTE, results_report
 from vtm.system.atomic import write_atomically
 from vtm.system.measure import PeakMemory, device_name, synchronise
-from vtm.training.checkpoint import epochs_trained
+from vtm.training.checkpoint import read_checkpoint
 
 
 class ResultsWriter(Callback):
@@ -80,7 +80,7 @@ class ResultsWriter(Callback):
         names: dict[int, list[str]] = {}
         for name, path in checkpoints.items():
             if path:  # fast_dev_run writes none
-                names.setdefault(epochs_trained(path) if len(checkpoints) > 1 else 0, []).append(name)
+                names.setdefault(read_checkpoint(path).epochs if len(checkpoints) > 1 else 0, []).append(name)
         for self._checkpoints in names.values():
             yield checkpoints[self._checkpoints[0]]
 
@@ -125,7 +125,8 @@ class ResultsWriter(Callback):
         summary = module.summary(stage)
         if trainer.is_global_zero:
             cost = {**self._steps.cost(), "tokens": summary.pop("tokens")}
-            epoch = epochs_trained(trainer.ckpt_path) if trainer.ckpt_path else None
+            # the trainer's own count is that of the end of training
+            epoch = read_checkpoint(trainer.ckpt_path).epochs if trainer.ckpt_path else None
             for name in self._checkpoints:
                 found = {**summary, "checkpoint": name, "epoch": epoch, "cost": cost}
                 self._scores[f"{stage}_last" if name == "last" else stage] = found
