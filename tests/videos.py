@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vtm.data.sampling import Single
 from vtm.data.source import VideoFiles
+from vtm.video.frames import FrameSpec
 from vtm.video.writing import write_video
 
 HEIGHT, WIDTH, BITS = 48, 64, 8
@@ -51,7 +52,7 @@ class FakeEncoder:
     """What data have to know of an encoder: 48 x 48 frames that become 3 x 3 tokens."""
 
     def __init__(self, **attributes: Any) -> None:
-        self.key, self.image_size, self.frames_per_step, self.squash = "fake-48px", HEIGHT, 1, False
+        self.key, self.frames = "fake-48px", FrameSpec(HEIGHT, 1, squash=False)
         self.grid, self.channels, self.storage = (3, 3), 4, "bfloat16"
         self.__dict__.update(attributes)
 

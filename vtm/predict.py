@@ -147,10 +147,9 @@ def _load(arguments: argparse.Namespace) -> Predictor:
 
 def _check(model: Predictor, arguments: argparse.Namespace) -> None:
     """Refuse at once what the model would refuse for every video."""
-    from vtm.encoders import Precomputed
     from vtm.models import Stream
 
-    if isinstance(model.encoder, Precomputed):
+    if model.encoder.frames is None:
         raise ValueError(
             f"{arguments.model} was trained on features ({model.encoder.key}) and cannot look at videos: give a model "
             "that was trained with an encoder"

@@ -8,6 +8,7 @@ from vtm.data.dataset import Clip, VideoDataset, clip_generator, collate
 from vtm.data.sampling import Single, Windows
 from vtm.data.source import Video, VideoFiles
 from vtm.video.decoding import VideoError
+from vtm.video.frames import FrameSpec
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +23,7 @@ def videos(stamps, tmp_path_factory):
 def make(loading, tmp_path):
     def make(videos, protocol, *, frames_per_step=1, train=False, motion=False):
         arguments = loading(tmp_path)
-        arguments["encoder"].frames_per_step = frames_per_step
+        arguments["encoder"].frames = FrameSpec(48, frames_per_step, squash=False)
         source = VideoFiles(root=tmp_path, encoder=arguments["encoder"], sampling=protocol.sampling, motion=motion)
         return VideoDataset(videos, protocol, source, train=train)
 

@@ -1,18 +1,20 @@
+import pickle
 from pathlib import Path
 
 import pytest
 import torch
 
 from vtm.data.sampling import Single, Windows
-from vtm.data.source import Encoding, Video, VideoFiles, region_length, stored_times
+from vtm.data.source import Video, VideoFiles, region_length, stored_times
+from vtm.encoders import Precomputed
 from vtm.video.decoding import TooShortError, VideoError
 
 
 @pytest.fixture
 def make(loading, tmp_path):
-    def make(*, motion=False, **attributes):
+    def make(*, motion=False, **frames):
         encoder = loading(tmp_path)["encoder"]
-        encoder.__dict__.update(attributes)
+        encoder.frames = encoder.frames._replace(**frames)
         return VideoFiles(root=tmp_path, encoder=encoder, sampling="any", motion=motion)
 
     return make
@@ -23,12 +25,16 @@ def video(stamps, tmp_path):
     return Video("a.mp4", stamps.write(tmp_path / "a.mp4", 40), 0)  # 4 s
 
 
-def test_an_encoding_has_no_weights(loading, tmp_path):
+def test_loading_processes_do_not_carry_the_weights(loading, tmp_path):
     encoder = loading(tmp_path)["encoder"]
-    encoder.weights = torch.zeros(1000)
-    facts = Encoding.of(encoder)
-    assert (facts.key, facts.image_size, facts.grid) == ("fake-48px", 48, (3, 3))
-    assert "weights" not in facts._fields
+    encoder.weights = torch.zeros(10_000)
+    source = VideoFiles(root=tmp_path, encoder=encoder, sampling="any", motion=True)
+    assert len(pickle.dumps(source)) < 2_000
+
+
+def test_features_that_are_there_already_have_no_frames(tmp_path):
+    with pytest.raises(ValueError, match="needle-3x5x16 is what the data are already"):
+        VideoFiles(root=tmp_path, encoder=Precomputed("needle", grid=[3, 5], channels=16), sampling="any", motion=False)
 
 
 def test_frames_are_read_as_the_encoder_wants_them(make, stamps, video):

@@ -35,7 +35,7 @@ def expected_tokens(model: torch.nn.Module, clip: torch.Tensor, *, mean: float =
 )
 def test_grid_and_channels_come_from_the_model(image_encoder, frames, name, size, grid, channels):
     encoder = image_encoder(name, image_size=size)
-    assert (encoder.grid, encoder.channels, encoder.frames_per_step) == (grid, channels, 1)
+    assert (encoder.grid, encoder.channels, encoder.frames.frames_per_step) == (grid, channels, 1)
     assert encoder(frames(2, 3, 3, size, size)).shape == (2, 3, *grid, channels)
 
 

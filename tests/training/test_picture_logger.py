@@ -51,7 +51,7 @@ class Patches(Encoder):
         return nn.Conv2d(3, 8, 16, 16)
 
     def encode(self, backbone: nn.Module, frames: Tensor) -> Tensor:
-        tokens = backbone(frames[:: self.frames_per_step]).permute(0, 2, 3, 1)
+        tokens = backbone(frames[:: self.frames.frames_per_step]).permute(0, 2, 3, 1)
         if not self.row:
             return tokens
         row = tokens.flatten(1, 2)

@@ -63,10 +63,10 @@ def needs(row: Row, setting: Setting) -> Needs:
         held = _bytes(trial.model.parameters()) + trial.inputs.nbytes + int(_WORKSPACE * memory.peak)
     if encoder is None:
         return Needs(flop, moved + trial.inputs.nbytes, held)
-    steps = trial.shape[0] * trial.shape[1] * encoder.frames_per_step
+    steps = trial.shape[0] * trial.shape[1] * encoder.frames.frames_per_step
     with torch.device("meta"), torch.no_grad():
         backbone = encoder.build(load=False).eval()
-        chunk = torch.empty(encoder.chunk, 3, encoder.image_size, encoder.image_size)
+        chunk = torch.empty(encoder.chunk, 3, encoder.frames.image_size, encoder.frames.image_size)
         with _LiveMemory() as memory, sdpa_kernel(FUSED), FlopCounterMode(display=False) as counter:
             encoder.encode(backbone, chunk)
     frames = chunk[0].numel() * steps  # bytes, of uint8

@@ -156,7 +156,7 @@ class Trial:
     def _inputs(self) -> Tensor:
         if self.encoder is None:
             return self.features(self.shape[1])
-        size, steps = self.encoder.image_size, self.shape[1] * self.encoder.frames_per_step
+        size, steps = self.encoder.frames.image_size, self.shape[1] * self.encoder.frames.frames_per_step
         return torch.randint(0, 256, (self.shape[0], steps, 3, size, size), dtype=torch.uint8, device=self.device)
 
 

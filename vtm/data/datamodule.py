@@ -8,7 +8,7 @@ from functools import partial
 from itertools import compress
 from operator import not_
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Literal, TypedDict
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Sampler
 from vtm.data.dataset import Clip, VideoDataset, collate
 from vtm.data.samplers import EvalSampler, TrainSampler
 from vtm.data.sampling import ClipProtocol
-from vtm.data.source import Source, Video
+from vtm.data.source import EncoderSpec, Source, Video
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
@@ -33,7 +33,7 @@ class Loading(TypedDict):
     root: Path | str
     protocol: ClipProtocol
     source: Callable[..., Source]
-    encoder: Any
+    encoder: EncoderSpec
     batch_size: int
     num_workers: int
     seed: int
@@ -67,7 +67,7 @@ class VideoDataModule(LightningDataModule, ABC):
         root: Path | str,
         protocol: ClipProtocol,
         source: Callable[..., Source],
-        encoder: Any,
+        encoder: EncoderSpec,
         batch_size: int,
         num_workers: int,
         seed: int,

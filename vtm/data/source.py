@@ -3,11 +3,12 @@
 from dataclasses import dataclass
 from pathlib import Path
 from stat import S_ISREG
-from typing import Any, NamedTuple, Protocol, Self
+from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
 from vtm.data.sampling import ClipProtocol
+from vtm.video.frames import FrameSpec
 from vtm.video.reading import read_frames
 from vtm.video.scanning import duration
 
@@ -57,33 +58,47 @@ class Content(NamedTuple):
     substituted: Tensor  # (T,) frames that could not be decoded, for which the nearest one stands in
 
 
-class Encoding(NamedTuple):
-    """Hold what data have to know of an encoder, without its weights, which loading processes need not carry."""
+class EncoderSpec(Protocol):
+    """What data have to know of an encoder, or of features that are there already; not its weights.
 
-    key: str
-    image_size: int
-    frames_per_step: int
-    squash: bool
-    grid: tuple[int, int]
+    Attributes:
+        key: names the features.
+        grid: H and W, the tokens of a step.
+        channels: C, of a token.
+        frames: that it takes; None where the data are features already.
+    """
 
-    @classmethod
-    def of(cls, encoder: Any) -> Self:
-        """Ask an encoder, as those of `vtm.encoders` are.
+    @property
+    def key(self) -> str: ...
 
-        Raises:
-            ValueError: It stands for features that are there already.
-        """
-        if not hasattr(encoder, "image_size"):
-            raise ValueError(
-                f"{encoder.key} is what the data are already: there is nothing to encode and nothing stored; choose an "
-                "encoder, or leave out data/source"
-            )
-        return cls(*(getattr(encoder, name) for name in cls._fields))
+    @property
+    def grid(self) -> tuple[int, int]: ...
+
+    @property
+    def channels(self) -> int: ...
+
+    @property
+    def frames(self) -> FrameSpec | None: ...
+
+
+def frames_of(encoder: EncoderSpec) -> FrameSpec:
+    """Return the frames that an encoder takes.
+
+    Raises:
+        ValueError: It stands for features that are there already.
+    """
+    if encoder.frames is None:
+        raise ValueError(
+            f"{encoder.key} is what the data are already: there is nothing to encode and nothing stored; choose an "
+            "encoder, or leave out data/source"
+        )
+    return encoder.frames
 
 
 class Source(Protocol):
     """Give the inputs of videos."""
 
+    motion: bool  # whether it also reads how fast each token moves
     remedy: str  # what to do about a file that is missing
     unusable: Path  # the list of those that are there but of no use, which `python -m vtm.check_data` writes
 
@@ -118,9 +133,10 @@ class VideoFiles:
 
     remedy = "put them there as data/README.md describes"
 
-    def __init__(self, *, root: Path, encoder: Any, sampling: str, motion: bool) -> None:
+    def __init__(self, *, root: Path, encoder: EncoderSpec, sampling: str, motion: bool) -> None:
         self.unusable = root / "unusable.csv"
-        self.encoder = Encoding.of(encoder)
+        self.frames = frames_of(encoder)  # and not the encoder, whose weights loading processes need not carry
+        self.grid = encoder.grid
         self.motion = motion
 
     def locate(self, video: Video) -> str:
@@ -153,10 +169,10 @@ class VideoFiles:
         frames = read_frames(
             video.path,
             times,
-            size=self.encoder.image_size,
-            frames_per_step=self.encoder.frames_per_step,
-            squash=self.encoder.squash,
-            motion_grid=self.encoder.grid if self.motion else None,
+            size=self.frames.image_size,
+            frames_per_step=self.frames.frames_per_step,
+            squash=self.frames.squash,
+            motion_grid=self.grid if self.motion else None,
         )
         return Content(*frames)
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from vtm.encoders.rounding import Packed, Storage, pack, unpack
+from vtm.video.frames import FrameSpec
 
 Precision = Literal["float32", "bfloat16", "float16"]
 
@@ -86,10 +87,8 @@ class Encoder(nn.Module, ABC):
         ):
             if value not in known:
                 raise ValueError(f"expected as encoder.{key} one of {', '.join(known)}, got {value}")
-        self.image_size = choices["image_size"]
-        self.frames_per_step = frames_per_step
+        self.frames = FrameSpec(choices["image_size"], frames_per_step, choices["squash"])
         self.chunk = chunk
-        self.squash = choices["squash"]
         self.mean = mean if choices["normalize"] else (0.0,) * 3
         self.std = std if choices["normalize"] else (1.0,) * 3
         self.pretrained = choices["pretrained"]
@@ -102,8 +101,8 @@ class Encoder(nn.Module, ABC):
         parts = [
             named,
             self._weights(name),
-            f"{self.image_size}px",
-            "squash" if self.squash else "crop",
+            f"{self.frames.image_size}px",
+            "squash" if self.frames.squash else "crop",
             *(() if choices["normalize"] else ("unnormalized",)),
             *((f"mean{_join(mean)}", f"std{_join(std)}") if tag and choices["normalize"] else ()),
             *details,
@@ -112,7 +111,7 @@ class Encoder(nn.Module, ABC):
         ]
         self.key = re.sub(r"[^\w.=+-]+", "_", "-".join(parts), flags=re.ASCII)
         with torch.device("meta"), torch.no_grad():
-            frames = torch.empty(frames_per_step, 3, self.image_size, self.image_size)
+            frames = torch.empty(frames_per_step, 3, self.frames.image_size, self.frames.image_size)
             _, height, width, self.channels = self.encode(self.build(load=False).eval(), frames).shape
         self.grid = (height, width)
         self._loaded: _Loaded | None = None
@@ -144,10 +143,10 @@ class Encoder(nn.Module, ABC):
         """
         if frames.dtype != torch.uint8:
             raise TypeError(f"expected uint8 frames, which the encoder normalises itself, got {frames.dtype}")
-        expected = (3, self.image_size, self.image_size)
-        if frames.ndim != 5 or tuple(frames.shape[2:]) != expected or frames.shape[1] % self.frames_per_step:
+        expected = (3, self.frames.image_size, self.frames.image_size)
+        if frames.ndim != 5 or tuple(frames.shape[2:]) != expected or frames.shape[1] % self.frames.frames_per_step:
             raise ValueError(
-                f"expected frames (B, T·{self.frames_per_step}, {', '.join(map(str, expected))}), "
+                f"expected frames (B, T·{self.frames.frames_per_step}, {', '.join(map(str, expected))}), "
                 f"got {tuple(frames.shape)}"
             )
         device = frames.device.type
@@ -160,7 +159,7 @@ class Encoder(nn.Module, ABC):
             for part in frames.flatten(0, 1).split(self.chunk):
                 full = pad(part, (0,) * 7 + (self.chunk - len(part),))  # (chunk, 3, S, S)
                 encoded = self.encode(backbone, (full.float() / 255 - mean) / std).float()
-                tokens.append(encoded[: len(part) // self.frames_per_step])
+                tokens.append(encoded[: len(part) // self.frames.frames_per_step])
         return torch.cat(tokens).reshape(frames.shape[0], -1, *self.grid, self.channels)
 
     @torch.inference_mode(False)

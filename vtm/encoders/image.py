@@ -106,7 +106,7 @@ class ImageEncoder(Encoder):
     @property
     def _side(self) -> int:
         """Count the tokens along a side of a frame."""
-        return math.ceil(self.image_size / self._pixels)
+        return math.ceil(self.frames.image_size / self._pixels)
 
     def _usual(self) -> Any:
         """Make the model as timm defines it, for what it says of itself."""

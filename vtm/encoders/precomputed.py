@@ -18,6 +18,7 @@ class Precomputed(nn.Module):
     """
 
     prefix = 0  # that features have tokens such as CLS is not known
+    frames = None  # it takes none
 
     def __init__(self, name: str, *, grid: Sequence[int], channels: int) -> None:
         super().__init__()

@@ -53,7 +53,7 @@ class VideoSwin(Encoder):
 
     def encode(self, backbone: Any, frames: Tensor) -> Tensor:
         """Map normalised frames (n·f, 3, S, S) to tokens (n, H, W, C)."""
-        clips = frames.unflatten(0, (-1, self.frames_per_step)).transpose(1, 2)  # (n, 3, f, S, S)
+        clips = frames.unflatten(0, (-1, self.frames.frames_per_step)).transpose(1, 2)  # (n, 3, f, S, S)
         features: Tensor = backbone.norm(backbone.features(backbone.pos_drop(backbone.patch_embed(clips))))
         return features.mean(1)  # over time: (n, H, W, C)
 

@@ -48,7 +48,7 @@ def extract(data: VideoDataModule, store: FeatureStore, encoder: Encoder, *, dev
     data.prepare_data()
     remove_leftovers(Path(store.folder))
     work = Work(data, store)
-    steps = -(-_FRAMES // encoder.chunk) * encoder.chunk // encoder.frames_per_step
+    steps = -(-_FRAMES // encoder.chunk) * encoder.chunk // encoder.frames.frames_per_step
     _estimate(work, encoder, device, steps)
     loader: DataLoader[_Chunk] = DataLoader(
         _Chunks(data.source.read),

@@ -9,13 +9,24 @@ from __future__ import annotations
 import re
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 from vtm.data.sampling import ClipProtocol
-from vtm.data.source import Content, Encoding, Video, region_length, stored_times
-from vtm.encoders.rounding import Packed, unpack
+from vtm.data.source import Content, EncoderSpec, Video, frames_of, region_length, stored_times
+from vtm.encoders.rounding import Packed, Storage, unpack
 from vtm.features.file import FeatureError, FeatureHeader, FeatureWriter, OtherTimesError, read_header, read_steps
 from vtm.features.remote import size_and_version
+
+
+class StoredEncoder(EncoderSpec, Protocol):
+    """What a store has to know of an encoder.
+
+    Attributes:
+        storage: the number format of the stored features.
+    """
+
+    @property
+    def storage(self) -> Storage: ...
 
 
 class FeatureStore:
@@ -38,7 +49,7 @@ class FeatureStore:
         self,
         *,
         root: Path,
-        encoder: Any,
+        encoder: StoredEncoder,
         sampling: str,
         motion: bool,
         address: str | None,
@@ -49,8 +60,8 @@ class FeatureStore:
         place = address or str(root / "features")
         self.folder = f"{place if '://' in place else Path(place).expanduser()}".rstrip("/") + f"/{self.key}"
         self.unusable = root / "features" / self.key / "unusable.csv"
-        self.encoder = Encoding.of(encoder)
-        self.channels, self.storage = encoder.channels, encoder.storage
+        frames_of(encoder)  # raises where there is nothing to store
+        self.grid, self.channels, self.storage = encoder.grid, encoder.channels, encoder.storage
         self.motion = motion
         self.cache = Path(cache).expanduser()
         self.cache_bytes = int(cache_gb * 1e9)
@@ -129,7 +140,7 @@ class FeatureStore:
             length: Of the region of interest, in seconds.
         """
         facts = {"id": video.id, "key": self.key, "length": length, "video_bytes": video.path.stat().st_size}
-        shape = (*self.encoder.grid, self.channels)
+        shape = (*self.grid, self.channels)
         return FeatureWriter(Path(self.locate(video)), times, shape, self.storage, facts)
 
     def _find(self, video: Video, times: list[float]) -> tuple[FeatureHeader, list[int]]:

@@ -50,16 +50,17 @@ class EncodedVideo:
     """
 
     def __init__(
-        self, path: Path, encoder: Encoder, protocol: ClipProtocol, *, motion: bool, device: torch.device
+        self, path: Path, encoder: Encoder | Precomputed, protocol: ClipProtocol, *, motion: bool, device: torch.device
     ) -> None:
         if not path.exists():
             raise FileNotFoundError(f"{path}: no such file")
-        if isinstance(encoder, Precomputed):
+        if encoder.frames is None:
             raise ValueError(
                 f"this model was trained on features ({encoder.key}) and cannot look at {path}: call it "
                 "with features (B, T, H, W, C)"
             )
         self.encoder = encoder
+        self._frames_per_step = encoder.frames.frames_per_step
         self.protocol = protocol
         self.device = device
         self._video = Video(id=path.name, path=path, target=0)
@@ -90,7 +91,7 @@ class EncodedVideo:
 
     def steps(self, times: Sequence[float]) -> Iterator[list[Step]]:
         """Decode and encode the steps at ascending times, some at once; the next ones are decoded meanwhile."""
-        size = max(1, _FRAMES_AT_ONCE // self.encoder.frames_per_step)
+        size = max(1, _FRAMES_AT_ONCE // self._frames_per_step)
         parts = [list(times[first : first + size]) for first in range(0, len(times), size)]
         with ThreadPoolExecutor(max_workers=1) as reader:
             coming = reader.submit(self._source.read, self._video, parts[0])

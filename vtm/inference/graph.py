@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vtm.encoders import Encoder
 from vtm.inference.model_file import ModelFileError
 from vtm.inference.predictor import Predictor
 from vtm.merging import TokenMerger
@@ -91,11 +92,11 @@ def inputs_of(model: Predictor) -> dict[str, Any]:
         inputs["motion"] = {"shape": ["batch", frames, height, width], "unit": "pixels per frame"}
     if len(model.protocol.times(0.0, 0.5)) < frames:  # short videos leave steps empty
         inputs["mask"] = {"shape": ["batch", frames], "meaning": "true = a step that the video has"}
-    if hasattr(encoder, "image_size"):
+    if isinstance(encoder, Encoder):  # and not features that are there already
         inputs["frames"] = {
-            "image_size": encoder.image_size,
-            "resize": "to the square" if encoder.squash else "shortest side, then the centre is cut out",
-            "frames_per_step": encoder.frames_per_step,
+            "image_size": encoder.frames.image_size,
+            "resize": "to the square" if encoder.frames.squash else "shortest side, then the centre is cut out",
+            "frames_per_step": encoder.frames.frames_per_step,
             "mean": list(encoder.mean),
             "std": list(encoder.std),
         }

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from vtm.data.dataset import clip_generator, collate
 from vtm.data.sampling import ClipProtocol, Windows, every_second
+from vtm.data.source import frames_of
+from vtm.encoders import Encoder, Precomputed
 from vtm.inference.clips import EncodedVideo
 from vtm.inference.model_card import model_card
 from vtm.inference.model_file import ModelFileError, build, read_model, weights_sha256, write_model
@@ -58,7 +60,7 @@ class Predictor(
         if fetched := _FETCHING & (description["encoder"].get("model_args") or {}).keys():
             raise ModelFileError(f"a model file cannot say where timm gets weights, but has {', '.join(fetched)}")
         try:
-            self.encoder = build(description["encoder"])
+            self.encoder: Encoder | Precomputed = build(description["encoder"])
         except FileNotFoundError as error:
             raise ModelFileError(
                 f"{error}; the file has moved since the training: name its place by load(…, encoder_checkpoint=…), "
@@ -174,7 +176,7 @@ class Predictor(
         scores = output.logits[0] if self.labels is None else output.logits[0].float().softmax(0)
         return Look(
             video=str(path),
-            frames=frames[:: self.encoder.frames_per_step],
+            frames=frames[:: frames_of(self.encoder).frames_per_step],
             times=self.protocol.times(start, seconds),
             output=output,
             grid=grid,

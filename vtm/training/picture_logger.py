@@ -76,7 +76,7 @@ def _sheet(trainer: Trainer, module: Any, output: HeadOutput, batch: Batch) -> t
         tokens = inputs[: len(times)].flatten(1, 2)[:, prefix:]
         frames = feature_colours(tokens.unflatten(1, shown_grid(grid, prefix)))
     else:
-        frames = inputs[:: module.encoder.frames_per_step][: len(times)]
+        frames = inputs[:: module.encoder.frames.frames_per_step][: len(times)]
     view = ClipView.of(
         frames,
         times,

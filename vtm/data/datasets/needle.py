@@ -19,7 +19,7 @@ from torch import Tensor
 
 from vtm.data.datamodule import SPLITS, Loading, Split, VideoDataModule
 from vtm.data.sampling import ClipProtocol
-from vtm.data.source import Content, Video
+from vtm.data.source import Content, EncoderSpec, Video
 
 _KEPT_BYTES = 2**29  # of clips, in each process that loads them
 
@@ -153,7 +153,7 @@ class NeedleSource:
 
     remedy = "they are drawn, not read"
 
-    def __init__(self, *, clips: Needles, root: Path, encoder: Any, sampling: str, motion: bool) -> None:
+    def __init__(self, *, clips: Needles, root: Path, encoder: EncoderSpec, sampling: str, motion: bool) -> None:
         self.unusable = root / "unusable.csv"
         self.clips = clips
         self.motion = motion
