@@ -62,7 +62,7 @@ def build(cfg: DictConfig, encoder: Any, data: Any, task: Any) -> Any:
     from vtm.training.module import VTMModule
 
     epoch_seed(cfg.seed, epoch=0, rank=0)  # the same initial weights on every rank
-    model = instantiate(cfg.model, encoder.channels, data.num_outputs)
+    model = instantiate(cfg.model, encoder.channels, data.num_outputs, encoder.grid)
     rules = {"optimizer": instantiate(cfg.optimizer), "scheduler": instantiate(cfg.scheduler)}
     module = VTMModule(encoder, model, task, **rules, config=OmegaConf.to_container(cfg, resolve=True))
     if cfg.ckpt_path is not None:

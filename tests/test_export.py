@@ -36,7 +36,7 @@ def export(monkeypatch, capsys):
 
 def inputs(model, batch: int) -> dict[str, torch.Tensor]:
     torch.manual_seed(batch)
-    steps, grid = model.protocol.num_frames, model.encoder.grid
+    steps, grid = model.protocol.num_frames, model.encoder.grid.shape
     found = {"features": torch.randn(batch, steps, *grid, model.encoder.channels)}
     if model.description["motion"]:
         found["motion"] = torch.rand(batch, steps, *grid)

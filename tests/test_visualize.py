@@ -27,7 +27,7 @@ def test_files_are_written_and_named(call, tmp_path, files, capsys):
     assert pdf.read_bytes().startswith(b"%PDF")
     assert image.imread(sheet).shape[1] > 4 * 250  # four frames of two blocks
     assert duration(film) == pytest.approx(4 / 2)
-    best, probability = vtm.load(files[0]).look(files[1]).scores[0]
+    best, probability = vtm.load(files[0]).trace(files[1]).scores[0]
     text = page.read_text(encoding="utf-8")
     assert f'"scores":[["{best}",{probability}' in text
     assert '"times":["0 s","1 s","2 s","3 s"]' in text

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vtm.data.sampling import Single
 from vtm.data.source import VideoFiles
+from vtm.merging import FeatureGrid
 from vtm.video.frames import FrameSpec
 from vtm.video.writing import write_video
 
@@ -53,7 +54,7 @@ class FakeEncoder:
 
     def __init__(self, **attributes: Any) -> None:
         self.key, self.frames = "fake-48px", FrameSpec(HEIGHT, 1, squash=False)
-        self.grid, self.channels, self.storage = (3, 3), 4, "bfloat16"
+        self.grid, self.channels, self.storage = FeatureGrid(3, 3), 4, "bfloat16"
         self.__dict__.update(attributes)
 
 

@@ -51,20 +51,16 @@ def visualize(
         VideoError: if the video cannot be read.
         ValueError: if there is no clip at `start`.
     """
-    from vtm.pictures import ClipView
     from vtm.pictures.overlay import write_film
     from vtm.pictures.page import write_page
     from vtm.pictures.sheet import write_sheet
 
-    look = model.look(video, start=start)
-    view = ClipView.of(
-        look.frames, look.times, look.output, look.grid, window_frames=look.window_frames, prefix=look.prefix
-    )
+    view = model.trace(video, start=start)
     name = video.name + (f"_{start:g}s" if start else "")
     write = {"sheet": write_sheet, "video": write_film, "page": write_page}
     for kind in kinds:
         paths = [out / f"{name}{end}" for end in KINDS[kind]]
-        write[kind](paths[0], view, title=video.name, scores=look.scores)
+        write[kind](paths[0], view, title=video.name)
         yield from paths
 
 

@@ -91,7 +91,7 @@ SHAPES = {
 @pytest.mark.parametrize("name", [name for group, name in OPTIONS if group == "encoder" and name != "precomputed"])
 def test_every_encoder_knows_its_shapes_without_its_weights(name):
     encoder = instantiate(composed("experiment=demo", f"encoder={name}").encoder)
-    assert (encoder.frames.frames_per_step, encoder.grid, encoder.channels) == SHAPES[name]
+    assert (encoder.frames.frames_per_step, encoder.grid.shape, encoder.channels) == SHAPES[name]
 
 
 def test_vis4mer_s_frames_are_squashed_and_not_normalised():

@@ -172,7 +172,7 @@ def test_the_key_tells_apart_all_that_changes_features(vit):
 def test_the_key_is_a_folder_name_whatever_the_backbone_is_called(choices):
     encoder = Patches("hf-hub:you/a b\\c", details=("layers=[1, 2]",), **choices)
     assert re.fullmatch(r"[A-Za-z0-9_.=-]+", encoder.key)
-    assert encoder.grid == (4, 4)
+    assert encoder.grid.shape == (4, 4)
     assert encoder.channels == 5
 
 

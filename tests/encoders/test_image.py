@@ -35,7 +35,7 @@ def expected_tokens(model: torch.nn.Module, clip: torch.Tensor, *, mean: float =
 )
 def test_grid_and_channels_come_from_the_model(image_encoder, frames, name, size, grid, channels):
     encoder = image_encoder(name, image_size=size)
-    assert (encoder.grid, encoder.channels, encoder.frames.frames_per_step) == (grid, channels, 1)
+    assert (encoder.grid.shape, encoder.channels, encoder.frames.frames_per_step) == (grid, channels, 1)
     assert encoder(frames(2, 3, 3, size, size)).shape == (2, 3, *grid, channels)
 
 
@@ -55,7 +55,7 @@ def test_without_normalisation_the_model_sees_values_in_0_1(vit, frames, model, 
 def test_cls_in_the_grid_makes_it_one_row(vit, frames, model, tmp_path):
     torch.save(model.state_dict(), tmp_path / "model.pth")
     encoder, clip = vit(checkpoint=str(tmp_path / "model.pth"), cls_in_grid=True), frames(1, 2, 3, 32, 32)
-    assert encoder.grid == (1, 5)
+    assert encoder.grid.shape == (1, 5)
     torch.testing.assert_close(encoder(clip), expected_tokens(model, clip).reshape(1, 2, 1, 5, 192))
 
 
@@ -162,7 +162,7 @@ def test_without_a_network_one_sentence_says_what_to_do(vit, frames, monkeypatch
 def test_a_model_without_published_weights_is_refused_at_once(image_encoder):
     with pytest.raises(ValueError, match="timm has no weights of swinv2_cr_tiny_224; choose another"):
         image_encoder("swinv2_cr_tiny_224", image_size=224, pretrained=True)
-    assert image_encoder("swinv2_cr_tiny_224", image_size=224).grid == (7, 7)
+    assert image_encoder("swinv2_cr_tiny_224", image_size=224).grid.shape == (7, 7)
 
 
 @pytest.mark.parametrize(

@@ -90,7 +90,7 @@ def test_each_step_is_the_time_average_of_its_clip(swin, frames, trained, tmp_pa
     with torch.no_grad():
         trained((((clip / 255) - mean) / std).reshape(6, 4, 3, 64, 64).transpose(1, 2))
     handle.remove()
-    assert (encoder.grid, encoder.channels, encoder.frames.frames_per_step) == ((2, 2), 64, 4)
+    assert (encoder.grid.shape, encoder.channels, encoder.frames.frames_per_step) == ((2, 2), 64, 4)
     assert seen[0].shape == (6, 2, 2, 2, 64)  # two time steps of two frames each
     torch.testing.assert_close(encoder(clip), seen[0].mean(1).reshape(2, 3, 2, 2, 64), rtol=1e-4, atol=1e-5)
 

@@ -129,37 +129,40 @@ def test_the_training_path_is_left_out(model):
     assert not [name for name, _ in model.network.named_parameters() if "auxiliary" in name]
     assert not model.training
     model.network.train()
-    features = torch.randn(1, 4, *model.encoder.grid, model.encoder.channels)
+    features = torch.randn(1, 4, *model.encoder.grid.shape, model.encoder.channels)
     assert model.network(features).aux_logits is None
     model.eval()
 
 
-def test_looking_shows_what_was_merged(model, folder):
-    look = model.look(folder / "long.mp4", start=2.0)
-    assert look.times == [2.0, 3.0, 4.0, 5.0]
-    assert look.frames.shape == (4, 3, 32, 32)
-    assert look.window_frames == [2, 4]
-    assert look.grid == (4, *model.encoder.grid)
-    assert dict(look.scores) == pytest.approx(
+def test_a_trace_shows_what_was_merged(model, folder):
+    view = model.trace(folder / "long.mp4", start=2.0)
+    assert view.times == (2.0, 3.0, 4.0, 5.0)
+    assert view.frames.shape == (4, 3, 32, 32)
+    assert [block.window_frames for block in view.blocks] == [2, 4]
+    assert view.blocks[0].group.shape == (4, model.encoder.grid.height, model.encoder.grid.width)
+    assert dict(view.scores) == pytest.approx(
         dict(zip(model.labels, model.predict(folder / "long.mp4").windows[2].scores, strict=True)), abs=1e-6
     )
-    short = model.look(folder / "short.mp4")
-    assert len(short.frames) == len(short.times) == 3
-    assert short.output.clip_groupings()[0].index.shape[1] == 4 * model.encoder.grid[0] * model.encoder.grid[1]
+    short = model.trace(folder / "short.mp4")
+    assert len(short.frames) == len(short.times) == len(short.blocks[0].group) == 3
 
 
-def test_looking_needs_a_clip_to_be_there(tmp_path, make_model, model, folder):
+def test_a_trace_needs_a_clip_to_be_there(tmp_path, make_model, model, folder):
     with pytest.raises(ValueError, match=r"long.mp4: expected a clip to start in \[0, 9.50\) s, got 20.0 s$"):
-        model.look(folder / "long.mp4", start=20.0)
+        model.trace(folder / "long.mp4", start=20.0)
     whole = vtm.load(make_model(tmp_path / "model.safetensors"))
     with pytest.raises(ValueError, match="looks at the whole video at once, from 0"):
-        whole.look(folder / "long.mp4", start=2.0)
+        whole.trace(folder / "long.mp4", start=2.0)
 
 
-def test_tokens_before_those_of_the_frame_are_counted(tmp_path, make_model, folder):
-    model = vtm.load(make_model(tmp_path / "model.safetensors", "encoder.cls_in_grid=true"))
-    look = model.look(folder / "long.mp4")
-    assert (look.prefix, look.grid) == (1, (4, 1, 5))
+def test_a_class_token_is_merged_but_not_drawn(tmp_path, make_model, folder):
+    kept = ["encoder.cls_in_grid=true", "merging=motion"]
+    model = vtm.load(make_model(tmp_path / "model.safetensors", *kept))
+    assert model.encoder.grid == (2, 2, 1)
+    view = model.trace(folder / "long.mp4")
+    assert view.blocks[0].group.shape == (4, 2, 2)
+    prediction = model.predict(folder / "long.mp4")
+    assert sum(prediction.scores) == pytest.approx(1.0)
 
 
 def test_files_that_are_no_videos_are_named(model, folder, tmp_path):

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tests import reference
 from vtm.merging import (
+    FeatureGrid,
     Grid,
     Tokens,
     boundary_partition,
@@ -357,3 +358,13 @@ def test_partition_factor_below_one_is_an_error(name: str, partition_factor: int
     tokens = reference.random_tokens(2, 12, seed=0)
     with pytest.raises(ValueError, match=rf"partition_factor.*{partition_factor}"):
         STRATEGIES[name][0](Tokens(*tokens), grid_of(tokens, (4, 6)), partition_factor)
+
+
+@pytest.mark.parametrize(("partition", "inside"), [(center_partition, 3), (boundary_partition, 1)])
+def test_a_prefix_counts_as_outside_of_the_middle(partition, inside):
+    grid = FeatureGrid(4, 4, prefix=1)
+    tokens = Tokens.from_features(torch.zeros(1, 1, *grid.shape, 3), grid)
+    targets = partition(tokens, Grid(1, 4, 4), 4)[0].tolist()  # 5 of 17
+    middle = {1 + 4 * y + x for y in (1, 2) for x in (1, 2)}
+    assert len(targets) == 5
+    assert len(middle.intersection(targets)) == inside

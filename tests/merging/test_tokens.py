@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from tests import reference
-from vtm.merging import Grid, Grouping, Tokens, match_bipartite
+from vtm.merging import FeatureGrid, Grid, Grouping, Tokens, match_bipartite
 
 
 def random_grouping() -> Grouping:
@@ -118,3 +118,28 @@ def test_a_mask_of_another_length_is_an_error_that_prints_both() -> None:
 def test_windows_that_do_not_divide_the_rows_are_an_error() -> None:
     with pytest.raises(ValueError, match=r"4.*6"):
         Grouping.identity(6, 13).join_windows(4)
+
+
+def test_a_prefix_lies_outside_of_the_frame_and_does_not_move():
+    grid = FeatureGrid(2, 3, prefix=2)
+    motion = grid.lay_out(torch.rand(4, 2, 3))
+    assert motion.shape == (4, *grid.shape) == (4, 1, 8)
+    tokens = Tokens.from_features(torch.randn(1, 4, 1, 8, 5), grid, motion=motion[None])
+    places = tokens.position[0].reshape(4, 8, 3).tolist()
+    for step, rows in enumerate(places):
+        assert rows[:2] == [[step, -1, -1]] * 2
+        assert rows[2:] == [[step, y, x] for y in range(2) for x in range(3)]
+    assert tokens.motion.reshape(4, 8)[:, :2].eq(0).all()
+    assert tokens.motion.reshape(4, 8)[:, 2:].gt(0).all()
+
+
+def test_without_a_prefix_features_are_laid_out_as_a_grid():
+    x, motion, mask = torch.randn(2, 3, 2, 2, 4), torch.rand(2, 3, 2, 2), torch.tensor([[True, True, False]] * 2)
+    given = {"motion": motion, "mask": mask}
+    one, other = Tokens.from_features(x, FeatureGrid(2, 2), **given), Tokens.from_grid(x, **given)
+    assert all(torch.equal(vars(one)[name], vars(other)[name]) for name in ("x", "size", "position", "motion", "mask"))
+
+
+def test_features_in_another_layout_are_refused():
+    with pytest.raises(ValueError, match=r"with \(H, W\) = \(1, 5\), got shape \(1, 2, 2, 2, 3\)"):
+        Tokens.from_features(torch.zeros(1, 2, 2, 2, 3), FeatureGrid(2, 2, prefix=1))

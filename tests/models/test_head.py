@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import pytest
 import torch
 from torch import nn
 
@@ -57,3 +58,17 @@ def test_clip_groupings_follow_every_token_through_all_blocks():
             expected[b, token] = place
     assert torch.equal(whole.index, expected)
     assert whole.num_groups == per_clip
+
+
+@pytest.mark.parametrize("index", [0, 2])
+def test_a_clip_of_a_batch_is_the_one_that_it_would_be_alone(index):
+    model, features = network().eval(), clip(batch=3)
+    one, alone = model(features).clip(index), model(features[index : index + 1])
+    torch.testing.assert_close(one.logits, alone.logits)
+    for trace, other in zip(one.blocks, alone.blocks, strict=True):
+        assert torch.equal(trace.grouping.index, other.grouping.index)
+        assert torch.equal(trace.grouping.anchor, other.grouping.anchor)
+        assert torch.equal(trace.targets, other.targets)
+        torch.testing.assert_close(trace.saliency, other.saliency)
+    assert [trace.window_frames for trace in one.blocks] == [2, 4]
+    assert all(map(torch.equal, one.clip_targets(), alone.clip_targets()))

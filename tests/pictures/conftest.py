@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vtm.merging import Grid, TokenMerger, saliency_partition, uniform_partition
+from vtm.merging import FeatureGrid, TokenMerger, saliency_partition, uniform_partition
 from vtm.models import VTM, HeadOutput
 from vtm.pictures import ClipView
 
@@ -21,11 +21,11 @@ class Clip(NamedTuple):
     frames: Tensor
     times: list[float]
     output: HeadOutput
-    grid: Grid
+    grid: FeatureGrid
 
     def view(self, **changes: object) -> ClipView:
-        arguments = {"window_frames": [2, 4], **changes}
-        return ClipView.of(self.frames, self.times, self.output, self.grid, **arguments)
+        arguments = {"frames": self.frames, "times": self.times, "output": self.output, "grid": self.grid}
+        return ClipView.of(**{**arguments, "scores": SCORES, **changes})
 
 
 @pytest.fixture(scope="session")
@@ -47,7 +47,7 @@ def make_clip() -> Callable[..., Clip]:
         mask = None if steps == 4 else (torch.arange(4) < steps)[None]
         with torch.no_grad():
             output = model(features, mask=mask)
-        return Clip(frames, [0.5 + time for time in range(steps)], output, Grid(4, height, width))
+        return Clip(frames, [0.5 + time for time in range(steps)], output, FeatureGrid(height, width))
 
     return make
 

@@ -15,8 +15,8 @@ TOP = 172  # of the pictures
 def test_the_video_has_a_picture_for_every_step(tmp_path, make_clip, scores, estimates, rows):
     view = make_clip(estimates=estimates).view()
     path = tmp_path / "new" / "clip.mp4"
-    write_film(path, view, title="a clip", scores=scores)
-    drawn = list(_frames(view, "a clip", scores))
+    write_film(path, view, title="a clip")
+    drawn = list(_frames(view, "a clip"))
     assert duration(path) == pytest.approx(len(drawn) / 2) == 2
     height, width = drawn[0].shape[:2]
     assert height % 2 == width % 2 == 0
@@ -32,7 +32,7 @@ def test_the_video_has_a_picture_for_every_step(tmp_path, make_clip, scores, est
 
 
 def test_the_time_and_the_frame_change_and_the_labels_stay(view, scores):
-    first, second = list(_frames(view, "a clip", scores))[:2]
+    first, second = list(_frames(view, "a clip"))[:2]
     changed = (first != second).any(axis=2)
     tall = 3 * (282 + 8) - 8
     assert changed[TOP - 28 : TOP - 4, 16:100].any()  # the clock
@@ -43,7 +43,7 @@ def test_the_time_and_the_frame_change_and_the_labels_stay(view, scores):
 
 
 def test_every_layer_of_every_block_is_beside_the_frame(view, scores):
-    drawn = list(_frames(view, "a clip", scores))[2]
+    drawn = list(_frames(view, "a clip"))[2]
     small = enlarge(view.frames[2:3], view.grid, 280)
     for column, block in enumerate(view.blocks):
         layers = Painter(view.frames, block, Scale.of(view))(small, np.array([2]))

@@ -21,7 +21,7 @@ ARGUMENTS = [
 @pytest.fixture
 def path(tmp_path, view, scores):
     path = tmp_path / "new" / "page.html"
-    write_page(path, view, title="</script><i>a clip", scores=scores)
+    write_page(path, view, title="</script><i>a clip")
     return path
 
 
@@ -250,7 +250,7 @@ def test_play_moves_the_slider(page):
 
 def test_a_model_without_saliency_has_no_such_layer(browser, tmp_path, make_clip, scores):
     path = tmp_path / "page.html"
-    write_page(path, make_clip(estimates=False).view(), title="a clip", scores=scores[:1])
+    write_page(path, make_clip(estimates=False).view(), title="a clip")
     page = browser.new_page()
     page.goto(path.as_uri())
     page.wait_for_selector("body[data-ready]", timeout=10_000)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from matplotlib import image
 
-from vtm.merging import Grid, Grouping
+from vtm.merging import FeatureGrid, Grouping
 from vtm.models import HeadOutput
 from vtm.models.head import BlockTrace
 from vtm.pictures import ClipView
@@ -23,7 +23,7 @@ def picture_at(sheet, row, column, blocks):
 
 
 def test_every_layer_of_every_block_is_in_its_row(view, scores):
-    sheet = draw_sheet(view, title="a clip", scores=scores)
+    sheet = draw_sheet(view, title="a clip")
     pictures = enlarge(view.frames, view.grid, SIDE)
     rows, scale = [(0, pictures)], Scale.of(view)
     for number, block in enumerate(view.blocks, 1):
@@ -35,7 +35,7 @@ def test_every_layer_of_every_block_is_in_its_row(view, scores):
 
 
 def test_frames_are_spread_evenly(view, scores):
-    sheet = draw_sheet(view, title="a clip", scores=scores, columns=2)
+    sheet = draw_sheet(view, title="a clip", columns=2)
     pictures = enlarge(view.frames, view.grid, SIDE)
     for column, place in enumerate((0, 3)):
         assert np.array_equal(picture_at(sheet, 0, column, 0), pictures[place])
@@ -43,7 +43,7 @@ def test_frames_are_spread_evenly(view, scores):
 
 @pytest.mark.parametrize("columns", [1, 4])
 def test_there_are_words_in_the_margins_and_none_is_cut_off(view, scores, columns):
-    sheet = draw_sheet(view, title="a clip with a long name " * 9, scores=scores, columns=columns)
+    sheet = draw_sheet(view, title="a clip with a long name " * 9, columns=columns)
     dark = sheet.min(axis=2) < 200
     times, facts = np.s_[145:190, LEFT : LEFT + SIDE], np.s_[400:, :160]
     for place in (np.s_[20:78, LEFT:460], np.s_[82:130, LEFT:660], times, facts, np.s_[-70:, LEFT + 120 :]):
@@ -53,13 +53,13 @@ def test_there_are_words_in_the_margins_and_none_is_cut_off(view, scores, column
 
 
 def test_without_saliency_there_are_two_rows_for_each_block(make_clip, scores):
-    with_saliency = draw_sheet(make_clip().view(), title="a clip", scores=scores)
-    without = draw_sheet(make_clip(estimates=False).view(), title="a clip", scores=scores)
+    with_saliency = draw_sheet(make_clip().view(), title="a clip")
+    without = draw_sheet(make_clip(estimates=False).view(), title="a clip")
     assert len(with_saliency) - len(without) in range(2 * (SIDE + GAP) + 32, 2 * (SIDE + GAP) + 100)  # with its key
 
 
 def test_the_truth_is_said_where_it_is_known(view, scores):
-    plain, known = (draw_sheet(view, title="a clip", scores=scores, truth=truth) for truth in (None, "running"))
+    plain, known = (draw_sheet(view, title="a clip", truth=truth) for truth in (None, "running"))
     changed = (plain != known).any(axis=(1, 2)).nonzero()[0]
     assert len(changed)
     assert 82 <= changed.min() <= changed.max() < 130  # in the line of the prediction
@@ -67,9 +67,9 @@ def test_the_truth_is_said_where_it_is_known(view, scores):
 
 def test_the_file_is_the_sheet(tmp_path, view, scores):
     path = tmp_path / "new" / "sheet.png"
-    write_sheet(path, view, title="a clip", scores=scores)
+    write_sheet(path, view, title="a clip")
     found = image.imread(path)  # in [0, 1], with an alpha channel
-    sheet = draw_sheet(view, title="a clip", scores=scores)
+    sheet = draw_sheet(view, title="a clip")
     assert np.array_equal((found[..., :3] * 255).round().astype(np.uint8), sheet)
     pdf = path.with_suffix(".pdf")
     assert sorted(path.parent.iterdir()) == [pdf, path]
@@ -79,10 +79,10 @@ def test_the_file_is_the_sheet(tmp_path, view, scores):
 
 def test_where_nothing_is_merged_all_tokens_are_targets_and_keep_their_picture(scores):
     identity = Grouping.identity(1, 4)
-    output = HeadOutput(torch.zeros(1, 2), None, (BlockTrace(identity, identity.index, None),))
+    output = HeadOutput(torch.zeros(1, 2), None, (BlockTrace(identity, identity.index, None, 1),))
     frames = torch.randint(0, 256, (1, 3, 8, 8), dtype=torch.uint8)
-    view = ClipView.of(frames, [0.0], output, Grid(1, 2, 2), window_frames=[1])
-    sheet = draw_sheet(view, title="a still", scores=scores)
+    view = ClipView.of(frames, [0.0], output, FeatureGrid(2, 2), scores=scores)
+    sheet = draw_sheet(view, title="a still")
     picture = enlarge(frames, (2, 2), 250)[0]
     height = len(picture)
     for top in (TOP, TOP + height + BLOCK_GAP + height + GAP):  # of the frames and of the groups

@@ -5,14 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from vtm.merging import Grid
-from vtm.pictures.view import shown_grid
+from vtm.merging import FeatureGrid
 
 
 def followed(clip):
     """Follow each input token by hand: per block its group, the saliency it met, and the places of the targets."""
-    frames, height, width = clip.grid
-    found, place, origin = [], list(range(frames * height * width)), None
+    found, place, origin = [], list(range(4 * clip.grid.num_tokens)), None
     for trace in clip.output.blocks:
         size, groups = trace.grouping.index.shape[1], trace.grouping.num_groups
         saliency = None
@@ -57,7 +55,7 @@ def test_padded_steps_are_cut_off(make_clip):
 
 def test_tokens_before_those_of_the_frame_are_left_out(make_clip):
     clip = make_clip(height=1, width=11)  # two tokens such as CLS, and 3 × 3
-    view = clip.view(prefix=2)
+    view = clip.view(grid=FeatureGrid(3, 3, prefix=2))
     assert view.grid == (3, 3)
     for block, (place, saliency, targets) in zip(view.blocks, followed(clip), strict=True):
         kept = [token for token in range(44) if token % 11 >= 2]
@@ -71,17 +69,9 @@ def test_tokens_before_those_of_the_frame_are_left_out(make_clip):
 def test_what_does_not_fit_together_is_refused(clip):
     with pytest.raises(ValueError, match=r"expected frames \(T, 3, Y, X\) of dtype torch.uint8, got .* torch.float32"):
         clip._replace(frames=clip.frames.float()).view()
-    with pytest.raises(ValueError, match="1 to 4, got 4 frames and 3 times"):
+    with pytest.raises(ValueError, match="1 to the 4 steps of 36 tokens in a grid of 9, got 4 frames and 3 times"):
         clip._replace(times=clip.times[:3]).view()
-    with pytest.raises(ValueError, match="of each of 2 blocks, got 1 clips and window_frames = \\[2\\]"):
-        clip.view(window_frames=[2])
-    with pytest.raises(ValueError, match="got 2 clips"):
+    with pytest.raises(ValueError, match="got those of 2 clips"):
         clip._replace(output=replace(clip.output, logits=torch.zeros(2, 3))).view()
-    with pytest.raises(ValueError, match="expected 48 tokens, for a grid of 4 × 3 × 4, got"):
-        clip._replace(grid=Grid(4, 3, 4)).view()
-
-
-@pytest.mark.parametrize(("grid", "prefix"), [((4, 3, 3), 1), ((4, 1, 9), 1), ((4, 1, 1), 1), ((4, 1, 8), -1)])
-def test_a_prefix_needs_a_row_with_a_square(grid, prefix):
-    with pytest.raises(ValueError, match=r"side²\) tokens, got"):
-        shown_grid(Grid(*grid), prefix)
+    with pytest.raises(ValueError, match="36 tokens in a grid of 10, got"):
+        clip.view(grid=FeatureGrid(2, 5))

@@ -3,7 +3,6 @@
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -17,15 +16,12 @@ from vtm.data.sampling import Single
 from vtm.data.source import Video
 from vtm.encoders import Encoder
 from vtm.merging import (
+    FeatureGrid,
     NoMerger,
     TokenMerger,
-    boundary_partition,
     center_partition,
-    motion_partition,
-    motion_weights,
     saliency_partition,
     saliency_weights,
-    uniform_partition,
 )
 from vtm.models import VTM
 from vtm.tasks.classification import Classification
@@ -298,44 +294,18 @@ def test_targets_beyond_the_classes_are_refused(tmp_path):
         trainer(tmp_path).fit(module(), Clips([0, 7, 1]))
 
 
-def with_class_token(motion: bool = False, **merger: Any) -> tuple[VTMModule, Clips]:
-    settings = {"partition": uniform_partition, "partition_factor": 2, "merge_count": 0.5} | merger
-    model, data = module(), Clips()
-    model.model = VTM(
-        8,
-        2,
-        window_frames=(2, 4),
-        channels=(4, 4),
-        num_heads=2,
-        dropout=0.1,
-        merge_layer=partial(TokenMerger, **settings),
-    )
-    model.encoder.prefix = 1
-    data.source = SimpleNamespace(motion=motion)
-    return model, data
-
-
 @pytest.mark.parametrize(
-    ("settings", "name"),
-    [
-        ({"partition": partial(center_partition)}, "center_partition"),
-        ({"partition": boundary_partition}, "boundary_partition"),
-        ({"partition": partial(motion_partition), "motion": True}, "motion_partition"),
-        ({"weighting": partial(motion_weights)}, "motion_weights"),
-        ({"motion": True}, "motion=true"),
-    ],
-    ids=lambda value: value if isinstance(value, str) else "",
+    "settings",
+    [{"partition": center_partition}, {"partition": saliency_partition, "saliency_weight": 1.0}],
+    ids=["center", "learnable"],
 )
-def test_with_a_class_token_nothing_is_merged_by_places(tmp_path, settings, name):
-    model, data = with_class_token(**settings)
-    with pytest.raises(
-        ValueError, match=rf"^{name} needs the tokens of a frame in rows .*; set encoder\.cls_in_grid=f"
-    ):
-        trainer(tmp_path).validate(model, data, verbose=False)
-
-
-@pytest.mark.parametrize("settings", [{}, {"partition": saliency_partition, "saliency_weight": 1.0}])
-def test_with_a_class_token_other_strategies_merge(tmp_path, settings):
-    model, data = with_class_token(**settings)
-    trainer(tmp_path).validate(model, data, verbose=False)
-    assert model.summary("val")["tokens"] == [16, 12, 9]
+def test_with_a_class_token_any_strategy_merges(tmp_path, settings):
+    encoder = PatchEncoder()
+    encoder.grid = FeatureGrid(1, 3, prefix=1)
+    encoder.encode = lambda backbone, frames: backbone(frames).flatten(2).mT[:, None]  # (n, 1, 4, C)
+    lit = module(encoder=encoder)
+    merge_layer = partial(TokenMerger, partition_factor=2, merge_count=0.5, **settings)
+    sizes = {"window_frames": (2, 4), "channels": (4, 4), "num_heads": 2, "dropout": 0.1}
+    lit.model = VTM(8, 2, encoder.grid, merge_layer=merge_layer, **sizes)
+    trainer(tmp_path).validate(lit, Clips(), verbose=False)
+    assert lit.summary("val")["tokens"] == [16, 12, 9]

@@ -19,7 +19,7 @@ from vtm.data.datasets.needle import NeedleDataModule, Needles, NeedleSource
 from vtm.data.sampling import Single, Windows
 from vtm.data.source import VideoFiles
 from vtm.encoders import Encoder, Precomputed
-from vtm.merging import TokenMerger, saliency_partition
+from vtm.merging import FeatureGrid, TokenMerger, saliency_partition
 from vtm.models import VTM
 from vtm.pictures.features import feature_colours
 from vtm.pictures.layers import enlarge
@@ -45,7 +45,8 @@ class Patches(Encoder):
             squash=False, normalize=True, pretrained=False, checkpoint=None, seed=0, precision="float32",
             storage="float32",
         )  # fmt: skip
-        self.prefix = int(row)
+        if row:
+            self.grid = FeatureGrid(2, 2, prefix=1)
 
     def build(self, *, load: bool) -> nn.Module:
         return nn.Conv2d(3, 8, 16, 16)
@@ -188,11 +189,13 @@ def test_a_regression_is_shown_with_its_value(tmp_path, root, monkeypatch):
     data = videos(tmp_path, encoder, Single(num_frames=4), regression=True)
     task = Regression(1, fusion=TwoLosses(1.0))
     shown = []
-    monkeypatch.setattr(vtm.training.picture_logger, "draw_sheet", lambda view, **words: shown.append(words))
+    monkeypatch.setattr(
+        vtm.training.picture_logger, "draw_sheet", lambda view, **words: shown.append((view.scores, words))
+    )
     fit(tmp_path / "run", module(encoder, task, outputs=1), data, logger, epochs=1)
     assert logger.kept[0]["caption"] == ["01.mp4@0.00, in truth −2.00"]
-    (words,) = shown
-    ((name, value),) = words["scores"]
+    ((scores, words),) = shown
+    ((name, value),) = scores
     assert (name, type(value)) == ("value", float)
     assert (words["title"], words["truth"]) == ("01.mp4@0.00", "−2.00")
 
@@ -200,11 +203,13 @@ def test_a_regression_is_shown_with_its_value(tmp_path, root, monkeypatch):
 @pytest.mark.filterwarnings("ignore")
 def test_the_sheet_says_the_true_class_beside_the_predicted_one(tmp_path, root, monkeypatch):
     encoder, shown = Patches(), []
-    monkeypatch.setattr(vtm.training.picture_logger, "draw_sheet", lambda view, **words: shown.append(words))
+    monkeypatch.setattr(
+        vtm.training.picture_logger, "draw_sheet", lambda view, **words: shown.append((view.scores, words))
+    )
     fit(tmp_path, module(encoder), videos(root, encoder, Single(num_frames=4)), Kept(), epochs=1)
-    (words,) = shown
+    ((scores, words),) = shown
     assert (words["title"], words["truth"]) == ("01.mp4@0.00", "b")
-    assert sorted(name for name, _ in words["scores"]) == ["a", "b"]
+    assert sorted(name for name, _ in scores) == ["a", "b"]
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -212,20 +217,6 @@ def test_without_wandb_nothing_is_drawn(tmp_path, root, monkeypatch):
     monkeypatch.setattr(vtm.training.picture_logger, "draw_sheet", None)
     encoder = Patches()
     fit(tmp_path, module(encoder), videos(root, encoder, Single(num_frames=4)), epochs=1)
-
-
-def test_the_first_clip_is_the_one_that_it_would_be_alone():
-    network = module(Patches()).model.eval()
-    features = torch.randn(3, 4, 2, 2, 8, generator=torch.Generator().manual_seed(0))
-    together = vtm.training.picture_logger._first_clip(network(features))
-    alone = network(features[:1])
-    assert together.logits.shape == alone.logits.shape
-    for one, other in zip(together.blocks, alone.blocks, strict=True):
-        assert torch.equal(one.grouping.index, other.grouping.index)
-        assert torch.equal(one.grouping.anchor, other.grouping.anchor)
-        assert torch.equal(one.targets, other.targets)
-        torch.testing.assert_close(one.saliency, other.saliency)
-    assert all(map(torch.equal, together.clip_targets(), alone.clip_targets()))
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -62,7 +62,8 @@ def on_tokens(setting: Setting, encoder: Encoder | None) -> Setting:
     """Take the shape of the tokens from their encoder."""
     if encoder is None:
         return setting
-    return replace(setting, height=encoder.grid[0], width=encoder.grid[1], channels=encoder.channels)
+    height, width = encoder.grid.shape
+    return replace(setting, height=height, width=width, channels=encoder.channels)
 
 
 class Trial:
@@ -91,7 +92,8 @@ class Trial:
         self.shape = (row.batch, row.frames or setting.frames, setting.height, setting.width, setting.channels)
         self.task: Task | None = instantiate(config.task, CLASSES) if row.training else None
         with self.device:
-            self.model: VTM = instantiate(config.model, setting.channels, CLASSES)
+            grid = None if self.encoder is None else self.encoder.grid
+            self.model: VTM = instantiate(config.model, setting.channels, CLASSES, grid)
         self.model.train(row.training)
         self.plan = self.model.plan(*self.shape[1:4])
         self.motion = torch.rand(self.shape[:4], device=self.device) if config.motion else None

@@ -8,6 +8,7 @@ from typing import NamedTuple, Protocol
 from torch import Tensor
 
 from vtm.data.sampling import ClipProtocol
+from vtm.merging import FeatureGrid
 from vtm.video.frames import FrameSpec
 from vtm.video.reading import read_frames
 from vtm.video.scanning import duration
@@ -63,7 +64,7 @@ class EncoderSpec(Protocol):
 
     Attributes:
         key: names the features.
-        grid: H and W, the tokens of a step.
+        grid: layout of the tokens of a step.
         channels: C, of a token.
         frames: that it takes; None where the data are features already.
     """
@@ -72,7 +73,7 @@ class EncoderSpec(Protocol):
     def key(self) -> str: ...
 
     @property
-    def grid(self) -> tuple[int, int]: ...
+    def grid(self) -> FeatureGrid: ...
 
     @property
     def channels(self) -> int: ...
@@ -172,9 +173,10 @@ class VideoFiles:
             size=self.frames.image_size,
             frames_per_step=self.frames.frames_per_step,
             squash=self.frames.squash,
-            motion_grid=self.grid if self.motion else None,
+            motion_grid=(self.grid.height, self.grid.width) if self.motion else None,
         )
-        return Content(*frames)
+        motion = None if frames.motion is None else self.grid.lay_out(frames.motion)
+        return Content(frames.pixels, motion, frames.from_codec, frames.substituted)
 
     def expect(self, video: Video, protocol: ClipProtocol, *, train: bool) -> None:
         """Expect nothing of a file before it is read."""

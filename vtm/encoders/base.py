@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from vtm.encoders.rounding import Packed, Storage, pack, unpack
+from vtm.merging import FeatureGrid
 from vtm.video.frames import FrameSpec
 
 Precision = Literal["float32", "bfloat16", "float16"]
@@ -64,8 +65,6 @@ class Encoder(nn.Module, ABC):
         ValueError: if a choice, the precision or the storage is unknown.
     """
 
-    prefix = 0  # tokens of each step before those of the frame, such as CLS; then the grid is one row
-
     def __init__(
         self,
         name: str,
@@ -113,7 +112,7 @@ class Encoder(nn.Module, ABC):
         with torch.device("meta"), torch.no_grad():
             frames = torch.empty(frames_per_step, 3, self.frames.image_size, self.frames.image_size)
             _, height, width, self.channels = self.encode(self.build(load=False).eval(), frames).shape
-        self.grid = (height, width)
+        self.grid = FeatureGrid(height, width)
         self._loaded: _Loaded | None = None
 
     @abstractmethod
@@ -122,7 +121,7 @@ class Encoder(nn.Module, ABC):
 
     @abstractmethod
     def encode(self, backbone: Any, frames: Tensor) -> Tensor:
-        """Map normalised frames (n·f, 3, S, S) to tokens (n, H, W, C)."""
+        """Map normalised frames (n·f, 3, S, S) to tokens (n, H, W, C), or (n, 1, P + H·W, C) with a prefix."""
 
     def forward(self, frames: Tensor) -> Tensor:
         """Encode frames, uint8 (B, T·f, 3, S, S), to tokens (B, T, H, W, C) as they come back from storage."""
@@ -160,7 +159,7 @@ class Encoder(nn.Module, ABC):
                 full = pad(part, (0,) * 7 + (self.chunk - len(part),))  # (chunk, 3, S, S)
                 encoded = self.encode(backbone, (full.float() / 255 - mean) / std).float()
                 tokens.append(encoded[: len(part) // self.frames.frames_per_step])
-        return torch.cat(tokens).reshape(frames.shape[0], -1, *self.grid, self.channels)
+        return torch.cat(tokens).reshape(frames.shape[0], -1, *self.grid.shape, self.channels)
 
     @torch.inference_mode(False)
     def _on(self, device: torch.device) -> _Loaded:

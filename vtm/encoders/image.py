@@ -12,6 +12,7 @@ from timm.models import load_state_dict
 from torch import Tensor
 
 from vtm.encoders.base import Choices, Encoder, check_image_size, fetching
+from vtm.merging import FeatureGrid
 
 _CHUNK = 16  # frames
 
@@ -74,7 +75,7 @@ class ImageEncoder(Encoder):
                 f"{config['input_size'][-1]}"
             ) from error
         if cls_in_grid:
-            self.prefix = self.grid[1] - self._side**2
+            self.grid = FeatureGrid(self._side, self._side, prefix=self.grid.width - self._side**2)
 
     def build(self, *, load: bool) -> Any:
         """Make the model; weights that do not belong to it tensor by tensor are refused."""

@@ -7,6 +7,8 @@ from typing import NoReturn
 
 from torch import Tensor, nn
 
+from vtm.merging import FeatureGrid
+
 
 class Precomputed(nn.Module):
     """Say what features are that somebody else has made; there are no frames, and nothing to encode.
@@ -17,13 +19,12 @@ class Precomputed(nn.Module):
         channels: C, of a token.
     """
 
-    prefix = 0  # that features have tokens such as CLS is not known
     frames = None  # it takes none
 
     def __init__(self, name: str, *, grid: Sequence[int], channels: int) -> None:
         super().__init__()
         height, width = grid
-        self.grid = (height, width)
+        self.grid = FeatureGrid(height, width)
         self.channels = channels
         self.key = f"{name}-{height}x{width}x{channels}"
 

@@ -188,7 +188,7 @@ def _estimate(work: Work, encoder: Encoder, device: torch.device, steps: int) ->
     tokens = encoder.tokens(frames).cpu()
     encoding = (time.perf_counter() - start) / len(trial.substituted)
     total = len(todo) * sum(lengths) / len(lengths)
-    cells = encoder.grid[0] * encoder.grid[1]
+    cells = encoder.grid.num_tokens
     needed = total * cells * (encoder.channels * getattr(torch, encoder.storage).itemsize + 8)
     folder = next(path for path in (Path(work.store.folder), *Path(work.store.folder).parents) if path.exists())
     free = shutil.disk_usage(folder).free

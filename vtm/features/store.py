@@ -97,6 +97,11 @@ class FeatureStore:
         """
         header, rows = self._find(video, times)
         steps = read_steps(header, rows, cache=self.cache, cache_bytes=self.cache_bytes)
+        if self.motion and steps["motion"][..., : self.grid.prefix].any():
+            raise FeatureError(
+                f"{header.path}: an earlier version of vtm measured its motion on other places than those of the "
+                "tokens, because the encoder keeps CLS; delete the file and extract it again"
+            )
         scale = steps.get("scale")
         return Content(
             inputs=steps["features"] if scale is None else unpack(Packed(steps["features"], scale)),
@@ -140,7 +145,7 @@ class FeatureStore:
             length: Of the region of interest, in seconds.
         """
         facts = {"id": video.id, "key": self.key, "length": length, "video_bytes": video.path.stat().st_size}
-        shape = (*self.grid, self.channels)
+        shape = (*self.grid.shape, self.channels)
         return FeatureWriter(Path(self.locate(video)), times, shape, self.storage, facts)
 
     def _find(self, video: Video, times: list[float]) -> tuple[FeatureHeader, list[int]]:

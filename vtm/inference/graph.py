@@ -86,7 +86,7 @@ def _silent_exporters() -> Iterator[None]:
 def inputs_of(model: Predictor) -> dict[str, Any]:
     """Describe the inputs of an exported graph, and how frames become features, for those who have no vtm."""
     encoder, frames = model.encoder, model.protocol.num_frames
-    height, width = encoder.grid
+    height, width = encoder.grid.shape
     inputs: dict[str, Any] = {"features": {"shape": ["batch", frames, height, width, encoder.channels]}}
     if model.description["motion"]:
         inputs["motion"] = {"shape": ["batch", frames, height, width], "unit": "pixels per frame"}

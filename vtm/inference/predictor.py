@@ -18,10 +18,9 @@ from vtm.inference.clips import EncodedVideo
 from vtm.inference.model_card import model_card
 from vtm.inference.model_file import ModelFileError, build, read_model, weights_sha256, write_model
 from vtm.inference.prediction import Prediction, Window
-from vtm.merging import Grid
 from vtm.merging.partition import Generators
 from vtm.models import VTM, HeadOutput, Stream
-from vtm.pictures.view import Look
+from vtm.pictures.view import ClipView
 from vtm.tasks.task import ranked
 
 FILE_NAME = "model.safetensors"  # in a folder, as the Hub has it
@@ -74,7 +73,7 @@ class Predictor(
         outputs, classes = description["num_outputs"], description["classes"]
         if classes and len(classes) != outputs:
             raise ModelFileError(f"expected {outputs} classes, one for each output, got {len(classes)}")
-        self.network: VTM = build(description["model"], self.encoder.channels, outputs)
+        self.network: VTM = build(description["model"], self.encoder.channels, outputs, self.encoder.grid)
         for block in self.network.blocks:
             block.auxiliary = None
         self.protocol: ClipProtocol = build(description["protocol"])
@@ -150,12 +149,12 @@ class Predictor(
         return Prediction(str(path), seconds, self.labels, votes.tolist(), windows, short=short, damaged=damaged)
 
     @torch.no_grad()
-    def look(self, path: str | Path, *, start: float = 0.0) -> Look:
-        """Look at one clip of a video, and keep what was merged.
+    def trace(self, path: str | Path, *, start: float = 0.0) -> ClipView:
+        """Classify one clip of a video, and keep what was merged, to be drawn by `vtm.pictures`.
 
         Args:
             path: of the video.
-            start: of the clip, in seconds, for a model that looks at windows.
+            start: of the clip, in seconds, for a model of windows.
 
         Raises:
             VideoError: if the file cannot be read, or is too short.
@@ -172,16 +171,12 @@ class Predictor(
         output: HeadOutput = self.network(
             batch.inputs, motion=batch.motion, mask=batch.mask, generator=[clip_generator(name) for name in batch.id]
         )
-        grid = Grid(self.protocol.num_frames, *self.encoder.grid)
         scores = output.logits[0] if self.labels is None else output.logits[0].float().softmax(0)
-        return Look(
-            video=str(path),
-            frames=frames[:: frames_of(self.encoder).frames_per_step],
-            times=self.protocol.times(start, seconds),
-            output=output,
-            grid=grid,
-            prefix=self.encoder.prefix,
-            window_frames=[plan.window_frames for plan in self.network.plan(*grid)],
+        return ClipView.of(
+            frames[:: frames_of(self.encoder).frames_per_step],
+            self.protocol.times(start, seconds),
+            output,
+            self.encoder.grid,
             scores=ranked(self.labels, scores.tolist()),
         )
 

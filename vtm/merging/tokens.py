@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.export import register_dataclass
 from torch.utils._pytree import register_pytree_node
 
@@ -19,6 +19,53 @@ class Grid(NamedTuple):
     width: int
 
 
+class FeatureGrid(NamedTuple):
+    """Layout of the tokens of one step: H × W tokens of the frame, after P others such as CLS.
+
+    Without others, the features of a step are (H, W, C); with them they are a row, (1, P + H·W, C).
+
+    Attributes:
+        height: H.
+        width: W.
+        prefix: P, tokens before those of the frame.
+    """
+
+    height: int
+    width: int
+    prefix: int = 0
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Return the first two axes of the features of a step."""
+        return (1, self.prefix + self.height * self.width) if self.prefix else (self.height, self.width)
+
+    @property
+    def num_tokens(self) -> int:
+        """Return the number of tokens of a step."""
+        return self.prefix + self.height * self.width
+
+    def lay_out(self, values: Tensor) -> Tensor:
+        """Put values of the frames' tokens (T, H, W) where the tokens are, (T, *shape); those of the prefix are 0.
+
+        >>> FeatureGrid(1, 2, prefix=1).lay_out(torch.tensor([[[3.0, 4.0]]]))
+        tensor([[[0., 3., 4.]]])
+        """
+        if not self.prefix:
+            return values
+        return nn.functional.pad(values.flatten(1), (self.prefix, 0))[:, None]
+
+    def positions(self, device: torch.device | None = None) -> Tensor:
+        """List the place (y, x) of every token of a step, (P + H·W, 2); the prefix lies outside, at (-1, -1).
+
+        >>> FeatureGrid(1, 2, prefix=1).positions().tolist()
+        [[-1, -1], [0, 0], [0, 1]]
+        """
+        axes = [torch.arange(n, device=device) for n in (self.height, self.width)]
+        inside = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).reshape(-1, 2)
+        outside = inside.new_full((self.prefix, 2), -1)
+        return torch.cat([outside, inside])
+
+
 @dataclass(frozen=True)
 class Tokens:
     """Tokens of a batch of windows, in order of time.
@@ -26,7 +73,8 @@ class Tokens:
     Attributes:
         x: (B, N, C), any floating dtype.
         size: (B, N), how many real tokens of the encoder each token stands for.
-        position: (B, N, 3) int64, (t, y, x) on the original grid; of a merged token, that of its anchor.
+        position: (B, N, 3) int64, (t, y, x) on the original grid, or (t, -1, -1) outside of it; of a merged token,
+            that of its anchor.
         motion: (B, N) magnitude of motion in pixels per frame, or None.
         saliency: (B, N) in (-1, 1), or None.
         mask: (B, N) bool, True = real, False = padding; None when all are real.
@@ -68,15 +116,34 @@ class Tokens:
         """
         if x.ndim != 5:
             raise ValueError(f"expected x (B, T, H, W, C), got shape {tuple(x.shape)}")
-        batch, frames, height, width, channels = x.shape
-        num_tokens = frames * height * width
+        return cls.from_features(x, FeatureGrid(*x.shape[2:4]), motion=motion, mask=mask)
+
+    @classmethod
+    def from_features(
+        cls, x: Tensor, grid: FeatureGrid, *, motion: Tensor | None = None, mask: Tensor | None = None
+    ) -> Tokens:
+        """Lay out a window of features as tokens, step by step, in the layout that an encoder has.
+
+        Args:
+            x: (B, T, *grid.shape, C) features.
+            grid: of a step. Tokens of its prefix get the place (t, -1, -1), outside of the frame.
+            motion: (B, T, *grid.shape) magnitude of motion in pixels per frame.
+            mask: (B, T) bool, True = real step.
+
+        >>> Tokens.from_features(torch.zeros(1, 1, 1, 2, 3), FeatureGrid(1, 1, prefix=1)).position[0].tolist()
+        [[0, -1, -1], [0, 0, 0]]
+        """
+        if x.ndim != 5 or x.shape[2:4] != grid.shape:
+            raise ValueError(f"expected x (B, T, H, W, C) with (H, W) = {grid.shape}, got shape {tuple(x.shape)}")
+        batch, frames, *_, channels = x.shape
+        num_tokens = frames * grid.num_tokens
         if motion is not None and motion.shape != x.shape[:4]:
             raise ValueError(f"expected motion (B, T, H, W) = {tuple(x.shape[:4])}, got {tuple(motion.shape)}")
         if mask is not None and mask.shape != x.shape[:2]:
             raise ValueError(f"expected mask (B, T) = {tuple(x.shape[:2])}, got {tuple(mask.shape)}")
-        axes = [torch.arange(n, device=x.device) for n in (frames, height, width)]
-        position = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).reshape(num_tokens, 3)
-        real = None if mask is None else mask.repeat_interleave(height * width, dim=1)
+        time = torch.arange(frames, device=x.device).repeat_interleave(grid.num_tokens)
+        position = torch.cat([time[:, None], grid.positions(x.device).repeat(frames, 1)], dim=1)  # (N, 3)
+        real = None if mask is None else mask.repeat_interleave(grid.num_tokens, dim=1)
         return cls(
             x=x.reshape(batch, num_tokens, channels),
             size=(x.new_ones(batch, num_tokens) if real is None else real).to(accumulator(x.dtype)),

@@ -19,11 +19,13 @@ class BlockTrace(NamedTuple):
         grouping: of the N tokens of each window.
         targets: (rows, M) int64.
         saliency: (rows, N), or None without an estimator.
+        window_frames: L_i, frames of a window.
     """
 
     grouping: Grouping
     targets: Tensor
     saliency: Tensor | None
+    window_frames: int
 
 
 class BlockPlan(NamedTuple):
@@ -51,6 +53,17 @@ class HeadOutput:
     logits: Tensor
     aux_logits: Tensor | None
     blocks: tuple[BlockTrace, ...]
+
+    def clip(self, index: int) -> HeadOutput:
+        """Take the outputs for one clip of the batch; the windows of a clip follow one another in every block."""
+        batch, blocks = len(self.logits), []
+        for grouping, targets, saliency, window_frames in self.blocks:
+            share = len(targets) // batch
+            rows = slice(index * share, (index + 1) * share)
+            one = Grouping(grouping.index[rows], grouping.num_groups, grouping.anchor[rows])
+            blocks.append(BlockTrace(one, targets[rows], None if saliency is None else saliency[rows], window_frames))
+        aux_logits = None if self.aux_logits is None else self.aux_logits[index : index + 1]
+        return HeadOutput(self.logits[index : index + 1], aux_logits, tuple(blocks))
 
     def clip_groupings(self) -> list[Grouping]:
         """Follow each of a clip's T·H·W input tokens: for every block, to the token that holds it thereafter."""

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from vtm.merging import Grid, TokenMerger, Tokens
+from vtm.merging import FeatureGrid, Grid, TokenMerger, Tokens
 from vtm.merging.tokens import rewindow
 from vtm.models.head import BlockPlan, BlockTrace
 from vtm.models.vtm import VTM, Block
@@ -174,9 +174,10 @@ class Stream:
         batch, height, width, _ = self._layout
         block = self.model.blocks[i]
         assert isinstance(block, Block)
-        grid = Grid(self._plans[i].window_frames, height, width)
+        step = self.model.grid or FeatureGrid(height, width)
+        grid = Grid(self._plans[i].window_frames, step.height, step.width)
         tokens, merged = block(rewindow(tokens, batch * windows), grid)
-        return rewindow(tokens, batch), BlockTrace(merged.grouping, merged.targets, merged.saliency)
+        return rewindow(tokens, batch), BlockTrace(merged.grouping, merged.targets, merged.saliency, grid.frames)
 
 
 def _map(tokens: Tokens, change: Callable[[Tensor], Tensor]) -> Tokens:

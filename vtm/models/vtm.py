@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.export import register_dataclass
 
-from vtm.merging import Grid, Merged, NoMerger, TokenMerger, Tokens, merge
+from vtm.merging import FeatureGrid, Grid, Merged, NoMerger, TokenMerger, Tokens, merge
 from vtm.merging.attention import attention
 from vtm.merging.partition import Generators
 from vtm.merging.tokens import rewindow
@@ -133,6 +133,7 @@ class VTM(nn.Module):
     Args:
         in_channels: width of the features, the encoder's.
         num_outputs: K, the number of classes; 1 for regression.
+        grid: layout of the tokens of a step, the encoder's; None: whatever H × W features come, without a prefix.
         window_frames: (L_1, …, L_k), frames in the windows of each block; each divides the next.
         channels: (C_2, …, C_{k+1}), the output channels of each block.
         num_heads: attention heads in every block; must divide its input channels.
@@ -149,6 +150,7 @@ class VTM(nn.Module):
         self,
         in_channels: int,
         num_outputs: int,
+        grid: FeatureGrid | None = None,
         *,
         window_frames: Sequence[int],
         channels: Sequence[int],
@@ -164,6 +166,7 @@ class VTM(nn.Module):
             )
         if min(window_frames) < 1 or any(later % earlier for earlier, later in pairwise(window_frames)):
             raise ValueError(f"expected each of window_frames to divide the next, got {list(window_frames)}")
+        self.grid = grid
         self.window_frames = tuple(window_frames)
         self.widths = (in_channels, *channels)
         self.time_embedding = time_embedding
@@ -201,11 +204,19 @@ class VTM(nn.Module):
             num_tokens, previous = num_tokens - merge_count, length
         return plans
 
+    def grid_of(self, features: Tensor) -> FeatureGrid:
+        """Return the layout of the tokens of a step of features (B, T, H, W, C)."""
+        return FeatureGrid(*features.shape[2:4]) if self.grid is None else self.grid
+
     def check(self, features: Tensor, motion: Tensor | None, mask: Tensor | None) -> None:
         """Raise a ValueError unless the inputs of `forward` fit the network and one another."""
         if features.ndim != 5 or features.shape[-1] != self.widths[0]:
             raise ValueError(
                 f"expected features (B, T, H, W, C) with C = {self.widths[0]}, got {tuple(features.shape)}"
+            )
+        if self.grid is not None and features.shape[2:4] != self.grid.shape:
+            raise ValueError(
+                f"expected features (B, T, H, W, C) with (H, W) = {self.grid.shape}, got {tuple(features.shape)}"
             )
         if motion is not None and motion.shape != features.shape[:4]:
             raise ValueError(f"expected motion (B, T, H, W) = {tuple(features.shape[:4])}, got {tuple(motion.shape)}")
@@ -228,7 +239,7 @@ class VTM(nn.Module):
         features = features.to(self.head.weight.dtype)
         if self.time_embedding is not None:
             features = self.time_embedding(features, first=first)
-        tokens = Tokens.from_grid(features, motion=motion, mask=mask)
+        tokens = Tokens.from_features(features, self.grid_of(features), motion=motion, mask=mask)
         if not first:
             return tokens
         position = tokens.position[0] + torch.tensor([first, 0, 0], device=features.device)
@@ -255,16 +266,16 @@ class VTM(nn.Module):
         """
         tokens = aux = self.embed(features, motion=motion, mask=mask)
         batch, *shape = features.shape[:4]
-        grid = Grid(*shape)
+        grid = self.grid_of(features)
         traces: list[BlockTrace] = []
         for plan, block in zip(self.plan(*shape), self.blocks, strict=False):
             assert isinstance(block, Block)
             rows = batch * plan.windows
-            window = grid._replace(frames=plan.window_frames)
+            window = Grid(plan.window_frames, grid.height, grid.width)
             tokens, merged = block(rewindow(tokens, rows), window, generator=generator)
             if self.training and block.auxiliary is not None:
                 aux = block.auxiliary(rewindow(aux, rows), merged)
-            traces.append(BlockTrace(merged.grouping, merged.targets, merged.saliency))
+            traces.append(BlockTrace(merged.grouping, merged.targets, merged.saliency, plan.window_frames))
         logits = self.head(_pool(rewindow(tokens, batch)))
         learned = self.training and self.blocks[0].auxiliary is not None
         aux_logits = self.head(_pool(rewindow(aux, batch))) if learned else None

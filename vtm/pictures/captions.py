@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
-from vtm.pictures.view import BlockView, ClipView
-
-Scores = Sequence[tuple[str, float]]
+from vtm.pictures.view import BlockView, ClipView, Scores
 
 
 def described(scores: Scores, *, truth: str | None = None, count: int = 3) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from vtm.pictures.canvas import Canvas
-from vtm.pictures.captions import Scores, blocks, described, seconds, shortened
+from vtm.pictures.captions import blocks, described, seconds, shortened
 from vtm.pictures.colors import Bytes
 from vtm.pictures.layers import Painter, Scale, enlarge
 from vtm.pictures.legend import LETTER, Key
@@ -22,20 +22,19 @@ _SMALL, _NORMAL, _LARGE = 16, 19, 24  # pixels of type
 _GREY = "0.35"
 
 
-def write_film(path: Path, view: ClipView, *, title: str, scores: Scores) -> None:
+def write_film(path: Path, view: ClipView, *, title: str) -> None:
     """Write an H.264 video of two steps in a second: the frame, and all layers of all blocks.
 
     Args:
         path: of the file; the suffix chooses the container.
         view: what there is to see.
         title: of the clip.
-        scores: what the network says, the best first.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_video(path, _frames(view, title, scores), fps=_FPS, options={"crf": "20", "preset": "veryfast"})
+    write_video(path, _frames(view, title), fps=_FPS, options={"crf": "20", "preset": "veryfast"})
 
 
-def _frames(view: ClipView, title: str, scores: Scores) -> Iterator[Bytes]:
+def _frames(view: ClipView, title: str) -> Iterator[Bytes]:
     scale = Scale.of(view)
     painters = [Painter(view.frames, block, scale) for block in view.blocks]
     small = enlarge(view.frames[:1], view.grid, _SIDE)
@@ -48,7 +47,7 @@ def _frames(view: ClipView, title: str, scores: Scores) -> Iterator[Bytes]:
     bottom = _TOP + tall + _MARGIN  # of the pictures
     canvas = Canvas(_even(room + 2 * _MARGIN), _even(bottom + key.height + _MARGIN))
     canvas.write(_MARGIN, 14, shortened(title, int(room / _LARGE / LETTER)), _LARGE, va="top", weight="bold")
-    prediction = shortened(described(scores), int(room / _NORMAL / LETTER))
+    prediction = shortened(described(view.scores), int(room / _NORMAL / LETTER))
     canvas.write(_MARGIN, 48, prediction, _NORMAL, va="top", color=_GREY)
     for number, (_, name, facts) in enumerate(blocks(view)):
         x = first + number * (width + _GAP)

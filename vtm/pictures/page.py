@@ -14,7 +14,7 @@ from matplotlib import image
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vtm.pictures.captions import Scores, blocks, seconds
+from vtm.pictures.captions import blocks, seconds
 from vtm.pictures.colors import BORDERS, Bytes, group_colours
 from vtm.pictures.layers import FADED, HEAT_COLOURS, HEAT_SHARE, Scale
 from vtm.pictures.view import BlockView, ClipView
@@ -24,19 +24,18 @@ _QUALITY = 88  # of the frames as JPEG
 _CLASSES = 5
 
 
-def write_page(path: Path, view: ClipView, *, title: str, scores: Scores) -> None:
+def write_page(path: Path, view: ClipView, *, title: str) -> None:
     """Write the page.
 
     Args:
         path: of the file.
         view: what there is to see.
         title: of the clip.
-        scores: what the network says, the best first.
     """
     height, width = view.grid
     data = {
         "title": title,
-        "scores": scores[:_CLASSES],
+        "scores": view.scores[:_CLASSES],
         "times": [seconds(time) for time in view.times],
         "height": height,
         "width": width,

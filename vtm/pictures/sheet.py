@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib import image
 
 from vtm.pictures.canvas import DPI, Canvas
-from vtm.pictures.captions import Scores, blocks, described, seconds, shortened
+from vtm.pictures.captions import blocks, described, seconds, shortened
 from vtm.pictures.colors import Bytes
 from vtm.pictures.layers import Layer, Painter, Scale, enlarge
 from vtm.pictures.legend import LETTER, Key
@@ -25,29 +25,27 @@ _GREY = "0.35"
 _UPWARDS: dict[str, Any] = {"rotation": 90, "ha": "center", "va": "center"}
 
 
-def draw_sheet(view: ClipView, *, title: str, scores: Scores, truth: str | None = None, columns: int = 8) -> Bytes:
+def draw_sheet(view: ClipView, *, title: str, truth: str | None = None, columns: int = 8) -> Bytes:
     """Draw the sheet, as a picture (Y, X, 3) of 300 pixels per inch.
 
     Args:
         view: what there is to see.
         title: of the clip.
-        scores: what the network says, the best first.
         truth: what it should say, where that is known.
         columns: how many frames are shown at most; they are spread evenly over the clip.
     """
-    return _sheet(view, title, described(scores, truth=truth), columns).picture()
+    return _sheet(view, title, described(view.scores, truth=truth), columns).picture()
 
 
-def write_sheet(path: Path, view: ClipView, *, title: str, scores: Scores) -> None:
+def write_sheet(path: Path, view: ClipView, *, title: str) -> None:
     """Draw the sheet, and write it as a PNG file, and beside it as PDF for a paper.
 
     Args:
         path: of the PNG file.
         view: what there is to see.
         title: of the clip.
-        scores: what the network says, the best first.
     """
-    sheet = _sheet(view, title, described(scores), columns=8)
+    sheet = _sheet(view, title, described(view.scores), columns=8)
     content = io.BytesIO()
     image.imsave(content, sheet.picture(), format="png", dpi=DPI)
     write_atomically(path, content.getvalue())

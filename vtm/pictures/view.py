@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import isqrt
-from typing import NamedTuple, Self
+from typing import Self
 
 import torch
 from torch import Tensor
 
-from vtm.merging import Grid, Grouping
+from vtm.merging import FeatureGrid, Grouping
 from vtm.models import HeadOutput
+
+Scores = Sequence[tuple[str, float]]
 
 
 @dataclass(frozen=True)
@@ -42,11 +43,13 @@ class ClipView:
         frames: (T, 3, Y, X) uint8.
         times: (T,) of the frames, in seconds.
         blocks: of the network, in order.
+        scores: classes with their probabilities, best first, or ("value", x) of a regression.
     """
 
     frames: Tensor
     times: tuple[float, ...]
     blocks: tuple[BlockView, ...]
+    scores: Scores
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -60,10 +63,9 @@ class ClipView:
         frames: Tensor,
         times: Sequence[float],
         output: HeadOutput,
-        grid: Grid,
+        grid: FeatureGrid,
         *,
-        window_frames: Sequence[int],
-        prefix: int = 0,
+        scores: Scores = (),
     ) -> Self:
         """Read the outputs of the network for one clip.
 
@@ -71,10 +73,8 @@ class ClipView:
             frames: (T', 3, Y, X) uint8 of the real steps, T' <= T: padded steps are not shown.
             times: (T',) of these frames, in seconds.
             output: of a batch of one clip.
-            grid: of the tokens that went into the network, T × H × W.
-            window_frames: of the blocks that ran.
-            prefix: how many tokens, such as CLS, come first in every frame of an encoder that puts all of a frame into
-                one row, 1 × (prefix + side²). They are not shown, and the others become side × side.
+            grid: layout of the tokens of a step; those of its prefix, such as CLS, are not shown.
+            scores: that the network gives the clip, best first.
 
         Raises:
             ValueError: if the arguments do not fit together.
@@ -83,89 +83,35 @@ class ClipView:
             raise ValueError(
                 f"expected frames (T, 3, Y, X) of dtype torch.uint8, got {tuple(frames.shape)} of dtype {frames.dtype}"
             )
-        if not 0 < len(times) == len(frames) <= grid.frames:
+        if len(output.logits) != 1:
+            raise ValueError(f"expected the outputs of one clip, got those of {len(output.logits)} clips")
+        num_tokens = output.blocks[0].grouping.index.numel()
+        steps, left = divmod(num_tokens, grid.num_tokens)
+        if left or not 0 < len(times) == len(frames) <= steps:
             raise ValueError(
-                f"expected as many frames as times, 1 to {grid.frames}, got {len(frames)} frames and {len(times)} times"
+                f"expected as many frames as times, 1 to the {steps} steps of {num_tokens} tokens in a grid of "
+                f"{grid.num_tokens}, got {len(frames)} frames and {len(times)} times"
             )
-        if len(output.logits) != 1 or len(window_frames) != len(output.blocks):
-            raise ValueError(
-                f"expected the outputs of one clip and window_frames of each of {len(output.blocks)} blocks, got "
-                f"{len(output.logits)} clips and window_frames = {list(window_frames)}"
-            )
-        shown = _Shown(grid, len(times), prefix)
-        blocks, before = [], Grouping.identity(1, shown.num_tokens, device=output.logits.device)
-        traces = zip(output.blocks, output.clip_groupings(), output.clip_targets(), window_frames, strict=True)
-        for trace, after, targets, length in traces:
+        shown = _Shown(grid, len(times))
+        blocks, before = [], Grouping.identity(1, num_tokens, device=output.logits.device)
+        traces = zip(output.blocks, output.clip_groupings(), output.clip_targets(), strict=True)
+        for trace, after, targets in traces:
             is_target = torch.zeros_like(after.index, dtype=torch.bool).scatter(1, targets, True)
             kept, group = shown(after.index).unique(return_inverse=True)
             saliency = None
             if trace.saliency is not None:
                 saliency = shown(trace.saliency.reshape(1, -1).gather(1, before.index)).float()
-            blocks.append(BlockView(group, shown(is_target), saliency, len(kept), length))
+            blocks.append(BlockView(group, shown(is_target), saliency, len(kept), trace.window_frames))
             before = after
-        return cls(frames.cpu(), tuple(times), tuple(blocks))
-
-
-def shown_grid(grid: Grid, prefix: int) -> tuple[int, int]:
-    """Tell how many rows and columns of tokens are shown of a frame.
-
-    Args:
-        grid: of the tokens that go into the network.
-        prefix: of these, how many of every frame are not shown, as in `ClipView.of`.
-
-    Raises:
-        ValueError: if the others are no square.
-
-    >>> shown_grid(Grid(60, 14, 14), 0), shown_grid(Grid(60, 1, 197), 1)
-    ((14, 14), (14, 14))
-    """
-    if not prefix:
-        return grid.height, grid.width
-    side = isqrt(max(0, grid.width - prefix))
-    if grid.height != 1 or prefix < 0 or not side or side**2 != grid.width - prefix:
-        raise ValueError(
-            f"expected with prefix = {prefix} a grid of 1 × ({prefix} + side²) tokens, got {grid.height} × {grid.width}"
-        )
-    return side, side
+        return cls(frames.cpu(), tuple(times), tuple(blocks), tuple(scores))
 
 
 class _Shown:
-    """Lay the tokens of a clip (1, T · H · W) out as those that are shown, (T', H', W')."""
+    """Lay the tokens of a clip (1, T · tokens) out as those that are shown, (T', H, W)."""
 
-    def __init__(self, grid: Grid, steps: int, prefix: int) -> None:
-        self.grid, self.steps, self.prefix = grid, steps, prefix
-        self.num_tokens = grid.frames * grid.height * grid.width
-        self.shape = shown_grid(grid, prefix)
+    def __init__(self, grid: FeatureGrid, steps: int) -> None:
+        self.grid, self.steps = grid, steps
 
     def __call__(self, values: Tensor) -> Tensor:
-        if values.shape != (1, self.num_tokens):
-            raise ValueError(
-                f"expected {self.num_tokens} tokens, for a grid of {self.grid.frames} × {self.grid.height} × "
-                f"{self.grid.width}, got {tuple(values.shape)}"
-            )
-        rows = values.reshape(self.grid.frames, -1)[: self.steps, self.prefix :]
-        return rows.reshape(self.steps, *self.shape).detach().cpu()
-
-
-class Look(NamedTuple):
-    """What the model sees of one clip and does with it.
-
-    Attributes:
-        video: the path as it was given.
-        frames: (T, 3, S, S) uint8, the first frame of each step inside the video.
-        times: of the T steps, in seconds from the first frame.
-        output: of one clip, padded to the number of steps that the model takes.
-        grid: of that clip's tokens.
-        prefix: number of tokens of each step that stand before those of the frame, such as CLS; then the grid is a row.
-        window_frames: L of each block that ran.
-        scores: as `Prediction.top`, of this clip.
-    """
-
-    video: str
-    frames: Tensor
-    times: list[float]
-    output: HeadOutput
-    grid: Grid
-    prefix: int
-    window_frames: list[int]
-    scores: list[tuple[str, float]]
+        rows = values.reshape(-1, self.grid.num_tokens)[: self.steps, self.grid.prefix :]
+        return rows.reshape(self.steps, self.grid.height, self.grid.width).detach().cpu()

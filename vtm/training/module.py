@@ -13,14 +13,11 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from vtm.data.dataset import Batch, clip_generator
 from vtm.encoders import Encoder
-from vtm.merging import TokenMerger, boundary_partition, center_partition, motion_partition, motion_weights
 from vtm.models import VTM, HeadOutput
 from vtm.results.record import ids_sha256
 from vtm.tasks.metric import VideoMetric
 from vtm.tasks.task import Task
 from vtm.training.checkpoint import FORMAT, Checkpoint, check_same_run
-
-_BY_PLACE = (center_partition, boundary_partition, motion_partition, motion_weights)
 
 
 class VTMModule(L.LightningModule):
@@ -69,8 +66,9 @@ class VTMModule(L.LightningModule):
                     f"other processes see other {split} videos than this one, {len(data.videos(split))} of them here; "
                     "wait until no files come or go"
                 )
-        self._check_places(data)
-        used = len(self.model.plan(data.protocol.num_frames, *self.encoder.grid))  # raises where the clips do not fit
+        used = len(
+            self.model.plan(data.protocol.num_frames, *self.encoder.grid.shape)
+        )  # raises where the clips do not fit
         if stage == "fit":
             self.task.fit_targets(data.train_targets())
             for block in self.model.blocks[used:]:  # longer than a clip; DDP waits for the gradients of all others
@@ -157,22 +155,6 @@ class VTMModule(L.LightningModule):
             resumes=resumes,
         )
 
-    def _check_places(self, data: Any) -> None:
-        """Refuse to merge by places in the frame where there are none: with CLS, all tokens of a frame are one row."""
-        if not self.encoder.prefix:
-            return
-        mergers = [block.merger for block in self.model.blocks if isinstance(block.merger, TokenMerger)]
-        parts = [part for merger in mergers for part in (merger.partition, merger.weighting)]
-        used = [getattr(part, "func", part) for part in parts]
-        names = [part.__name__ for part in _BY_PLACE if part in used]
-        if data.source.motion:
-            names.append("motion=true")
-        if names:
-            raise ValueError(
-                f"{names[0]} needs the tokens of a frame in rows and columns, but with encoder.cls_in_grid=true they "
-                "are one row; set encoder.cls_in_grid=false, or choose merging=uniform or merging=learnable"
-            )
-
     def _score(self, stage: str, metric: VideoMetric, batch: Batch) -> dict[str, HeadOutput]:
         output: HeadOutput = self(batch)
         metric.update(self.task.scores(output.logits), batch.target, batch.index, batch.damaged)
@@ -201,7 +183,7 @@ class VTMModule(L.LightningModule):
         targets, ids = [video.target for video in evaluated], [video.id for video in evaluated]
         missing = sorted({video.id for video in data.listed(stage)}.difference(ids))
         lost = len(data.missing("train"))
-        plans = self.model.plan(data.protocol.num_frames, *self.encoder.grid)
+        plans = self.model.plan(data.protocol.num_frames, *self.encoder.grid.shape)
         left = [plan.windows * (plan.num_tokens - plan.merge_count) for plan in plans]
         return summary | {
             "floor": self.task.floor(data.train_targets().tolist(), targets),

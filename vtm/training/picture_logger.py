@@ -9,14 +9,11 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.trainer.states import TrainerFn
 
 from vtm.data.dataset import Batch
-from vtm.merging import Grid, Grouping
 from vtm.models import HeadOutput
-from vtm.models.head import BlockTrace
 from vtm.pictures import ClipView
 from vtm.pictures.captions import decimal
 from vtm.pictures.features import feature_colours
 from vtm.pictures.sheet import draw_sheet
-from vtm.pictures.view import shown_grid
 from vtm.tasks.task import ranked
 
 
@@ -69,35 +66,14 @@ def _sheet(trainer: Trainer, module: Any, output: HeadOutput, batch: Batch) -> t
     video = data.videos("val")[int(batch.index[0])]
     length = data.source.length(video)
     times = [video.start + time for time in data.protocol.times(data.protocol.starts(length)[0], length)]
-    grid = Grid(data.protocol.num_frames, *module.encoder.grid)
-    prefix = module.encoder.prefix
-    inputs = batch.inputs[0]
+    grid, inputs = module.encoder.grid, batch.inputs[0]
     if inputs.is_floating_point():
-        tokens = inputs[: len(times)].flatten(1, 2)[:, prefix:]
-        frames = feature_colours(tokens.unflatten(1, shown_grid(grid, prefix)))
+        tokens = inputs[: len(times)].flatten(1, 2)[:, grid.prefix :]
+        frames = feature_colours(tokens.unflatten(1, (grid.height, grid.width)))
     else:
         frames = inputs[:: module.encoder.frames.frames_per_step][: len(times)]
-    view = ClipView.of(
-        frames,
-        times,
-        _first_clip(output),
-        grid,
-        window_frames=[plan.window_frames for plan in module.model.plan(*grid)],
-        prefix=prefix,
-    )
-    scores = module.task.scores(output.logits[:1]).flatten().tolist()
     names = data.class_names
     truth = decimal(video.target) if names is None else names[video.target]
-    sheet = draw_sheet(view, title=batch.id[0], scores=ranked(names, scores), truth=truth)
-    return sheet, f"{batch.id[0]}, in truth {truth}"
-
-
-def _first_clip(output: HeadOutput) -> HeadOutput:
-    """Take the first clip out of the outputs for a batch; its windows come first in every block."""
-    clips, blocks = len(output.logits), []
-    for trace in output.blocks:
-        rows = slice(len(trace.targets) // clips)
-        grouping = Grouping(trace.grouping.index[rows], trace.grouping.num_groups, trace.grouping.anchor[rows])
-        saliency = None if trace.saliency is None else trace.saliency[rows]
-        blocks.append(BlockTrace(grouping, trace.targets[rows], saliency))
-    return HeadOutput(output.logits[:1], None, tuple(blocks))
+    scores = ranked(names, module.task.scores(output.logits[:1]).flatten().tolist())
+    view = ClipView.of(frames, times, output.clip(0), grid, scores=scores)
+    return draw_sheet(view, title=batch.id[0], truth=truth), f"{batch.id[0]}, in truth {truth}"
