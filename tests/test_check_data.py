@@ -1,10 +1,11 @@
 import csv
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from vtm.check_data import Finding, _renew, check
+from vtm.check_data import Finding, check, update_unusable
 from vtm.data.source import Video
 from vtm.features.file import FeatureError, OtherTimesError
 from vtm.video.decoding import TooShortError, VideoError
@@ -61,18 +62,26 @@ def listed(path):
 
 def test_the_list_of_the_unusable_keeps_what_was_not_checked_now(tmp_path):
     path = tmp_path / "new" / "unusable.csv"
-    _renew(path, [finding("a", "sound"), finding("b", "missing")])
+    update_unusable(path, [finding("a", "sound"), finding("b", "missing")])
     assert not path.exists()  # nothing to list
-    _renew(path, [finding("a", "unreadable"), finding("b", "too short"), finding("c", "missing")])
+    update_unusable(path, [finding("a", "unreadable"), finding("b", "too short"), finding("c", "missing")])
     assert listed(path) == {"a": "why, and what", "b": "why, and what"}
     assert [file.name for file in path.parent.iterdir()] == ["unusable.csv"]  # and no file of a lock
-    _renew(path, [finding("b", "sound"), finding("d", "unreadable")])
+    update_unusable(path, [finding("b", "sound"), finding("d", "unreadable")])
     assert set(listed(path)) == {"a", "d"}
-    _renew(path, [finding("a", "sound"), finding("d", "sound")])
+    update_unusable(path, [finding("a", "sound"), finding("d", "sound")])
     assert listed(path) == {}
+
+
+def test_commands_that_end_at_once_all_get_into_the_list(tmp_path):
+    path = tmp_path / "unusable.csv"
+    names = [f"{number:02}" for number in range(40)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda name: update_unusable(path, [finding(name, "unreadable")]), names))
+    assert sorted(listed(path)) == names
 
 
 def test_a_list_that_cannot_be_written_is_an_error_of_the_disk(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match="file"):
-        _renew(tmp_path / "file" / "unusable.csv", [finding("a", "unreadable")])
+        update_unusable(tmp_path / "file" / "unusable.csv", [finding("a", "unreadable")])

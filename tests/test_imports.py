@@ -22,6 +22,7 @@ ON_ONE_FLOOR = {
 COMMANDS = (*(path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "vtm").glob("*.py"))), "train.py")
 ALLOWED_IN = {
     "av": ("vtm/video/",),
+    "fcntl": ("vtm/system/locks.py",),
     "fsspec": ("vtm/features/remote.py",),
     "hydra": (*COMMANDS, "vtm/cli/", "vtm/benchmark/", "vtm/results/runs.py"),
     "lightning": ("vtm/data/datamodule.py", "vtm/training/"),

@@ -7,14 +7,12 @@ with status 1 if anything is wrong. `data/source=features` checks every byte of 
 from __future__ import annotations
 
 import csv
-import fcntl
 import io
 import os
 import sys
 from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,6 +26,7 @@ from vtm.data.datamodule import SPLITS, Split, VideoDataModule
 from vtm.data.source import Video
 from vtm.features.file import FeatureError, OtherTimesError
 from vtm.system.atomic import write_atomically
+from vtm.system.locks import locked_folder
 from vtm.system.progress import Progress
 from vtm.video.decoding import TooShortError, VideoError
 
@@ -47,7 +46,7 @@ def main(cfg: DictConfig) -> None:
     if bad:
         _write(Path(cfg.run_dir) / "problems.csv", bad)
     try:
-        _renew(data.source.unusable, findings)
+        update_unusable(data.source.unusable, findings)
     except OSError as error:
         print(
             f"{data.source.unusable}: cannot be written ({error.strerror}); data.allow_missing=true will not know of it"
@@ -104,6 +103,29 @@ def counts_table(findings: Iterable[Finding]) -> str:
     )
 
 
+def update_unusable(path: Path, findings: list[Finding]) -> None:
+    """Replace in the list of unusable videos what it says of those that were checked now.
+
+    Args:
+        path: The list; a file is made as soon as there is a video to list.
+        findings: Of the videos that were checked. Other processes may add theirs at the same time.
+
+    Raises:
+        OSError: The list cannot be written.
+    """
+    checked = {finding.id for finding in findings}
+    bad = [finding for finding in findings if finding.state in ("unreadable", "too short")]
+    if not bad and not path.is_file():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with locked_folder(path.parent):
+        old: list[Finding] = []
+        if path.is_file():
+            with path.open(encoding="utf-8", newline="") as file:
+                old = [Finding(**row) for row in csv.DictReader(file) if row["id"] not in checked]
+        _write(path, old + bad)
+
+
 def _check(data: VideoDataModule, split: Split, video: Video) -> Finding:
     source = data.source
     state, version, reason = "missing", None, ""
@@ -119,26 +141,6 @@ def _check(data: VideoDataModule, split: Split, video: Video) -> Finding:
     except (VideoError, FeatureError, ValueError, OSError) as error:
         state, reason = "unreadable", str(error)
     return Finding(split, video.id, state, source.locate(video), version or "", reason)
-
-
-def _renew(path: Path, findings: list[Finding]) -> None:
-    """Replace in the list of unusable videos what it says of those that were checked now."""
-    checked = {finding.id for finding in findings}
-    bad = [finding for finding in findings if finding.state in ("unreadable", "too short")]
-    if not bad and not path.is_file():
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)  # to lock, as a file for that would have to stay
-    try:
-        with suppress(OSError):  # a file system without locks
-            fcntl.flock(folder, fcntl.LOCK_EX)
-        old: list[Finding] = []
-        if path.is_file():
-            with path.open(encoding="utf-8", newline="") as file:
-                old = [Finding(**row) for row in csv.DictReader(file) if row["id"] not in checked]
-        _write(path, old + bad)
-    finally:
-        os.close(folder)
 
 
 def _write(path: Path, findings: list[Finding]) -> None:

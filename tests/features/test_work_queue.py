@@ -8,7 +8,7 @@ import pytest
 
 from vtm.data.sampling import Single
 from vtm.data.source import Video
-from vtm.features.work_queue import Work, remove_leftovers
+from vtm.features.work_queue import WorkQueue, remove_leftovers
 from vtm.system.processes import host_name
 from vtm.video.decoding import VideoError
 
@@ -32,10 +32,10 @@ def length(video):
     return 4.0
 
 
-def work(folder, *names):
+def queue(folder, *names):
     videos = {"train": [Video(name, Path(name), 0, start=1.0) for name in names], "val": [], "test": []}
     source = SimpleNamespace(length=length)
-    return Work(SimpleNamespace(videos=videos.get, source=source, protocol=Single(num_frames=2)), Store(folder))
+    return WorkQueue(SimpleNamespace(videos=videos.get, source=source, protocol=Single(num_frames=2)), Store(folder))
 
 
 def store(folder, name):
@@ -44,7 +44,7 @@ def store(folder, name):
 
 def test_videos_are_taken_in_order_with_their_times(tmp_path):
     store(tmp_path, "b")
-    ours = work(tmp_path, "a", "b", "broken", "c")
+    ours = queue(tmp_path, "a", "b", "broken", "c")
     assert ours.stored == {"b"}
     taken = [(video.id, length, times) for video, length, times in ours.take()]
     assert taken == [("a", 4.0, [2.0, 4.0]), ("c", 4.0, [2.0, 4.0])]
@@ -52,7 +52,7 @@ def test_videos_are_taken_in_order_with_their_times(tmp_path):
 
 
 def test_what_one_holds_another_passes_over(tmp_path):
-    ours, theirs = work(tmp_path, "a", "b", "c"), work(tmp_path, "a", "b", "c")
+    ours, theirs = queue(tmp_path, "a", "b", "c"), queue(tmp_path, "a", "b", "c")
     first, second = ours.take(), theirs.take()
     assert [next(first)[0].id, next(second)[0].id, next(first)[0].id] == ["a", "b", "c"]
     assert next(second, None) is None
@@ -60,7 +60,7 @@ def test_what_one_holds_another_passes_over(tmp_path):
 
 
 def test_what_a_dead_process_held_is_taken_in_the_end(tmp_path):
-    ours, theirs = work(tmp_path, "a", "b", "c"), work(tmp_path, "a", "b", "c")
+    ours, theirs = queue(tmp_path, "a", "b", "c"), queue(tmp_path, "a", "b", "c")
     dead = ours.take()
     video, *_ = next(dead)
     taken = theirs.take()
@@ -71,7 +71,7 @@ def test_what_a_dead_process_held_is_taken_in_the_end(tmp_path):
 
 
 def test_what_another_has_stored_meanwhile_is_not_taken(tmp_path):
-    ours = work(tmp_path, "a", "b")
+    ours = queue(tmp_path, "a", "b")
     taken = ours.take()
     assert next(taken)[0].id == "a"
     store(tmp_path, "b")
@@ -88,7 +88,7 @@ def test_without_locks_everything_is_done_once_by_somebody_and_it_is_said(tmp_pa
 
     monkeypatch.setattr(fcntl, "flock", flock)
     names = [f"{number:02}" for number in range(40)]
-    ours = work(tmp_path, *names)
+    ours = queue(tmp_path, *names)
     order = []
     for video, *_ in ours.take():
         order.append(video.id)

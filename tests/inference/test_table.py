@@ -4,6 +4,7 @@ import csv
 import errno
 import fcntl
 import os
+import select
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from vtm.inference.prediction import Prediction, Window
-from vtm.inference.table import _PRESENT, _WRITING, COLUMNS, PredictionTable
+from vtm.inference.table import COLUMNS, PredictionTable
 
 HEADER = ",".join(COLUMNS) + "\n"
 OTHER = """
@@ -42,13 +43,6 @@ def rows(path) -> list[dict[str, str]]:
 
 def table_of(path, classes=1, again=()) -> PredictionTable:
     return PredictionTable(path, "abc", classes=classes, again=[Path(video) for video in again])
-
-
-def may_lock(path, kind: int, byte: int) -> bool:
-    """Tell whether another process could take hold of a byte now."""
-    code = "import fcntl, sys; fcntl.lockf(open(sys.argv[1], 'r+'), int(sys.argv[2]), 1, int(sys.argv[3]))"
-    command = [sys.executable, "-c", code, str(path), str(kind | fcntl.LOCK_NB), str(byte)]
-    return not subprocess.run(command, stderr=subprocess.DEVNULL).returncode
 
 
 @pytest.fixture
@@ -169,21 +163,24 @@ def test_a_table_that_has_become_shorter_is_refused(path):
     assert path.stat().st_size == size - 3
 
 
-def test_an_open_table_is_shared_and_a_row_is_written_alone(path, monkeypatch):
-    right, free = os.write, []
+def test_a_row_is_written_alone(path, other, monkeypatch):
+    assert other.stdout.readline() == "a.mp4\n"
+    right = os.write
 
     def write(file, content):
-        free.append(may_lock(path, fcntl.LOCK_EX, _WRITING))
-        return right(file, content)
+        if not content.startswith(b"x.mp4"):
+            return right(file, content)
+        written = right(file, content[:3])
+        other.stdin.write("\n")  # it would take away half a row
+        assert not select.select([other.stdout], [], [], 0.2)[0]
+        return written
 
     with table_of(path) as table:
-        assert may_lock(path, fcntl.LOCK_SH, _PRESENT)
-        assert not may_lock(path, fcntl.LOCK_EX, _PRESENT)
         monkeypatch.setattr(os, "write", write)
-        table.add(prediction("a.mp4"))
+        table.add(prediction("x.mp4"))
         monkeypatch.undo()
-        assert free == [False]
-        assert may_lock(path, fcntl.LOCK_EX, _WRITING)
+        assert other.stdout.readline() == "b.mp4\n"
+    assert [row["video"] for row in rows(path)] == ["x.mp4", "a.mp4"]
 
 
 @pytest.mark.parametrize("code", [errno.EACCES, errno.ENOLCK])

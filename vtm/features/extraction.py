@@ -21,7 +21,7 @@ from vtm.encoders import Encoder
 from vtm.encoders.rounding import Packed, Storage, pack, unpack
 from vtm.features.file import FeatureWriter
 from vtm.features.store import FeatureStore
-from vtm.features.work_queue import Work, remove_leftovers
+from vtm.features.work_queue import WorkQueue, remove_leftovers
 from vtm.system.processes import place
 from vtm.system.progress import Progress
 from vtm.video.decoding import VideoError
@@ -47,7 +47,7 @@ def extract(data: VideoDataModule, store: FeatureStore, encoder: Encoder, *, dev
     """
     data.prepare_data()
     remove_leftovers(Path(store.folder))
-    work = Work(data, store)
+    work = WorkQueue(data, store)
     steps = -(-_FRAMES // encoder.chunk) * encoder.chunk // encoder.frames.frames_per_step
     _estimate(work, encoder, device, steps)
     loader: DataLoader[_Chunk] = DataLoader(
@@ -138,7 +138,7 @@ class _Chunks(Dataset[_Chunk]):
 class _Queue(Sampler[_Job]):
     """Take videos and cut them into jobs, whenever the loader wants more."""
 
-    def __init__(self, work: Work, steps: int) -> None:
+    def __init__(self, work: WorkQueue, steps: int) -> None:
         self.work = work
         self.steps = steps
 
@@ -161,7 +161,7 @@ def _write(writer: FeatureWriter, encoder: Encoder, content: Content, device: to
     writer.add(Packed(values, scale), content.motion, content.from_codec, content.substituted)
 
 
-def _estimate(work: Work, encoder: Encoder, device: torch.device, steps: int) -> None:
+def _estimate(work: WorkQueue, encoder: Encoder, device: torch.device, steps: int) -> None:
     """Say how much disk and time the work will take: by the lengths of a few videos, and a trial on one.
 
     Raises:

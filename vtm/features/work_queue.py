@@ -1,27 +1,24 @@
-"""Share the videos of a data set among processes, on any number of machines that see the same folder.
-
-Nothing coordinates them: a process locks the video that it takes, and the lock ends with the process, however it ends.
-"""
+"""Share the videos of a data set among processes, on any number of machines that see the same folder."""
 
 from __future__ import annotations
 
-import fcntl
 import os
 import random
 import time
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
 
 from vtm.data.datamodule import SPLITS, VideoDataModule
 from vtm.data.source import Video, stored_times
 from vtm.features.store import FeatureStore
+from vtm.system.locks import MarkerLocks, take
 from vtm.system.processes import host_name
 from vtm.video.decoding import VideoError
 
 
-class Work:
-    """Know which videos there are and what has become of them, and take them one at a time.
+class WorkQueue:
+    """A queue of the videos whose features are to be stored, which processes take one at a time.
 
     Args:
         data: Lists the videos of all splits; its source measures them.
@@ -38,12 +35,10 @@ class Work:
         self.store = store
         # training last: where a video is in two splits, it wants more of it
         self.videos = {v.id: (v, split == "train") for split in reversed(SPLITS) for v in data.videos(split)}
+        self.stored: set[str] = set()
         self.failed: dict[str, str] = {}
-        self.stored = {name for name, (video, train) in self.videos.items() if self._is_stored(video, train)}
-        self._todo = [entry for name, entry in reversed(self.videos.items()) if name not in self.stored]
-        self._ahead = len(self._todo)
-        self._lockless = self._shuffled = False
-        self._locks: dict[str, IO[bytes]] = {}
+        self._ahead = deque(name for name in self.videos if not self._is_stored(name))
+        self._locks = MarkerLocks(self._marker)
 
     def plan(self, video: Video, train: bool) -> tuple[float, list[float]]:
         """Measure a video, and list the times of the file that are to be stored."""
@@ -53,69 +48,48 @@ class Work:
     @property
     def passed(self) -> int:
         """Count the videos that are behind: stored, failed, or last seen in the hands of another process."""
-        return len(self.videos) - self._ahead - len(self._locks)
+        return len(self.videos) - len(self._ahead) - len(self._locks.held)
 
     def take(self) -> Iterator[tuple[Video, float, list[float]]]:
         """Take the videos that are not stored and that no other process holds, until there are none."""
-        todo, progress = list(self._todo), True
-        while todo and progress:  # again, for those whose holder has died meanwhile
-            held, progress = [], False
-            self._ahead = len(todo)
-            while todo:
-                video, train = todo.pop()
-                self._ahead -= 1
-                if not self._lock(video):
-                    held.append((video, train))
-                    continue
-                if self._lockless and not self._shuffled:
-                    self._shuffled = True
-                    random.Random(f"{host_name()} {os.getpid()}").shuffle(todo)
-                if self._is_stored(video, train):  # by another process, since this one looked
-                    self.stored.add(video.id)
-                    self.release(video)
-                    continue
-                try:
-                    plan = self.plan(video, train)
-                except (VideoError, ValueError) as error:
-                    self.failed[video.id] = str(error)
-                    self.release(video)
-                else:
-                    progress = True
-                    yield video, *plan
-            todo = held
+        shuffled = False
+        for name in take(self._ahead, self._locks, is_done=self._is_stored):
+            video, train = self.videos[name]
+            if self._locks.refusal is not None and not shuffled:
+                shuffled = True
+                print(
+                    f"{self._marker(name).parent} is on a file system without locks ({self._locks.refusal.strerror}): "
+                    "processes that share the work take the videos in different orders, and may do some of them twice"
+                )
+                random.Random(f"{host_name()} {os.getpid()}").shuffle(self._ahead)
+            try:
+                plan = self.plan(video, train)
+            except (VideoError, ValueError) as error:
+                self.failed[name] = str(error)
+                self.release(video)
+            else:
+                yield video, *plan
 
     def look_again(self) -> None:
         """Find out what other processes have stored meanwhile."""
-        self.stored.update(video.id for video, train in self._todo if self._is_stored(video, train))
+        for name in self.videos:
+            self._is_stored(name)
 
     def release(self, video: Video) -> None:
         """Let other processes have a video."""
-        file = self._locks.pop(video.id)
-        Path(file.name).unlink(missing_ok=True)
-        file.close()
+        self._locks.release(video.id)
 
-    def _lock(self, video: Video) -> bool:
-        """Take hold of a video until it is released or this process ends, in whatever way."""
-        path = Path(self.store.locate(video))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.with_name(f".{path.stem}.lock").open("wb")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.close()
-            return False
-        except OSError as error:
-            if not self._lockless:
-                print(
-                    f"{path.parent} is on a file system without locks ({error.strerror}): processes that share the "
-                    "work take the videos in different orders, and may do some of them twice"
-                )
-            self._lockless = True
-        self._locks[video.id] = file
-        return True
+    def _is_stored(self, name: str) -> bool:
+        """Look whether the features of a video are complete, and remember it."""
+        video, train = self.videos[name]
+        if name not in self.stored and self.store.is_complete(video, self.data.protocol, train=train):
+            self.stored.add(name)
+        return name in self.stored
 
-    def _is_stored(self, video: Video, train: bool) -> bool:
-        return self.store.is_complete(video, self.data.protocol, train=train)
+    def _marker(self, name: str) -> Path:
+        """Name the file that says that a process has a video, beside the features."""
+        path = Path(self.store.locate(self.videos[name][0]))
+        return path.with_name(f".{path.stem}.lock")
 
 
 def remove_leftovers(folder: Path) -> None:

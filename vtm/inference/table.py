@@ -1,30 +1,27 @@
 """Predictions as a CSV file that processes on any number of machines write together, and that goes on where it was.
 
-Nothing coordinates them: a process locks the video that it takes, and the lock ends with the process, however it ends.
-The locks lie on bytes of the table far behind its content, so there are no other files to leave behind. They are those
-of `lockf`, which end when a process closes the file, so that a process must not open a table twice.
+A process locks the video that it takes by a byte of the table (`ByteLocks`), so it must not open a table twice.
 """
 
 from __future__ import annotations
 
 import csv
-import fcntl
 import io
 import os
 import sys
+from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from hashlib import sha256
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from vtm.inference.prediction import Prediction
 from vtm.system.atomic import write_atomically
+from vtm.system.locks import ByteLocks, is_in_place, take
 
 COLUMNS = ("video", "prediction", "probability", "windows", "seconds", "short", "damaged", "error", "model")
 _ERROR, _MODEL = COLUMNS.index("error"), COLUMNS.index("model")
-_PRESENT, _WRITING, _VIDEOS = 1 << 62, (1 << 62) + 1, (1 << 62) + 2  # bytes to lock, the last one and those after it
 
 
 class PredictionTable:
@@ -67,11 +64,16 @@ class PredictionTable:
         ready = False
         while not ready:
             self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+            self._locks = ByteLocks(self._file, self.path)
             try:
                 ready = self._prepare()
             finally:
                 if not ready:
                     os.close(self._file)
+        if self._locks.refusal is not None:
+            self.locked = False
+            reason = f"{self.path} is on a file system without locks ({self._locks.refusal.strerror})"
+            sys.stderr.write(f"{reason}: only one process at a time may write it\n")
         return self
 
     def __exit__(
@@ -82,22 +84,9 @@ class PredictionTable:
 
     def take(self, videos: Iterable[Path]) -> Iterator[Path]:
         """Take the videos that are not in the table and that no other process holds, until there are none."""
-        todo, progress = list(videos), True
-        while todo and progress:  # again, for those whose holder has died meanwhile
-            held, progress = [], False
-            for video in todo:
-                if str(video) in self.videos:
-                    continue
-                byte = _VIDEOS + int.from_bytes(sha256(os.fsencode(video)).digest()[:7], "big")
-                if not self._lock(fcntl.LOCK_EX | fcntl.LOCK_NB, byte):
-                    held.append(video)
-                    continue
-                self._read()
-                if str(video) not in self.videos:  # nor added by another process since this one looked
-                    progress = True
-                    yield video
-                self._lock(fcntl.LOCK_UN, byte)
-            todo = held
+        for name in take(deque(map(str, videos)), self._locks, is_done=self._has):
+            yield Path(name)
+            self._locks.release(name)
         self._read()
 
     def add(self, prediction: Prediction) -> None:
@@ -117,30 +106,26 @@ class PredictionTable:
 
     def _prepare(self) -> bool:
         """Make the open file ready; return False where this process or another one has put a new file in its place."""
-        try:
-            alone = self._lock(fcntl.LOCK_EX | fcntl.LOCK_NB, _PRESENT)
-        except OSError as error:
-            reason = f"{self.path} is on a file system without locks ({error.strerror})"
-            sys.stderr.write(f"{reason}: only one process at a time may write it\n")
-            self.locked, alone = False, True
         self.videos, self._end = set(), 0
-        if alone:
-            rows = self._read()
-            kept = [row for row in rows if not (row[_ERROR] and row[0] in self._again)]
-            if len(kept) < len(rows):
-                content = "".join(map(_line, [self.columns, *kept])).encode(errors="surrogateescape")
-                write_atomically(self.path.resolve(), content)
-        self._lock(fcntl.LOCK_SH, _PRESENT)
-        if not self._is_in_place():
+        with self._locks.opening() as alone:
+            if alone:
+                rows = self._read()
+                kept = [row for row in rows if not (row[_ERROR] and row[0] in self._again)]
+                if len(kept) < len(rows):
+                    content = "".join(map(_line, [self.columns, *kept])).encode(errors="surrogateescape")
+                    write_atomically(self.path.resolve(), content)
+        if not is_in_place(self._file, self.path):
             return False
         with self._writing():
             if not self._end:
                 self._write(self.columns)
         return True
 
-    def _is_in_place(self) -> bool:
-        """Tell whether the open file is the one that has the name now."""
-        return self.path.exists() and os.path.samestat(os.fstat(self._file), os.stat(self.path))
+    def _has(self, video: str) -> bool:
+        """Tell whether a video is in the table by now."""
+        if video not in self.videos:
+            self._read()
+        return video in self.videos
 
     def _read(self) -> list[list[str]]:
         """Read the rows that are new in the file."""
@@ -184,9 +169,8 @@ class PredictionTable:
     @contextmanager
     def _writing(self) -> Iterator[None]:
         """Keep others from writing, and take away the half row that a process which was killed may have left."""
-        self._lock(fcntl.LOCK_EX, _WRITING)
-        try:
-            if not self._is_in_place():
+        with self._locks.exclusive():
+            if not is_in_place(self._file, self.path):
                 raise FileNotFoundError(
                     f"{self.path} was moved, deleted or replaced while it was written; put it back for the same "
                     "command to go on, or it begins anew"
@@ -195,8 +179,6 @@ class PredictionTable:
             os.ftruncate(self._file, self._end)
             yield
             self._read()
-        finally:
-            self._lock(fcntl.LOCK_UN, _WRITING)
 
     def _write(self, row: Sequence[Any]) -> None:
         left = _line(row).encode(errors="surrogateescape")
@@ -208,22 +190,6 @@ class PredictionTable:
                 f"{self.path}: {error.strerror}; what is in it is complete, and the same command goes on when this "
                 "is put right"
             ) from error
-
-    def _lock(self, kind: int, byte: int) -> bool:
-        """Take hold of a byte, or let go of it; with LOCK_NB, return False where another process holds it."""
-        try:
-            if self.locked:
-                fcntl.lockf(self._file, kind, 1, byte)
-        except OSError as error:
-            if not kind & fcntl.LOCK_NB:
-                raise OSError(
-                    f"{self.path} cannot be locked ({error.strerror}); what is in it is complete, and the same command "
-                    "goes on when this is put right"
-                ) from error
-            if not isinstance(error, BlockingIOError | PermissionError):  # either one is how systems say "held"
-                raise
-            return False
-        return True
 
 
 def _line(row: Sequence[Any]) -> str:

@@ -1,1 +1,1 @@
-"""The machine: atomic files, processes, progress, time and memory. Nothing here knows a video or a config key."""
+"""The machine: atomic files, locks, processes, progress, time and memory. It knows no video and no config key."""
