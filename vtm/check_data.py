@@ -19,6 +19,7 @@ from typing import NamedTuple
 import hydra
 from hydra.utils import instantiate
 from omegaconf import DictConfig
+from tabulate import tabulate
 
 from vtm.cli.errors import errors_in_one_sentence
 from vtm.cli.overrides import explained
@@ -96,11 +97,7 @@ def counts_table(findings: Iterable[Finding]) -> str:
     """
     counts = Counter((finding.split, finding.state) for finding in findings)
     rows = [["", *STATES], *([split, *(str(counts[split, state]) for state in STATES)] for split in SPLITS)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))])
-        for row in rows
-    )
+    return tabulate(rows, tablefmt="plain", disable_numparse=True, colalign=["left", *["right"] * len(STATES)])
 
 
 def update_unusable(path: Path, findings: list[Finding]) -> None:

@@ -26,10 +26,10 @@ def _run(paths: list[Path], out: Path | None, checkpoint: str) -> None:
     from vtm.results.markdown import markdown, runs_csv
     from vtm.results.plots import draw
     from vtm.results.runs import read_runs
-    from vtm.results.tables import tabulate
+    from vtm.results.tables import group_runs
 
     runs, unfinished = read_runs(paths, checkpoint=checkpoint)
-    tables = tabulate(runs)
+    tables = group_runs(runs)
     given = [path.resolve() if path.is_dir() else path.resolve().parent for path in paths]
     folder = out or Path(os.path.commonpath(given)) / "report"
     text = markdown(tables, unfinished, checkpoint=checkpoint)

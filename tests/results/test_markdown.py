@@ -7,14 +7,14 @@ from pathlib import Path
 
 from vtm.results.markdown import markdown, runs_csv
 from vtm.results.runs import read_runs
-from vtm.results.tables import tabulate
+from vtm.results.tables import group_runs
 
 Write = Callable[..., Path]
 
 
 def report(folder: Path, checkpoint: str = "best") -> str:
     runs, unfinished = read_runs([folder], checkpoint=checkpoint)
-    return markdown(tabulate(runs), unfinished, checkpoint=checkpoint)
+    return markdown(group_runs(runs), unfinished, checkpoint=checkpoint)
 
 
 def table_of(text: str) -> list[list[str]]:
@@ -107,7 +107,7 @@ def test_several_tables_are_kept_apart(tmp_path: Path, write_run: Write) -> None
 
 def test_the_csv_has_every_run_in_full(tmp_path: Path, write_run: Write) -> None:
     two_settings(write_run)
-    tables = tabulate(read_runs([tmp_path], checkpoint="best")[0])
+    tables = group_runs(read_runs([tmp_path], checkpoint="best")[0])
     rows = list(csv.DictReader(io.StringIO(runs_csv(tables))))
     assert [(row["merging"], row["seed"], row["test"]) for row in rows] == [
         ("none", "0", "0.3"), ("none", "1", "0.6"), ("none", "2", "0.9"),

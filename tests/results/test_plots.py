@@ -11,7 +11,7 @@ from matplotlib.text import Annotation, Text
 
 from vtm.results.plots import _costs, draw, pareto_front
 from vtm.results.runs import read_runs
-from vtm.results.tables import Table, tabulate
+from vtm.results.tables import Table, group_runs
 
 Write = Callable[..., Path]
 
@@ -51,7 +51,7 @@ def table(tmp_path: Path, write_run: Write) -> Table:
                 f"{setting}_{seed}", 0.3 + 0.01 * setting + 0.02 * seed, seed=seed, test={"cost": cost},
                 overrides=[f"optimizer.lr={setting}"], config={"optimizer": {"lr": setting}},
             )  # fmt: skip
-    (table,) = tabulate(read_runs([tmp_path / "runs"], checkpoint="best")[0])
+    (table,) = group_runs(read_runs([tmp_path / "runs"], checkpoint="best")[0])
     return table
 
 
@@ -82,8 +82,8 @@ def test_pictures_are_written_for_screen_and_print(tmp_path: Path, table: Table)
 def test_without_cost_or_a_finite_score_the_rest_is_drawn(tmp_path: Path, write_run: Write) -> None:
     write_run("0", float("nan"), merging="none")
     write_run("1", 0.5, test={"cost": {"peak_gb": None}})
-    (table,) = tabulate(read_runs([tmp_path / "runs"], checkpoint="best")[0])
+    (table,) = group_runs(read_runs([tmp_path / "runs"], checkpoint="best")[0])
     assert len(draw(table, tmp_path / "out", name="a")) == 2
     write_run("2", 0.5, experiment="other", test={"cost": {}})
-    *_, other = tabulate(read_runs([tmp_path / "runs"], checkpoint="best")[0])
+    *_, other = group_runs(read_runs([tmp_path / "runs"], checkpoint="best")[0])
     assert [picture.name for picture in draw(other, tmp_path / "out", name="b")] == ["b_seeds.png"]

@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 
 from vtm.results.runs import read_runs
-from vtm.results.tables import Table, clips_per_second, peak_gb, spread, tabulate, tokens_kept
+from vtm.results.tables import Table, clips_per_second, group_runs, peak_gb, spread, tokens_kept
 
 Write = Callable[..., Path]
 
 
 @pytest.fixture
 def tables(tmp_path: Path) -> Callable[[], list[Table]]:
-    return lambda: tabulate(read_runs([tmp_path / "runs"], checkpoint="best")[0])
+    return lambda: group_runs(read_runs([tmp_path / "runs"], checkpoint="best")[0])
 
 
 def shown(table: Table) -> dict[tuple[str, ...], list[int]]:

@@ -33,7 +33,7 @@ def _run(given: dict[str, Any]) -> None:
     from vtm.benchmark.measuring import Result, measure
     from vtm.benchmark.network import identity
     from vtm.benchmark.processes import measured_apart
-    from vtm.benchmark.report import Report, heading, machine
+    from vtm.benchmark.report import Report, machine
     from vtm.results.record import source_commit
 
     device = given.pop("device") or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -62,7 +62,7 @@ def _run(given: dict[str, Any]) -> None:
     rates: dict[str, float] = {}
     try:
         for title, rows in tables.items():
-            print("", *heading(title), sep="\n", flush=True)
+            print(f"\n## {title}\n", flush=True)
             for row in rows:
                 same = identity(row, setting)
                 if same not in known:
@@ -70,7 +70,8 @@ def _run(given: dict[str, Any]) -> None:
                 result = known[same]
                 rates |= {row.precision: result.rate} if result.rate else {}
                 report.entries.append((title, row, result))
-                print(report.line(row, result), flush=True)
+                lines = report.table(title).splitlines()
+                print(*(lines if row is rows[0] else lines[-1:]), sep="\n", flush=True)  # the heading with the first
                 report.write(out)
     except KeyboardInterrupt:
         sys.exit(f"\nstopped after {len(report.entries)} rows, which are in {out}" if report.entries else "\nstopped")

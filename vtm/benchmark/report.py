@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
+from tabulate import tabulate
 
 from vtm.benchmark.measuring import Result
 from vtm.benchmark.rows import Row, Setting
@@ -68,19 +69,21 @@ class Report:
         )
         return dict(zip(COLUMNS, values, strict=True))
 
-    def line(self, row: Row, result: Result) -> str:
-        """Write a row of a table in Markdown."""
-        cells = ["" if value is None else _short(value) for value in self.cells(row, result).values()]
-        remarks = [f"{value:.3g} {name}" for name, value in result.details.items()]
-        return f"| {' | '.join([row.name, *cells, '; '.join([*remarks, result.problem]).strip('; ')])} |"
+    def table(self, title: str) -> str:
+        """Write a table in Markdown."""
+        rows = []
+        for row, result in (entry[1:] for entry in self.entries if entry[0] == title):
+            cells = ["" if value is None else _short(value) for value in self.cells(row, result).values()]
+            remarks = [f"{value:.3g} {name}" for name, value in result.details.items()]
+            rows.append([row.name, *cells, "; ".join([*remarks, result.problem]).strip("; ")])
+        sides = ["left", *["right"] * len(COLUMNS), "left"]
+        return tabulate(rows, ["", *COLUMNS, "remarks"], tablefmt="pipe", disable_numparse=True, colalign=sides)
 
     def markdown(self) -> str:
         """Write all tables."""
         lines = ["# Speed and memory", "", f"{'; '.join(self.machine.values())}.", "", f"{self.shape}.", "", LEGEND]
-        for i, (title, row, result) in enumerate(self.entries):
-            if i == 0 or self.entries[i - 1][0] != title:
-                lines += ["", *heading(title)]
-            lines.append(self.line(row, result))
+        for title in dict.fromkeys(title for title, _, _ in self.entries):
+            lines += ["", f"## {title}", "", self.table(title)]
         return "\n".join(lines) + "\n"
 
     def csv(self) -> str:
@@ -110,11 +113,6 @@ class Report:
         same = replace(row, strategy="none", plain=plain, compiled=False, streaming=False)
         windows = tuple(text for text in row.overrides if text.startswith("model."))
         return found.get(replace(same, overrides=windows), found.get(replace(same, overrides=())))
-
-
-def heading(title: str) -> list[str]:
-    """Begin a table in Markdown."""
-    return [f"## {title}", "", f"| | {' | '.join(COLUMNS)} | remarks |", f"|---{'|---:' * len(COLUMNS)}|---|"]
 
 
 def machine(setting: Setting, commit: str | None) -> dict[str, str]:

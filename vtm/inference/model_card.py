@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from huggingface_hub import ModelCardData
+from tabulate import tabulate
 
 _PAPER = "https://arxiv.org/abs/2410.23782"
 _CHOSEN = {
@@ -55,7 +56,7 @@ def model_card(description: Mapping[str, Any], **metadata: Any) -> str:
         f"# {training['experiment']}",
         f"A model for the {description['task']} of whole videos, by [learnable video token merging]({_PAPER}), trained "
         "and exported with vtm. Everything here is taken from the model file.",
-        "\n".join(["| | |", "|---|---|", *(f"| {name} | {text} |" for name, text in facts.items())]),
+        tabulate(facts.items(), ["", ""], tablefmt="pipe", disable_numparse=True, colalign=["left", "left"]),
     ]
     if classes:
         names = ", ".join("`" + " ".join(name.replace("`", "'").split()) + "`" for name in classes)

@@ -6,6 +6,8 @@ import csv
 import io
 from collections.abc import Callable, Sequence
 
+from tabulate import tabulate
+
 from vtm.results.runs import Run, Unfinished
 from vtm.results.tables import Row, Table, clips_per_second, peak_gb, tokens_kept
 
@@ -25,7 +27,7 @@ def markdown(tables: Sequence[Table], unfinished: Sequence[Unfinished], *, check
     if len(tables) > 1:
         lines += ["", "Different experiments, tasks or evaluated videos: a table each, never averaged together."]
     for table in tables:
-        lines += ["", f"## {_title(table)}", "", *_aligned(_cells(table)), "", *_notes(table)]
+        lines += ["", f"## {_title(table)}", "", _aligned(_cells(table)), "", *_notes(table)]
     if unfinished:
         lines += ["", f"Left out, because unfinished ({len(unfinished)}):", ""]
         lines += [f"- {one.folder}: {one.reason}" for one in unfinished]
@@ -130,26 +132,16 @@ def _facts(table: Table, row: Row, run: Run) -> dict[str, object]:
     }
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+def _aligned(rows: Sequence[Sequence[str]]) -> str:
     """Write a table in Markdown that can be read as it stands.
 
-    >>> print(*_aligned([["merging", "seeds"], ["none", "5"]]), sep="\\n")
-    | merging | seeds |
-    |---------|------:|
-    | none    |     5 |
+    >>> print(_aligned([["merging", "seeds"], ["none", "5"]]))
+    | merging   |   seeds |
+    |:----------|--------:|
+    | none      |       5 |
     """
-    text = [_is_text(column) for column in zip(*rows[1:], strict=True)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-
-    def line(cells: Sequence[str]) -> str:
-        padded = (
-            cell.ljust(width) if left else cell.rjust(width)
-            for cell, width, left in zip(cells, widths, text, strict=True)
-        )  # fmt: skip
-        return f"| {' | '.join(padded)} |"
-
-    rule = "|".join("-" * (width + 1) + ("-" if left else ":") for width, left in zip(widths, text, strict=True))
-    return [line(rows[0]), f"|{rule}|", *map(line, rows[1:])]
+    sides = ["left" if _is_text(column) else "right" for column in zip(*rows[1:], strict=True)]
+    return tabulate(rows[1:], rows[0], tablefmt="pipe", disable_numparse=True, colalign=sides)
 
 
 def _is_text(cells: Sequence[str]) -> bool:

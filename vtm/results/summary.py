@@ -6,6 +6,8 @@ import textwrap
 from collections.abc import Mapping
 from typing import Any
 
+from tabulate import tabulate
+
 NOTE = "The test sets differ from ours and from one another: each paper scored the videos that it still had."
 _SELECTIONS = {
     "val": "best epoch chosen on the validation videos",
@@ -76,8 +78,7 @@ def results_table(scores: Mapping[str, Mapping[str, Any]]) -> str:
                 score["ids_sha256"][:8],
             ]
         )
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    return tabulate(rows, tablefmt="plain", disable_numparse=True, colalign=["right"] * len(rows[0]))
 
 
 def published_figures(figures: Mapping[str, Mapping[str, Any]], *, metric: str) -> list[str]:

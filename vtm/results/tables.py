@@ -106,7 +106,7 @@ class Table:
         return list(dict.fromkeys(name for run in self.runs for name in run.test.get("details", {})))
 
 
-def tabulate(runs: Iterable[Run]) -> list[Table]:
+def group_runs(runs: Iterable[Run]) -> list[Table]:
     """Sort runs into tables and rows."""
     apart: dict[tuple[Any, ...], list[Run]] = {}
     for run in runs:
