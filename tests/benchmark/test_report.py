@@ -74,6 +74,13 @@ def test_a_table_is_aligned(report):
     assert [cell[0] + cell[-1] for cell in lines[1].strip("|").split("|")] == [":-", *["-:"] * 8, ":-"]
 
 
+def test_a_bar_in_a_name_does_not_divide_its_cell(report):
+    report.entries.append(("Third", Row("learnable", overrides=("merging.merge_count=0.5",)), Result(1.0)))
+    row = report.table("Third").splitlines()[-1]
+    assert row.startswith(r"| learnable, R/\|S\| = 0.5 | ")
+    assert row.replace(r"\|", "").count("|") == 11
+
+
 def test_the_legend_says_what_is_no_median(report):
     assert "of long videos of a single call after one with a short clip" in report.markdown()
 

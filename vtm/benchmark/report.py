@@ -75,7 +75,8 @@ class Report:
         for row, result in (entry[1:] for entry in self.entries if entry[0] == title):
             cells = ["" if value is None else _short(value) for value in self.cells(row, result).values()]
             remarks = [f"{value:.3g} {name}" for name, value in result.details.items()]
-            rows.append([row.name, *cells, "; ".join([*remarks, result.problem]).strip("; ")])
+            texts = [row.name, *cells, "; ".join([*remarks, result.problem]).strip("; ")]
+            rows.append([text.replace("|", r"\|") for text in texts])  # R/|S| would be three cells
         sides = ["left", *["right"] * len(COLUMNS), "left"]
         return tabulate(rows, ["", *COLUMNS, "remarks"], tablefmt="pipe", disable_numparse=True, colalign=sides)
 
