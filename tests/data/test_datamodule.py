@@ -9,7 +9,7 @@ from vtm.data.datamodule import VideoDataModule
 from vtm.data.dataset import collate
 from vtm.data.sampling import Windows
 from vtm.data.source import Video
-from vtm.video.listing import find_video
+from vtm.video.listing import VideoIndex
 
 COUNTS = {"train": 7, "val": 3, "test": 3}
 
@@ -26,7 +26,8 @@ class Numbered(VideoDataModule):
     def read_split(self, split):
         self.annotation("list.csv")
         names = [f"{split}{number}" for number in range(COUNTS[split])]
-        return [Video(name, find_video(self.root / "videos", name), i % 2) for i, name in enumerate(names)]
+        files = VideoIndex(self.root / "videos")
+        return [Video(name, files.find(name), i % 2) for i, name in enumerate(names)]
 
 
 @pytest.fixture(scope="module")

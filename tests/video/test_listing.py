@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from vtm.video.listing import entries, find_video, is_video, walk
+from vtm.video.listing import SUFFIXES, VideoIndex, entries, is_video, walk
 
 
 @pytest.fixture
@@ -45,9 +45,56 @@ def test_a_broken_link_is_listed_and_a_pipe_is_not(folder):
     assert listed(folder)[-3:] == ["b.mp4", "lost.mp4", "round.mp4"]
 
 
-def test_find_video_prefers_the_first_stem_that_is_there(tmp_path):
-    (tmp_path / "b.avi").touch()
-    (tmp_path / "c.webm").touch()
-    assert find_video(tmp_path, "a", "b", "c") == tmp_path / "b.avi"
-    assert find_video(tmp_path, "c") == tmp_path / "c.webm"
-    assert find_video(tmp_path, "a", "d") == tmp_path / "a.mp4"
+def test_the_first_stem_that_is_there_is_found(tmp_path):
+    (tmp_path / "deep").mkdir()
+    for name in ("b.avi", "c.webm", "deep/d.e.mov"):
+        (tmp_path / name).touch()
+    index = VideoIndex(tmp_path)
+    assert index.find("a", "b", "c") == tmp_path / "b.avi"
+    assert index.find("c") == tmp_path / "c.webm"
+    assert index.find("other/d.e", "deep/d.e", "c") == tmp_path / "deep" / "d.e.mov"
+
+
+@pytest.mark.parametrize("suffix", [*SUFFIXES, ".MP4", ".Mov"])
+def test_a_video_is_found_with_any_suffix(tmp_path, suffix):
+    for name in (f"a{suffix}", "a.txt", "a", "ab.mp4", "A.mp4"):
+        (tmp_path / name).touch()
+    assert VideoIndex(tmp_path).find("a") == tmp_path / f"a{suffix}"
+
+
+def test_of_several_suffixes_the_same_one_is_found_always(tmp_path):
+    for suffix in (".avi", ".webm", ".MOV", ".mov", ".MP4", ".mp4"):  # the least preferred first
+        (tmp_path / f"a{suffix}").touch()
+        assert VideoIndex(tmp_path).find("a") == tmp_path / f"a{suffix}"
+
+
+def test_a_missing_video_is_an_mp4_of_the_first_stem(tmp_path):
+    (tmp_path / "b.txt").touch()
+    (tmp_path / "file").touch()
+    index = VideoIndex(tmp_path)
+    assert index.find("a", "b") == tmp_path / "a.mp4"
+    assert index.find("absent/a", "b") == tmp_path / "absent" / "a.mp4"
+    assert index.find("file/a") == tmp_path / "file" / "a.mp4"
+    assert VideoIndex(tmp_path / "absent").find("a") == tmp_path / "absent" / "a.mp4"
+
+
+def test_links_are_found_but_no_folders_pipes_and_broken_links(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk" / "1.mkv").touch()
+    (tmp_path / "videos").symlink_to("disk")
+    (tmp_path / "a.mp4").mkdir()
+    os.mkfifo(tmp_path / "a.m4v")
+    (tmp_path / "a.mov").symlink_to("a.mov")
+    (tmp_path / "a.mkv").symlink_to("nowhere")
+    assert VideoIndex(tmp_path).find("a") == tmp_path / "a.mp4"
+    (tmp_path / "a.avi").symlink_to("disk/1.mkv")
+    assert VideoIndex(tmp_path).find("a") == tmp_path / "a.avi"
+    assert VideoIndex(tmp_path).find("videos/1") == tmp_path / "videos" / "1.mkv"
+
+
+def test_an_index_reads_a_folder_once(tmp_path):
+    old = VideoIndex(tmp_path)
+    assert old.find("a") == tmp_path / "a.mp4"
+    (tmp_path / "a.mkv").touch()
+    assert old.find("a") == tmp_path / "a.mp4"
+    assert VideoIndex(tmp_path).find("a") == tmp_path / "a.mkv"

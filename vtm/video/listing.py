@@ -1,17 +1,16 @@
 """Which files of a folder are videos."""
 
 import glob
+import os
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # what the command needs is imported when its arguments are known to be right
-    pass
-
-SUFFIXES = frozenset((
+SUFFIXES = (  # the preferred first, should a video be there twice
     ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".vob", ".ts", ".mts", ".m2ts", ".flv", ".f4v",
     ".wmv", ".asf", ".3gp", ".ogv", ".ogg", ".mxf",
-))  # fmt: skip
+)  # fmt: skip
 
 
 def is_video(path: Path) -> bool:
@@ -44,16 +43,45 @@ def entries(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
 
 
-_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi")
+class VideoIndex:
+    """The videos in and below a folder by their paths without suffix, for lists that do not know the container.
 
+    Each folder is read once, when a video in it is first asked for, since asking for every suffix of every video takes
+    minutes on a network disk. Files that come later are not found: make a new index for each listing.
 
-def find_video(folder: Path, *stems: str) -> Path:
-    """Find a video whose container is not known; the first stem that is there with any suffix wins.
-
-    Returns the path with the first stem and suffix where no file is there, for the list of what is missing.
+    Args:
+        folder: What the paths are relative to; it may be missing.
     """
-    paths = [folder / f"{stem}{suffix}" for stem in stems for suffix in _SUFFIXES]
-    return next((path for path in paths if path.is_file()), paths[0])
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._read: dict[Path, dict[str, list[os.DirEntry[str]]]] = {}
+
+    def find(self, *stems: str) -> Path:
+        """Find a video; the first stem that is there with any suffix wins, and of its suffixes the first in `SUFFIXES`.
+
+        Returns the path with the first stem and suffix where no file is there, for the list of what is missing.
+        """
+        for stem in stems:
+            folder, name = os.path.split(stem)
+            for entry in self._videos(self._folder / folder).get(name, ()):
+                if entry.is_file(follow_symlinks=False) or os.path.isfile(entry):  # asks the disk about links only
+                    return Path(entry)
+        return self._folder / f"{stems[0]}{SUFFIXES[0]}"
+
+    def _videos(self, folder: Path) -> dict[str, list[os.DirEntry[str]]]:
+        """List by their stems what is named as a video, the preferred suffix first."""
+        if folder not in self._read:
+            self._read[folder] = defaultdict(list)
+            with suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as found:
+                for entry in sorted((entry for entry in found if is_video(Path(entry))), key=_preference):
+                    self._read[folder][Path(entry).stem].append(entry)
+        return self._read[folder]
+
+
+def _preference(entry: os.DirEntry[str]) -> tuple[int, str]:
+    suffix = Path(entry).suffix
+    return SUFFIXES.index(suffix.lower()), suffix.swapcase()  # .mp4 before .MP4
 
 
 def list_videos(names: Iterable[str]) -> list[Path]:
@@ -62,8 +90,6 @@ def list_videos(names: Iterable[str]) -> list[Path]:
     Raises:
         ValueError: if a name is none of these, or nothing is there.
     """
-    from vtm.video.listing import is_video, walk
-
     found: dict[Path, None] = {}
     for name in names:
         path = Path(name)

@@ -106,6 +106,18 @@ def test_videos_lie_in_folders_or_flat(stamps, make, root):
     assert stamps.read(batches[0].inputs[0]) == [7, 22, 37, 52]  # at 0.5, 1.5, … s
 
 
+def test_videos_of_any_suffix_are_found_when_they_come(make, root):
+    videos = root / "videos"
+    (videos / "P47" / "cam01").mkdir(parents=True)
+    (videos / "P47" / "cam01" / "P47_cereals.mov").touch()
+    module = make(root)
+    names = ["P47/cam01/P47_cereals.mov", "P47/webcam02/P47_cereals.mp4"]
+    assert [video.path.relative_to(videos).as_posix() for video in module.read_split("test")] == names
+    (videos / "P47-webcam02-P47_cereals.MP4").touch()
+    names[1] = "P47-webcam02-P47_cereals.MP4"
+    assert [video.path.relative_to(videos).as_posix() for video in module.read_split("test")] == names
+
+
 def test_missing_videos_are_named_by_their_place_in_the_distribution(make, root):
     with pytest.raises(FileNotFoundError, match=r"1 of the 1 train videos.*videos/P39/cam01/P39_tea"):
         make(root).train_dataloader()

@@ -200,6 +200,17 @@ def test_videos_lie_by_task_or_flat_and_only_the_region_is_seen(stamps, tmp_path
     assert stamps.read(batches[1].inputs[0]) == [15, 25, 35, 45]
 
 
+def test_videos_of_any_suffix_are_found_when_they_come(tmp_path, make, database):
+    write(tmp_path, {"database": database})
+    module, videos = make(tmp_path), tmp_path / "videos"
+    (videos / "0").mkdir(parents=True)
+    (videos / "0" / "a.mov").touch()
+    names = ["0/a.mov", "1/b.mp4"]
+    assert [video.path.relative_to(videos).as_posix() for video in module.read_split("test")] == names
+    (videos / "b.MP4").touch()
+    assert [video.path.relative_to(videos).as_posix() for video in module.read_split("test")] == ["0/a.mov", "b.MP4"]
+
+
 def test_rebuilt_list_warns_of_its_gaps(tmp_path, make, database):
     database["whole"] = entry(0, "testing")
     database["unlabelled"] = entry(None, "training") | {"class": None}

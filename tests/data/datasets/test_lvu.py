@@ -135,6 +135,17 @@ def test_videos_are_read_from_disk(stamps, make, tmp_path):
         module.test_dataloader()
 
 
+def test_videos_of_any_suffix_are_found_when_they_come(make, tmp_path):
+    write_lists(tmp_path)
+    module, videos = make("scene", tmp_path), tmp_path / "videos"
+    videos.mkdir()
+    for name in ("-ab.mov", "cd.MP4"):
+        (videos / name).touch()
+    assert [module.read_split(split)[0].path.name for split in SPLITS] == ["-ab.mov", "cd.MP4", "ef.mp4"]
+    (videos / "ef.m4v").touch()
+    assert [video.path.name for video in module.read_split("test")] == ["ef.m4v"]
+
+
 def test_unknown_task_is_refused_with_the_list(make, tmp_path):
     with pytest.raises(ValueError, match=r"way_speaking.*got speaking"):
         make("speaking", tmp_path)

@@ -5,7 +5,7 @@ from typing import Unpack
 from vtm.data.datamodule import Loading, Split, VideoDataModule
 from vtm.data.datasets.annotations import name_classes, read_rows
 from vtm.data.source import Video
-from vtm.video.listing import find_video
+from vtm.video.listing import VideoIndex
 
 _COLUMNS = ("file_name", "duration", "action", "class_id")
 _VAL_PARTICIPANTS = frozenset(f"P{number}" for number in range(40, 47))
@@ -47,14 +47,14 @@ class BreakfastDataModule(VideoDataModule):
         """List the videos of a split; ids are the names in the lists, one per camera."""
         tests = split == "test" or (split == "val" and not self.hold_out)
         path = self.annotation("test.csv" if tests else "train.csv")
-        videos = []
+        files, videos = VideoIndex(self.root / "videos"), []
         for row in read_rows(path, _COLUMNS, delimiter=","):
             name = row["file_name"]
             if name.count("-") != 2:
                 raise ValueError(f"{path}: expected names <participant>-<camera>-<participant>_<activity>, got {name}")
             held_out = self.hold_out and name.split("-")[0] in _VAL_PARTICIPANTS
             if tests or held_out == (split == "val"):
-                file = find_video(self.root / "videos", name.replace("-", "/"), name)
+                file = files.find(name.replace("-", "/"), name)
                 performance = name.rsplit("-", 1)[1].removesuffix("_ch0")
                 videos.append(Video(name, file, int(row["class_id"]), cluster=performance))
         return videos

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Unpack
 from vtm.data.datamodule import Loading, Split, VideoDataModule
 from vtm.data.datasets.annotations import name_classes, read_rows
 from vtm.data.source import Video
-from vtm.video.listing import find_video
+from vtm.video.listing import VideoIndex
 
 _SIZES = {"training": 9030, "testing": 2797}
 _SPELLINGS = {
@@ -56,9 +56,9 @@ class COINDataModule(VideoDataModule):
         if not tests and self.hold_out:
             held_out = hold_out_tenth({key: entry.task for key, entry in entries.items()})
             entries = {key: entry for key, entry in entries.items() if (key in held_out) == (split == "val")}
-        folder = self.root / "videos"
+        files = VideoIndex(self.root / "videos")
         return [
-            Video(key, find_video(folder, f"{task}/{key}", key), task, start=start, end=end)
+            Video(key, files.find(f"{task}/{key}", key), task, start=start, end=end)
             for key, (task, _, _, start, end) in sorted(entries.items())
         ]
 

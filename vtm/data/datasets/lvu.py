@@ -7,7 +7,7 @@ from typing import Unpack
 from vtm.data.datamodule import SPLITS, Loading, Split, VideoDataModule
 from vtm.data.datasets.annotations import name_classes, read_rows
 from vtm.data.source import Video
-from vtm.video.listing import find_video
+from vtm.video.listing import VideoIndex
 
 _CLASSES = ("relationship", "way_speaking", "scene", "director", "genre", "writer", "year")
 
@@ -68,15 +68,15 @@ class LVUDataModule(VideoDataModule):
             row["videoid"]: float(row["duration"])
             for row in read_rows(self.annotation("lvu_durations.csv"), ("videoid", "duration"), delimiter=",")
         }
-        videos = []
+        files, videos = VideoIndex(self.root / "videos"), []
         for row in self._rows(split):
             name = row["youtube_id"]
             if name not in durations:
                 raise ValueError(
                     f"{self.annotation('lvu_durations.csv')}: expected a row for {name}, a video of {split}"
                 )
-            file = find_video(self.root / "videos", name)
-            videos.append(Video(name, file, self._target(row), end=durations[name], cluster=row["imdb_id"]))
+            target, cluster = self._target(row), row["imdb_id"]
+            videos.append(Video(name, files.find(name), target, end=durations[name], cluster=cluster))
         return videos
 
     def _rows(self, split: Split) -> list[dict[str, str]]:
