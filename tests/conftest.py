@@ -3,6 +3,7 @@
 import logging
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,28 @@ from vtm.video.writing import write_video
 
 __all__ = ["loading", "stamps", "write_run"]  # fixtures of other files
 CONF = Path(__file__).parents[1] / "conf"
+
+
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Say in the id of a test what pytest numbers, as in `dtype0`, or shows without its name, as in `False`."""
+    if (isinstance(val, str | bytes) and val) or hasattr(val, "__name__"):
+        return None  # pytest says it itself
+    text = _text(val)[:80]
+    nameless = val is None or isinstance(val, int | float | list | tuple) or not text
+    return f"{argname}={text}" if nameless else text
+
+
+def _text(item: object) -> str:
+    """Write a parameter without its address in memory, so that all processes call a test the same."""
+    if isinstance(item, dict):
+        return ",".join(f"{key}={_text(value)}" for key, value in item.items())
+    if isinstance(item, list | tuple):
+        return ",".join(map(_text, item))
+    if isinstance(item, torch.Tensor | np.ndarray):
+        return _text([item.dtype, *item.shape])
+    if item is None or isinstance(item, str | int | float | torch.dtype | np.dtype):
+        return str(item).removeprefix("torch.")
+    return getattr(item.func if isinstance(item, partial) else item, "__name__", type(item).__name__)
 
 
 @pytest.fixture(autouse=True)

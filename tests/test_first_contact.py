@@ -254,7 +254,7 @@ def test_10_wandb_online_without_login(refusal, tiny, monkeypatch):
     assert said.endswith("run `wandb login`, set WANDB_MODE=offline, or leave W&B out with logger=csv")
 
 
-@pytest.mark.parametrize("main", [train.main, check_data.main, extract.main])
+@pytest.mark.parametrize("main", [train.main, check_data.main, extract.main], ids=["train", "check_data", "extract"])
 def test_help_is_short_and_names_what_can_be_done(call, tmp_path, capsys, main):
     with pytest.raises(SystemExit) as stop:
         call(main, tmp_path, "--help")

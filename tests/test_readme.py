@@ -32,7 +32,7 @@ def names(tmp_path_factory, make_checkpoint, make_video) -> dict:
     return {"folder": folder, "features": features, "mask": mask}
 
 
-@pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.split("\n")[0])
 def test_the_python_of_the_readme_gives_the_shapes_in_its_comments(block, names, monkeypatch):
     names = dict(names)
     monkeypatch.chdir(names["folder"])

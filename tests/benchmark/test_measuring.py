@@ -86,6 +86,7 @@ def test_in_training_the_head_s_part_has_its_backward_pass(monkeypatch):
             Setting(60, 8, 8, 128, "cpu", 1, 1, 20, ("model.channels=[64,32,32]", "model.window_frames=[4,20,60]")),
         ),
     ],
+    ids=["plain attention", "learnable"],
 )
 def test_the_peak_is_of_the_tensors_and_has_nothing_of_the_start_of_a_process(row, setting):
     result = measured_apart(measure, row, setting, None)

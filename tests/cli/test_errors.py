@@ -60,7 +60,9 @@ def test_hydra_full_error_shows_the_stack_trace(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("mistake", "error"), [(lambda: near_misses(None, None, "train"), TypeError), (fail, ZeroDivisionError)]
+    ("mistake", "error"),
+    [(lambda: near_misses(None, None, "train"), TypeError), (fail, ZeroDivisionError)],
+    ids=["in vtm", "elsewhere"],
 )
 def test_mistakes_of_the_program_keep_their_stack_trace(mistake, error):
     with pytest.raises(error), errors_in_one_sentence():

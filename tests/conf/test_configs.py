@@ -37,7 +37,7 @@ def network(config: DictConfig, channels: int) -> VTM:
     return instantiate(config.model, channels, 3)
 
 
-@pytest.mark.parametrize(("group", "option"), OPTIONS, ids="/".join)
+@pytest.mark.parametrize(("group", "option"), OPTIONS, ids=map("=".join, OPTIONS))
 def test_every_option_composes(group, option):
     overrides = ["experiment=demo", f"{group}={option}"]
     config = composed(*([f"experiment={option}"] if group == "experiment" else overrides))

@@ -236,7 +236,9 @@ def test_a_host_with_dense_outputs_exports_with_any_batch() -> None:
         torch.testing.assert_close(exported(batch(size)[0]), host(batch(size)[0]))
 
 
-@pytest.mark.parametrize("twin_of", [copy.deepcopy, lambda host: pickle.loads(pickle.dumps(host))])
+@pytest.mark.parametrize(
+    "twin_of", [copy.deepcopy, lambda host: pickle.loads(pickle.dumps(host))], ids=["deepcopy", "pickle"]
+)
 def test_copies_of_a_host_compute_the_same(twin_of) -> None:
     host, (x, labels) = make_host().eval(), batch()
     twin = twin_of(host)

@@ -33,7 +33,7 @@ def write_audio(path: Path) -> None:
     ],
     ids=["absent", "empty", "text", "cut", "audio"],
 )
-@pytest.mark.parametrize("read", [duration, lambda path: read_frames(path, [0.0], size=16)])
+@pytest.mark.parametrize("read", [duration, lambda path: read_frames(path, [0.0], size=16)], ids=["duration", "frames"])
 def test_unreadable_files_are_one_error_with_the_path(clip, tmp_path, make, says, read):
     path = tmp_path / "bad.mp4"
     make(path, clip.read_bytes())

@@ -103,6 +103,7 @@ def with_uid(database):
         (with_uid, r"video_uid, as of videollm-online; test stands for testing; train stands for training; 611"),
         (lambda database: {"database": with_uid(database)}, r"video_uid, as of videollm-online"),
     ],
+    ids=["flat", "one_key", "with_uid", "with_uid in a database"],
 )  # fmt: skip
 def test_all_layouts_of_the_real_list_give_the_same(tmp_path, rebuilt, layout, says):
     for name in (*ID_LISTS, "taxonomy_targets.csv"):
