@@ -64,9 +64,9 @@ def build(cfg: DictConfig, encoder: Any, data: Any, task: Any) -> Any:
     epoch_seed(cfg.seed, epoch=0, rank=0)  # the same initial weights on every rank
     model = instantiate(cfg.model, encoder.channels, data.num_outputs, encoder.grid)
     rules = {"optimizer": instantiate(cfg.optimizer), "scheduler": instantiate(cfg.scheduler)}
-    module = VTMModule(encoder, model, task, **rules, config=OmegaConf.to_container(cfg, resolve=True))
+    module = VTMModule(encoder, model, task, data, **rules, config=OmegaConf.to_container(cfg, resolve=True))
     if cfg.ckpt_path is not None:
-        module.check_checkpoint(read_checkpoint(cfg.ckpt_path), data.class_names, resumes=cfg.train)
+        module.check_checkpoint(read_checkpoint(cfg.ckpt_path), resumes=cfg.train)
     if cfg.finetune_from is not None:
         theirs = read_checkpoint(cfg.finetune_from, key="finetune_from", tensors=True)
         fine_tune(model, theirs, encoder_key=encoder.key)

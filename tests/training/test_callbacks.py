@@ -233,8 +233,8 @@ def test_needles_are_followed_through_the_blocks_as_by_hand():
     model = VTM(8, 3, window_frames=(2, 4), channels=(8, 8), num_heads=2, dropout=0.0, merge_layer=merger).eval()
     batch = next(iter(data.test_dataloader()))
     output, logged = model(batch.inputs), {}
-    trainer = SimpleNamespace(datamodule=data)
-    module = SimpleNamespace(log_dict=lambda values, **_: logged.update(values))
+    trainer = SimpleNamespace()
+    module = SimpleNamespace(data=data, log_dict=lambda values, **_: logged.update(values))
     NeedlesKept().on_test_batch_end(trainer, module, {"output": output}, batch, 0)
 
     found = {"kept_1": 0, "target_1": 0, "kept_2": 0, "target_2": 0}

@@ -100,7 +100,13 @@ class Clips(L.LightningDataModule):
 
 
 def module(
-    task: Task | None = None, *, outputs: int = 2, encoder: Encoder | None = None, channels: int = 4, **merger: Any
+    task: Task | None = None,
+    *,
+    data: Clips | None = None,
+    outputs: int = 2,
+    encoder: Encoder | None = None,
+    channels: int = 4,
+    **merger: Any,
 ) -> VTMModule:
     torch.manual_seed(0)
     merge_layer = partial(
@@ -111,7 +117,7 @@ def module(
         8, outputs, window_frames=(2, 4), channels=(channels, 4), num_heads=2, dropout=0.1, merge_layer=merge_layer
     )
     return VTMModule(
-        encoder or PatchEncoder(), network, task or CLASSIFICATION(outputs),
+        encoder or PatchEncoder(), network, task or CLASSIFICATION(outputs), data or Clips(),
         optimizer=partial(torch.optim.AdamW, lr=1e-2),
         scheduler=partial(cosine_with_warmup, warmup_epochs=1),
         config={"seed": 0, "model": {"channels": [channels, 4]}},
@@ -158,7 +164,7 @@ def test_a_checkpoint_of_other_classes_is_refused(checkpoint, tmp_path):
     data = Clips()
     data.class_names = ["bright", "dark"]
     with pytest.raises(ValueError, match=r"other classes: it has dark where the data have bright"):
-        trainer(tmp_path).test(module(), data, ckpt_path=checkpoint)
+        trainer(tmp_path).test(module(data=data), data, ckpt_path=checkpoint)
 
 
 def test_a_checkpoint_of_another_encoder_is_refused(checkpoint, tmp_path):
@@ -192,7 +198,7 @@ def test_videos_of_one_performance_widen_the_interval(tmp_path):
 
         videos = listed = read_split
 
-    alone, together = module(), module()
+    alone, together = module(), module(data=Performances())
     trainer(tmp_path).test(alone, Clips(), verbose=False)
     trainer(tmp_path).test(together, Performances(), verbose=False)
     assert alone.summary("test")["value"] == together.summary("test")["value"]
@@ -252,7 +258,8 @@ def test_a_partial_test_counts_what_it_saw(tmp_path):
 
 def test_regression_trains_and_scores(tmp_path):
     targets = [0.5, 2.5, -1.0] * 4
-    lit, data = module(Regression(1, fusion=TwoLosses(0.5)), outputs=1), Clips(targets)
+    data = Clips(targets)
+    lit = module(Regression(1, fusion=TwoLosses(0.5)), data=data, outputs=1)
     run = trainer(tmp_path)
     run.fit(lit, data)
     run.test(lit, data, verbose=False)
@@ -291,7 +298,7 @@ def test_stored_features_give_what_their_frames_give(tmp_path):
 
 def test_targets_beyond_the_classes_are_refused(tmp_path):
     with pytest.raises(ValueError, match="class 7"):
-        trainer(tmp_path).fit(module(), Clips([0, 7, 1]))
+        trainer(tmp_path).fit(module(data=Clips([0, 7, 1])), Clips([0, 7, 1]))
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,7 @@ class Kept(WandbLogger):
     log_hyperparams = log_metrics = save = finalize = after_save_checkpoint = lambda *_, **__: None
 
 
-def module(encoder: Any, task: Any = CLASSIFY, *, outputs: int = 2) -> VTMModule:
+def module(encoder: Any, data: Any, task: Any = CLASSIFY, *, outputs: int = 2) -> VTMModule:
     merger = partial(
         TokenMerger, partition=saliency_partition, partition_factor=2, merge_count=0.5, saliency_weight=1.0
     )
@@ -80,7 +80,7 @@ def module(encoder: Any, task: Any = CLASSIFY, *, outputs: int = 2) -> VTMModule
         8, outputs, window_frames=(2, 4), channels=(8, 8), num_heads=2, dropout=0.0, merge_layer=merger
     )  # fmt: skip
     return VTMModule(
-        encoder, network, task, optimizer=partial(torch.optim.AdamW, lr=1e-3),
+        encoder, network, task, data, optimizer=partial(torch.optim.AdamW, lr=1e-3),
         scheduler=partial(cosine_with_warmup, warmup_epochs=0), config={},
     )  # fmt: skip
 
@@ -105,12 +105,12 @@ def videos(root: Path, encoder: Encoder, protocol: Any, *, regression: bool = Fa
     )
 
 
-def fit(folder: Path, model: VTMModule, data: Any, *loggers: Any, every: int = 2, epochs: int = 4) -> L.Trainer:
+def fit(folder: Path, model: VTMModule, *loggers: Any, every: int = 2, epochs: int = 4) -> L.Trainer:
     trainer = L.Trainer(
         default_root_dir=folder, max_epochs=epochs, logger=list(loggers), callbacks=[PictureLogger(every_epochs=every)],
         accelerator="cpu", enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
     )  # fmt: skip
-    trainer.fit(model, data)
+    trainer.fit(model, model.data)
     return trainer
 
 
@@ -128,8 +128,8 @@ def first_row(sheet: Any, frames: Tensor, grid: tuple[int, int]) -> bool:
 def test_sheets_come_every_few_epochs_and_after_the_last(tmp_path, root):
     encoder, logger = Patches(), Kept()
     data = videos(root, encoder, Single(num_frames=4))
-    model = module(encoder)
-    trainer = fit(tmp_path, model, data, logger, epochs=6)
+    model = module(encoder, data)
+    trainer = fit(tmp_path, model, logger, epochs=6)
     assert [kept["step"] for kept in logger.kept] == [2 * epoch for epoch in (1, 3, 5, 6)]
     trainer.validate(model, data, verbose=False)
     trainer.test(model, data, verbose=False)
@@ -155,7 +155,7 @@ def test_sheets_come_every_few_epochs_and_after_the_last(tmp_path, root):
 def test_the_frames_are_those_of_the_batch(tmp_path, root, row, frames_per_step, protocol, steps):
     encoder, logger = Patches(row=row, frames_per_step=frames_per_step), Kept()
     data = videos(root, encoder, protocol)
-    fit(tmp_path, module(encoder), data, logger, epochs=1)
+    fit(tmp_path, module(encoder, data), logger, epochs=1)
     batch = next(iter(data.val_dataloader()))
     (kept,) = logger.kept
     assert first_row(kept["images"][0], batch.inputs[0][::frames_per_step][:steps], (2, 2))
@@ -173,7 +173,7 @@ def test_features_are_shown_in_colours(tmp_path):
         source=partial(NeedleSource, motion=False), **LOADING,
     )  # fmt: skip
     logger = Kept()
-    fit(tmp_path, module(Precomputed("needle", grid=(3, 4), channels=8)), data, logger, epochs=1)
+    fit(tmp_path, module(Precomputed("needle", grid=(3, 4), channels=8), data), logger, epochs=1)
     (kept,) = logger.kept
     features = next(iter(data.val_dataloader())).inputs[0]
     assert first_row(kept["images"][0], feature_colours(features), (3, 4))
@@ -192,7 +192,7 @@ def test_a_regression_is_shown_with_its_value(tmp_path, root, monkeypatch):
     monkeypatch.setattr(
         vtm.training.picture_logger, "draw_sheet", lambda view, **words: shown.append((view.scores, words))
     )
-    fit(tmp_path / "run", module(encoder, task, outputs=1), data, logger, epochs=1)
+    fit(tmp_path / "run", module(encoder, data, task, outputs=1), logger, epochs=1)
     assert logger.kept[0]["caption"] == ["01.mp4@0.00, in truth −2.00"]
     ((scores, words),) = shown
     ((name, value),) = scores
@@ -206,7 +206,7 @@ def test_the_sheet_says_the_true_class_beside_the_predicted_one(tmp_path, root, 
     monkeypatch.setattr(
         vtm.training.picture_logger, "draw_sheet", lambda view, **words: shown.append((view.scores, words))
     )
-    fit(tmp_path, module(encoder), videos(root, encoder, Single(num_frames=4)), Kept(), epochs=1)
+    fit(tmp_path, module(encoder, videos(root, encoder, Single(num_frames=4))), Kept(), epochs=1)
     ((scores, words),) = shown
     assert (words["title"], words["truth"]) == ("01.mp4@0.00", "b")
     assert sorted(name for name, _ in scores) == ["a", "b"]
@@ -216,7 +216,7 @@ def test_the_sheet_says_the_true_class_beside_the_predicted_one(tmp_path, root, 
 def test_without_wandb_nothing_is_drawn(tmp_path, root, monkeypatch):
     monkeypatch.setattr(vtm.training.picture_logger, "draw_sheet", None)
     encoder = Patches()
-    fit(tmp_path, module(encoder), videos(root, encoder, Single(num_frames=4)), epochs=1)
+    fit(tmp_path, module(encoder, videos(root, encoder, Single(num_frames=4))), epochs=1)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -228,7 +228,7 @@ def test_wandb_takes_the_sheet(tmp_path, root, monkeypatch):
     encoder = Patches()
     data = videos(root, encoder, Single(num_frames=4))
     with closing_wandb():
-        fit(tmp_path, module(encoder), data, wandb_logger(project="p", save_dir=tmp_path), epochs=1)
+        fit(tmp_path, module(encoder, data), wandb_logger(project="p", save_dir=tmp_path), epochs=1)
     (path,) = tmp_path.glob("wandb/offline-run-*/files/media/images/val/merged_*.png")
     batch = next(iter(data.val_dataloader()))
     sheet = (image.imread(path)[..., :3] * 255).round().astype(np.uint8)

@@ -3,7 +3,7 @@
 import random
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from vtm.data.datamodule import Split
 from vtm.data.dataset import Batch
 from vtm.data.datasets.needle import NeedleSource
 from vtm.models import HeadOutput
+from vtm.training.module import VTMModule
 
 
 class EpochSeed(Callback):
@@ -108,16 +109,16 @@ class NeedlesKept(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *places: int
     ) -> None:
         if not trainer.sanity_checking:
-            self._log("val", trainer, pl_module, outputs["output"], batch)
+            self._log("val", pl_module, outputs["output"], batch)
 
     def on_test_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *places: int
     ) -> None:
-        self._log("test", trainer, pl_module, outputs["output"], batch)
+        self._log("test", pl_module, outputs["output"], batch)
 
-    def _log(self, stage: Split, trainer: Trainer, module: LightningModule, output: HeadOutput, batch: Batch) -> None:
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        source: NeedleSource = data.source
+    def _log(self, stage: Split, module: LightningModule, output: HeadOutput, batch: Batch) -> None:
+        data = cast(VTMModule, module).data
+        source = cast(NeedleSource, data.source)  # of the experiment that adds this callback
         clips = [source.clip(data.videos(stage)[index]) for index in batch.index.tolist()]
         needles = torch.stack([clip.needles for clip in clips]).flatten(1).to(batch.index.device)  # (B, T·H·W)
         guesses = torch.tensor([source.clips.oracle(clip) for clip in clips]).to(batch.target)

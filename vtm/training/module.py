@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from vtm.data.datamodule import Split, VideoDataModule
 from vtm.data.dataset import Batch, clip_generator
 from vtm.encoders import Encoder
 from vtm.models import VTM, HeadOutput
@@ -30,6 +31,7 @@ class VTMModule(L.LightningModule):
         encoder: frozen; its key must be that of the checkpoint when one is loaded.
         model: the network.
         task: loss, scores and metric.
+        data: the splits, the class names and the shape of the clips; must be what the trainer loads.
         optimizer: makes the optimizer of the network's parameters.
         scheduler: makes the learning-rate schedule, `scheduler(optimizer, total_steps=…, total_epochs=…)`.
         config: the run's resolved configuration in plain containers, kept in the checkpoint.
@@ -40,6 +42,7 @@ class VTMModule(L.LightningModule):
         encoder: Encoder,
         model: VTM,
         task: Task,
+        data: VideoDataModule,
         *,
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
         scheduler: Callable[..., LRScheduler],
@@ -49,6 +52,7 @@ class VTMModule(L.LightningModule):
         self.encoder = encoder
         self.model = model
         self.task = task
+        self.data = data
         self.optimizer = optimizer
         self.scheduler = scheduler
         self.config = config
@@ -58,8 +62,9 @@ class VTMModule(L.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Check that data and network fit, and show the task the training targets."""
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        for split in {"fit": ("train", "val"), "validate": ("val",)}.get(stage, ("test",)):
+        data = self.data
+        splits: dict[str, tuple[Split, ...]] = {"fit": ("train", "val"), "validate": ("val",)}
+        for split in splits.get(stage, ("test",)):
             ids = ids_sha256(video.id for video in data.videos(split))
             if self.trainer.strategy.broadcast(ids) != ids:  # clips name their videos by places in this list
                 raise RuntimeError(
@@ -126,22 +131,19 @@ class VTMModule(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Say what the checkpoint is; the encoder has no part in it."""
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        facts = {"encoder": self.encoder.key, "classes": data.class_names, "config": self.config}
+        facts = {"encoder": self.encoder.key, "classes": self.data.class_names, "config": self.config}
         checkpoint["vtm"] = {"format": FORMAT, **facts}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Check that the checkpoint is ours and of this encoder, these classes and these settings."""
-        names = self.trainer.datamodule.class_names  # type: ignore[attr-defined]
+        """Refuse a checkpoint that is not ours, or of another encoder, other classes or other settings."""
         resumes = self.trainer.state.fn == TrainerFn.FITTING
-        self.check_checkpoint(Checkpoint.parse(checkpoint, "the checkpoint"), names, resumes=resumes)
+        self.check_checkpoint(Checkpoint.parse(checkpoint, "the checkpoint"), resumes=resumes)
 
-    def check_checkpoint(self, checkpoint: Checkpoint, class_names: list[str] | None, *, resumes: bool) -> None:
+    def check_checkpoint(self, checkpoint: Checkpoint, *, resumes: bool) -> None:
         """Refuse a checkpoint of another encoder, other classes or other settings.
 
         Args:
             checkpoint: to be resumed or tested.
-            class_names: of the data.
             resumes: its training goes on; else it is tested.
 
         Raises:
@@ -150,7 +152,7 @@ class VTMModule(L.LightningModule):
         check_same_run(
             checkpoint,
             encoder_key=self.encoder.key,
-            class_names=class_names,
+            class_names=self.data.class_names,
             config=self.config,
             resumes=resumes,
         )
@@ -165,7 +167,7 @@ class VTMModule(L.LightningModule):
             self.log(f"{stage}/motion_from_codec", share, batch_size=len(batch.id), on_epoch=True, sync_dist=True)
         return {"output": output}
 
-    def _summarise(self, stage: str, metric: VideoMetric) -> None:
+    def _summarise(self, stage: Split, metric: VideoMetric) -> None:
         if self.trainer.state.fn != TrainerFn.FITTING:
             self.summaries[stage] = self._describe(stage, metric)
         value = metric.compute()
@@ -174,8 +176,8 @@ class VTMModule(L.LightningModule):
         self.log(f"{stage}/{self.task.metric_name}", value, prog_bar=True, sync_dist=True)
         self.log(f"{stage}/score", score, sync_dist=True)
 
-    def _describe(self, stage: str, metric: VideoMetric) -> dict[str, Any]:
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+    def _describe(self, stage: Split, metric: VideoMetric) -> dict[str, Any]:
+        data = self.data
         videos = data.videos(stage)
         clustered = any(video.cluster for video in videos)
         summary = metric.summary(clusters=[video.cluster or video.id for video in videos] if clustered else None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
@@ -15,6 +15,7 @@ from vtm.pictures.captions import decimal
 from vtm.pictures.features import feature_colours
 from vtm.pictures.sheet import draw_sheet
 from vtm.tasks.task import ranked
+from vtm.training.module import VTMModule
 
 
 class PictureLogger(Callback):
@@ -48,7 +49,7 @@ class PictureLogger(Callback):
         loggers = [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]
         if loggers and trainer.is_global_zero and batch_idx == dataloader_idx == 0 and self._is_due(trainer):
             self._drawn = trainer.current_epoch
-            sheet, caption = _sheet(trainer, pl_module, outputs["output"], batch)
+            sheet, caption = _sheet(cast(VTMModule, pl_module), outputs["output"], batch)
             for logger in loggers:
                 logger.log_image("val/merged", [sheet], step=trainer.global_step, caption=[caption])
 
@@ -60,9 +61,9 @@ class PictureLogger(Callback):
         return passed >= self.every_epochs or (passed > 0 and epoch + 1 == trainer.max_epochs)
 
 
-def _sheet(trainer: Trainer, module: Any, output: HeadOutput, batch: Batch) -> tuple[Any, str]:
+def _sheet(module: VTMModule, output: HeadOutput, batch: Batch) -> tuple[Any, str]:
     """Draw the first clip of a batch; also say which one it is."""
-    data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    data = module.data
     video = data.videos("val")[int(batch.index[0])]
     length = data.source.length(video)
     times = [video.start + time for time in data.protocol.times(data.protocol.starts(length)[0], length)]
@@ -73,7 +74,7 @@ def _sheet(trainer: Trainer, module: Any, output: HeadOutput, batch: Batch) -> t
     else:
         frames = inputs[:: module.encoder.frames.frames_per_step][: len(times)]
     names = data.class_names
-    truth = decimal(video.target) if names is None else names[video.target]
+    truth = decimal(video.target) if names is None else names[int(video.target)]
     scores = ranked(names, module.task.scores(output.logits[:1]).flatten().tolist())
     view = ClipView.of(frames, times, output.clip(0), grid, scores=scores)
     return draw_sheet(view, title=batch.id[0], truth=truth), f"{batch.id[0]}, in truth {truth}"
