@@ -75,8 +75,8 @@ def export(checkpoint: Path, out: Path, formats: str, *, encoder_checkpoint: str
     weights, description = from_checkpoint(checkpoint)
     if encoder_checkpoint is not None:
         description["encoder"] |= {"checkpoint": encoder_checkpoint}
-    model = Predictor(description)
-    model.network.load_state_dict(weights)
+    model = Predictor.from_training(weights, description)
+    weights = model.network.state_dict()
     if lacks := [name for name in chosen if name != "safetensors"]:
         check_traceable(model, lacks[0])
     for name in chosen:
@@ -90,7 +90,7 @@ def export(checkpoint: Path, out: Path, formats: str, *, encoder_checkpoint: str
 
 
 def from_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Take the network's weights and its description, which `vtm.inference.model_file` writes, from a checkpoint.
+    """Take all weights of the network, and its description as `vtm.inference.model_file` has it, from a checkpoint.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -106,9 +106,7 @@ def from_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if not task.startswith("vtm.tasks."):
         raise ModelFileError(f"a model file holds classification or regression of vtm.tasks, but task is {task}")
     state = {
-        name.removeprefix("model."): value
-        for name, value in checkpoint.state.items()
-        if name.startswith("model.") and ".auxiliary." not in name
+        name.removeprefix("model."): value for name, value in checkpoint.state.items() if name.startswith("model.")
     }
     return state, {
         "task": task.rpartition(".")[2].lower(),

@@ -147,8 +147,6 @@ def _load(arguments: argparse.Namespace) -> Predictor:
 
 def _check(model: Predictor, arguments: argparse.Namespace) -> None:
     """Refuse at once what the model would refuse for every video."""
-    from vtm.models import Stream
-
     if model.encoder.frames is None:
         raise ValueError(
             f"{arguments.model} was trained on features ({model.encoder.key}) and cannot look at videos: give a model "
@@ -156,7 +154,7 @@ def _check(model: Predictor, arguments: argparse.Namespace) -> None:
         )
     if arguments.stream:
         try:
-            Stream(model.network)
+            model.open_stream()
         except ValueError as error:
             raise ValueError(f"{arguments.model} cannot be used with --stream: {error}") from None
 

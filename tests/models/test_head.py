@@ -7,7 +7,11 @@ import torch
 from torch import nn
 
 from vtm.merging import (
+    FeatureGrid,
+    NoMerger,
     TokenMerger,
+    motion_partition,
+    motion_weights,
     saliency_partition,
     saliency_weights,
 )
@@ -72,3 +76,49 @@ def test_a_clip_of_a_batch_is_the_one_that_it_would_be_alone(index):
         torch.testing.assert_close(trace.saliency, other.saliency)
     assert [trace.window_frames for trace in one.blocks] == [2, 4]
     assert all(map(torch.equal, one.clip_targets(), alone.clip_targets()))
+
+
+def test_for_inference_drops_the_auxiliary_path_and_nothing_else():
+    model, features = network().eval(), clip()
+    expected, names = model(features).logits, set(model.state_dict())
+    assert model.for_inference() is model
+    assert names - set(model.state_dict()) == {name for name in names if ".auxiliary." in name} != set()
+    assert torch.equal(model(features).logits, expected)
+    assert not model.training
+
+
+@pytest.mark.parametrize(
+    ("changes", "needs_motion"),
+    [({}, False), ({"partition": motion_partition}, True), ({"weighting": partial(motion_weights)}, True)],
+    ids=["saliency", "partition by motion", "weighting by motion"],
+)
+def test_a_head_says_whether_it_needs_motion(changes, needs_motion):
+    assert network(partial(LEARNABLE, **changes)).needs_motion is needs_motion
+    assert network(NoMerger).needs_motion is False
+
+
+def test_a_head_says_whether_it_samples_in_evaluation():
+    assert network(partial(LEARNABLE, sample_in_eval=True)).samples_in_eval is True
+    assert network().samples_in_eval is network(NoMerger).samples_in_eval is False
+
+
+def test_blocks_that_a_clip_does_not_reach_are_frozen():
+    model = network(window_frames=(2, 4, 8), channels=(6, 6, 6))
+    model.freeze_unused(4, 2, 2)
+    assert [all(p.requires_grad for p in block.parameters()) for block in model.blocks] == [True, True, False]
+
+
+def test_features_in_another_layout_than_the_encoder_s_are_refused():
+    model = VTM(
+        8,
+        3,
+        FeatureGrid(2, 2, prefix=1),
+        window_frames=(2, 4),
+        channels=(6, 4),
+        num_heads=HEADS,
+        dropout=0.0,
+        merge_layer=NoMerger,
+    )
+    assert model(torch.randn(1, 4, 1, 5, 8)).logits.shape == (1, 3)
+    with pytest.raises(ValueError, match=r"with \(H, W\) = \(1, 5\), got \(1, 4, 2, 2, 8\)"):
+        model(torch.randn(1, 4, 2, 2, 8))

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -20,6 +21,7 @@ from vtm.merging import (
     NoMerger,
     TokenMerger,
     center_partition,
+    motion_partition,
     saliency_partition,
     saliency_weights,
 )
@@ -57,6 +59,7 @@ class Clips(L.LightningDataModule):
 
     protocol = Single(num_frames=4)
     selection = "val"
+    source = SimpleNamespace(motion=False)
 
     def __init__(self, targets: list[float] | None = None, *, repeats: int = 2) -> None:
         super().__init__()
@@ -316,3 +319,10 @@ def test_with_a_class_token_any_strategy_merges(tmp_path, settings):
     lit.model = VTM(8, 2, encoder.grid, merge_layer=merge_layer, **sizes)
     trainer(tmp_path).validate(lit, Clips(), verbose=False)
     assert lit.summary("val")["tokens"] == [16, 12, 9]
+
+
+def test_a_network_that_merges_by_motion_needs_data_that_read_it(tmp_path):
+    lit = module()
+    lit.model.blocks[0].merger.partition = motion_partition
+    with pytest.raises(ValueError, match="merges by motion, but the data do not read it: set motion=true"):
+        trainer(tmp_path).validate(lit, Clips(), verbose=False)

@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from vtm.benchmark.network import FUSED, Trial, make_encoder, on_tokens
+from vtm.benchmark.network import CLASSES, FUSED, Trial, make_encoder, on_tokens
 from vtm.benchmark.rows import Row, Setting
 
 _WORKSPACE = 1.15  # of kernels: plain attention at the paper's size takes 1.13 times the memory of its tensors
@@ -53,12 +53,11 @@ def needs(row: Row, setting: Setting) -> Needs:
     with FakeTensorMode():
         trial = Trial(head, replace(on_tokens(setting, encoder), device="cpu"))
         assert trial.inputs is not None  # only a stream has none
-        used = [p for name, p in trial.model.named_parameters() if row.training or ".auxiliary." not in name]
         flop = _flop_as_plain(trial)
         trial.model.zero_grad(set_to_none=True)
         with _LiveMemory() as memory, trial.mode(), FlopCounterMode(display=False):  # it takes operations apart
             trial()
-        moved = (1 + row.training) * _bytes(used) + row.batch * trial.model.head.weight[:, 0].nbytes
+        moved = (1 + row.training) * _bytes(trial.model.parameters()) + 4 * row.batch * CLASSES
         moved += 0 if trial.motion is None else trial.motion.nbytes
         held = _bytes(trial.model.parameters()) + trial.inputs.nbytes + int(_WORKSPACE * memory.peak)
     if encoder is None:

@@ -94,7 +94,7 @@ class Trial:
         with self.device:
             grid = None if self.encoder is None else self.encoder.grid
             self.model: VTM = instantiate(config.model, setting.channels, CLASSES, grid)
-        self.model.train(row.training)
+        self.model = self.model.train() if row.training else self.model.for_inference()
         self.plan = self.model.plan(*self.shape[1:4])
         self.motion = torch.rand(self.shape[:4], device=self.device) if config.motion else None
         self.target = torch.zeros(row.batch, dtype=torch.int64, device=self.device)

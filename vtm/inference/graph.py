@@ -20,7 +20,6 @@ from torch import Tensor
 from vtm.encoders import Encoder
 from vtm.inference.model_file import ModelFileError
 from vtm.inference.predictor import Predictor
-from vtm.merging import TokenMerger
 from vtm.system.atomic import write_atomically
 
 _BATCHES = (1, 3)  # at which what is written is compared with the model
@@ -33,7 +32,7 @@ def check_traceable(model: Predictor, name: str) -> None:
     Raises:
         ModelFileError: if the model samples; it names the format.
     """
-    if any(isinstance(module, TokenMerger) and module.sample_in_eval for module in model.modules()):
+    if model.network.samples_in_eval:
         raise ModelFileError(
             f"format {name} cannot hold merging.sample_in_eval=true, whose noise depends on the clip's id: export "
             "to safetensors, or train with merging.sample_in_eval=false"

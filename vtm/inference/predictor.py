@@ -19,7 +19,7 @@ from vtm.inference.model_card import model_card
 from vtm.inference.model_file import ModelFileError, build, read_model, weights_sha256, write_model
 from vtm.inference.prediction import Prediction, Window
 from vtm.merging.partition import Generators
-from vtm.models import VTM, HeadOutput, Stream
+from vtm.models import VTM, Head, HeadOutput, Stream
 from vtm.pictures.view import ClipView
 from vtm.tasks.task import ranked
 
@@ -44,7 +44,7 @@ class Predictor(
         description: what `vtm.inference.model_file` has beside the weights.
 
     Attributes:
-        network: the `VTM`, without the auxiliary path of training.
+        network: the head, without what only training needs.
         encoder: the frozen one.
         protocol: which clips are seen of a video.
         labels: K names of classes; None for a regression.
@@ -73,14 +73,25 @@ class Predictor(
         outputs, classes = description["num_outputs"], description["classes"]
         if classes and len(classes) != outputs:
             raise ModelFileError(f"expected {outputs} classes, one for each output, got {len(classes)}")
-        self.network: VTM = build(description["model"], self.encoder.channels, outputs, self.encoder.grid)
-        for block in self.network.blocks:
-            block.auxiliary = None
+        self.network = self._build_network().for_inference()
         self.protocol: ClipProtocol = build(description["protocol"])
         regression = description["task"] == "regression"
         names = [str(index) for index in range(outputs)]
         self.labels: list[str] | None = None if regression else classes or names
         self.eval()
+
+    @classmethod
+    def from_training(cls, weights: Mapping[str, Tensor], description: Mapping[str, Any]) -> Self:
+        """Make a model of all the weights that a network had in training.
+
+        Raises:
+            ModelFileError: if the encoder is not the one of the training.
+        """
+        model = cls(description)
+        network = model._build_network()
+        network.load_state_dict(weights)
+        model.network = network.for_inference()
+        return model
 
     @property
     def identity(self) -> str:
@@ -90,7 +101,7 @@ class Predictor(
     @property
     def device(self) -> torch.device:
         """Where the network is, and frames are encoded."""
-        return self.network.head.weight.device
+        return next(self.network.parameters()).device
 
     @torch.no_grad()
     def forward(
@@ -180,10 +191,27 @@ class Predictor(
             scores=ranked(self.labels, scores.tolist()),
         )
 
+    def open_stream(self) -> Stream:
+        """Make a stream of the network, to which the features of a clip are given little by little.
+
+        Raises:
+            ValueError: if the network cannot stream.
+        """
+        if not isinstance(self.network, VTM):
+            raise ValueError(f"a {type(self.network).__name__} sees whole clips only")
+        return Stream(self.network)
+
     def generate_model_card(self, *_: Any, **metadata: Any) -> ModelCard:
         """Say what the model is, for `save_pretrained` and `push_to_hub`."""
         usual: dict[str, Any] = self._hub_mixin_info.model_card_data.to_dict()  # type: ignore[no-untyped-call]
         return ModelCard(model_card(self.description, **usual | metadata))
+
+    def _build_network(self) -> Head:
+        """Make the network as training has it, with random weights."""
+        network: Head = build(
+            self.description["model"], self.encoder.channels, self.description["num_outputs"], self.encoder.grid
+        )
+        return network
 
     def _open(self, path: str | Path) -> EncodedVideo:
         motion = self.description["motion"]
@@ -195,7 +223,7 @@ class Predictor(
 
     def _stream(self, path: str | Path, video: EncodedVideo, seen: Callable[[float, float], None] | None) -> Prediction:
         """Score the whole video in one pass."""
-        stream, damaged, seconds = Stream(self.network), False, video.seconds
+        stream, damaged, seconds = self.open_stream(), False, video.seconds
         times = [time for time in every_second(0.0, int(seconds) + 1) if time < seconds or not time]
         for steps in video.steps(times):
             motions = [step.motion for step in steps if step.motion is not None]

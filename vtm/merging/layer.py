@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from vtm.merging.matching import match_bipartite
 from vtm.merging.merge import merge
-from vtm.merging.partition import Generators, Partition, num_targets
+from vtm.merging.partition import Generators, Partition, motion_partition, num_targets
 from vtm.merging.tokens import Grid, Grouping, Tokens
+from vtm.merging.weights import motion_weights
 
 
 class Merged(NamedTuple):
@@ -99,6 +100,17 @@ class TokenMerger(nn.Module):
         self.sample_in_eval = sample_in_eval
         self.saliency = None if saliency_weight is None else SaliencyEstimator(dim)
 
+    @property
+    def estimates_saliency(self) -> bool:
+        """Tell whether the merger has a saliency estimator, which an auxiliary attention teaches."""
+        return self.saliency is not None
+
+    @property
+    def needs_motion(self) -> bool:
+        """Tell whether the strategy or the weighting goes by `tokens.motion`."""
+        parts = (self.partition, self.weighting)
+        return any(getattr(part, "func", part) in (motion_partition, motion_weights) for part in parts)
+
     def plan(self, num_tokens: int) -> tuple[int, int]:
         """Return M and R for N tokens.
 
@@ -160,6 +172,9 @@ class NoMerger(nn.Module):
 
     saliency = None
     saliency_weight = None
+    estimates_saliency = False
+    needs_motion = False
+    sample_in_eval = False
 
     def __init__(self, dim: int) -> None:
         super().__init__()

@@ -1,15 +1,18 @@
-"""What every head takes, gives and plans."""
+"""The contract of a head, the trained network on the features of a clip: what it takes, gives and plans."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.export import register_dataclass
 
 from vtm.merging import Grouping, compose
+from vtm.merging.partition import Generators
 
 
 class BlockTrace(NamedTuple):
@@ -81,3 +84,66 @@ class HeadOutput:
             found.append(targets if before is None else before.anchor.gather(1, targets))
             before = after
         return found
+
+
+class Head(nn.Module, ABC):
+    """A network from the features of a clip to logits.
+
+    A head is made by `head(in_channels, num_outputs, grid)`: the width of the features, K outputs (1 for a regression),
+    and the layout of the tokens of a step.
+
+    Attributes:
+        head: the last layer, with K outputs. Fine-tuning starts without its weights.
+    """
+
+    head: nn.Linear
+
+    @property
+    @abstractmethod
+    def needs_motion(self) -> bool:
+        """Tell whether `forward` needs the motion of the tokens."""
+
+    @property
+    @abstractmethod
+    def samples_in_eval(self) -> bool:
+        """Tell whether `forward` draws random numbers in evaluation, too."""
+
+    @abstractmethod
+    def forward(
+        self,
+        features: Tensor,
+        *,
+        motion: Tensor | None = None,
+        mask: Tensor | None = None,
+        generator: Generators = None,
+    ) -> HeadOutput:
+        """Classify clips, or predict their values.
+
+        Args:
+            features: (B, T, *grid.shape, C) from the encoder.
+            motion: (B, T, *grid.shape) magnitude of motion in pixels per frame.
+            mask: (B, T) bool, True = real step. What masked steps hold, NaN included, changes nothing.
+            generator: of the noise where the head samples: None, one, or one per clip (`vtm.merging.partition`).
+
+        Raises:
+            ValueError: on shapes that do not fit, with the numbers.
+        """
+
+    @abstractmethod
+    def plan(self, frames: int, height: int, width: int) -> list[BlockPlan]:
+        """Work out the shapes of every block for clips of T steps in the layout H × W; blocks left out are not listed.
+
+        Raises:
+            ValueError: if clips of this shape do not fit the head.
+        """
+
+    @abstractmethod
+    def freeze_unused(self, frames: int, height: int, width: int) -> None:
+        """Turn off the gradients of parameters that clips of this shape do not reach, as DDP requires."""
+
+    @abstractmethod
+    def for_inference(self) -> Self:
+        """Drop what only training needs, switch to evaluation, and return the head itself."""
+
+
+register_dataclass(HeadOutput)

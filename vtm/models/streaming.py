@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from vtm.merging import FeatureGrid, Grid, TokenMerger, Tokens
+from vtm.merging import FeatureGrid, Grid, Tokens
 from vtm.merging.tokens import rewindow
 from vtm.models.head import BlockPlan, BlockTrace
 from vtm.models.vtm import VTM, Block
@@ -61,7 +61,7 @@ class Stream:
     def __init__(self, model: VTM) -> None:
         if model.training:
             raise ValueError("a stream evaluates, but the model is in training mode: call model.eval() first")
-        if any(isinstance(module, TokenMerger) and module.sample_in_eval for module in model.modules()):
+        if model.samples_in_eval:
             raise ValueError(
                 "a stream cannot draw the noise of a whole clip at once, but the model samples its targets in "
                 "evaluation: set merging.sample_in_eval=false, or call the model on whole clips"

@@ -8,20 +8,20 @@ attention biased by the saliency of the main path, and so teaches the saliency e
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
+from typing import Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.export import register_dataclass
 
 from vtm.merging import FeatureGrid, Grid, Merged, NoMerger, TokenMerger, Tokens, merge
 from vtm.merging.attention import attention
 from vtm.merging.partition import Generators
 from vtm.merging.tokens import rewindow
-from vtm.models.head import BlockPlan, BlockTrace, HeadOutput
+from vtm.models.head import BlockPlan, BlockTrace, Head, HeadOutput
 
 MergeLayer = Callable[[int], TokenMerger | NoMerger]
 
@@ -101,12 +101,11 @@ class Block(nn.Module):
         self.attention = SelfAttention(dim, num_heads=num_heads, dropout=dropout)
         self.merger = merge_layer(dim)
         self.project = nn.Sequential(nn.Linear(dim, out_dim), nn.GELU())
-        weight = self.merger.saliency_weight
-        self.auxiliary = (
-            None
-            if weight is None
-            else AuxiliaryPath(dim, out_dim, num_heads=num_heads, dropout=dropout, saliency_weight=weight)
-        )
+        self.auxiliary: AuxiliaryPath | None = None
+        if self.merger.estimates_saliency:
+            weight = self.merger.saliency_weight
+            assert weight is not None  # it is what has the saliency estimated
+            self.auxiliary = AuxiliaryPath(dim, out_dim, num_heads=num_heads, dropout=dropout, saliency_weight=weight)
 
     def forward(self, tokens: Tokens, grid: Grid, *, generator: Generators = None) -> tuple[Tokens, Merged]:
         """Run the main path; also return what was merged, for the auxiliary path."""
@@ -127,7 +126,7 @@ class SinusoidalTime(nn.Module):
         return x + embedding.to(x.dtype)[:, None, None]
 
 
-class VTM(nn.Module):
+class VTM(Head):
     """Video token merging network: features of a clip to logits.
 
     Args:
@@ -176,6 +175,27 @@ class VTM(nn.Module):
         )
         self.head = nn.Linear(channels[-1], num_outputs)
 
+    @property
+    def needs_motion(self) -> bool:
+        """Tell whether a block merges by the motion of the tokens."""
+        return any(block.merger.needs_motion for block in self._blocks())
+
+    @property
+    def samples_in_eval(self) -> bool:
+        """Tell whether a block samples its targets in evaluation, too."""
+        return any(block.merger.sample_in_eval for block in self._blocks())
+
+    def freeze_unused(self, frames: int, height: int, width: int) -> None:
+        """Turn off the gradients of blocks whose windows are longer than a clip of T frames."""
+        for block in self.blocks[len(self.plan(frames, height, width)) :]:
+            block.requires_grad_(False)
+
+    def for_inference(self) -> Self:
+        """Drop the auxiliary path, switch to evaluation, and return the network itself."""
+        for block in self._blocks():
+            block.auxiliary = None
+        return self.eval()
+
     def plan(self, frames: int, height: int, width: int) -> list[BlockPlan]:
         """Work out the shapes of every block for clips of T frames of H × W tokens; longer blocks are left out.
 
@@ -191,9 +211,7 @@ class VTM(nn.Module):
             )
         plans: list[BlockPlan] = []
         num_tokens, previous = height * width, 1
-        for i, length in enumerate(lengths):
-            block = self.blocks[i]
-            assert isinstance(block, Block)
+        for i, (length, block) in enumerate(zip(lengths, self._blocks(), strict=False)):
             num_tokens = num_tokens * (length // previous)
             try:
                 targets, merge_count = block.merger.plan(num_tokens)
@@ -268,8 +286,7 @@ class VTM(nn.Module):
         batch, *shape = features.shape[:4]
         grid = self.grid_of(features)
         traces: list[BlockTrace] = []
-        for plan, block in zip(self.plan(*shape), self.blocks, strict=False):
-            assert isinstance(block, Block)
+        for plan, block in zip(self.plan(*shape), self._blocks(), strict=False):
             rows = batch * plan.windows
             window = Grid(plan.window_frames, grid.height, grid.width)
             tokens, merged = block(rewindow(tokens, rows), window, generator=generator)
@@ -277,9 +294,15 @@ class VTM(nn.Module):
                 aux = block.auxiliary(rewindow(aux, rows), merged)
             traces.append(BlockTrace(merged.grouping, merged.targets, merged.saliency, plan.window_frames))
         logits = self.head(_pool(rewindow(tokens, batch)))
-        learned = self.training and self.blocks[0].auxiliary is not None
+        learned = self.training and next(self._blocks()).auxiliary is not None
         aux_logits = self.head(_pool(rewindow(aux, batch))) if learned else None
         return HeadOutput(logits, aux_logits, tuple(traces))
+
+    def _blocks(self) -> Iterator[Block]:
+        """Go through the blocks with their type, which a ModuleList does not know."""
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            yield block
 
 
 def _pool(tokens: Tokens) -> Tensor:
@@ -289,6 +312,3 @@ def _pool(tokens: Tokens) -> Tensor:
     exact = torch.promote_types(tokens.x.dtype, torch.float32)  # sums of half precision overflow
     real = tokens.mask[..., None].to(exact)
     return ((tokens.x * real).sum(1) / real.sum(1).clamp(min=1)).to(tokens.x.dtype)
-
-
-register_dataclass(HeadOutput)

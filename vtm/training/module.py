@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from vtm.data.datamodule import Split, VideoDataModule
 from vtm.data.dataset import Batch, clip_generator
 from vtm.encoders import Encoder
-from vtm.models import VTM, HeadOutput
+from vtm.models import Head, HeadOutput
 from vtm.results.record import ids_sha256
 from vtm.tasks.metric import VideoMetric
 from vtm.tasks.task import Task
@@ -22,7 +22,7 @@ from vtm.training.checkpoint import FORMAT, Checkpoint, check_same_run
 
 
 class VTMModule(L.LightningModule):
-    """Train, validate and test a VTM network on the features of a frozen encoder.
+    """Train, validate and test a head on the features of a frozen encoder.
 
     Checkpoints hold the network and the task but not the encoder, whose key they name; they contain plain values and
     tensors only, so `torch.load(weights_only=True)` reads them.
@@ -40,7 +40,7 @@ class VTMModule(L.LightningModule):
     def __init__(
         self,
         encoder: Encoder,
-        model: VTM,
+        model: Head,
         task: Task,
         data: VideoDataModule,
         *,
@@ -71,13 +71,13 @@ class VTMModule(L.LightningModule):
                     f"other processes see other {split} videos than this one, {len(data.videos(split))} of them here; "
                     "wait until no files come or go"
                 )
-        used = len(
-            self.model.plan(data.protocol.num_frames, *self.encoder.grid.shape)
-        )  # raises where the clips do not fit
+        shape = (data.protocol.num_frames, *self.encoder.grid.shape)
+        self.model.plan(*shape)  # raises where the clips do not fit
+        if self.model.needs_motion and not data.source.motion:
+            raise ValueError("the network merges by motion, but the data do not read it: set motion=true")
         if stage == "fit":
             self.task.fit_targets(data.train_targets())
-            for block in self.model.blocks[used:]:  # longer than a clip; DDP waits for the gradients of all others
-                block.requires_grad_(False)
+            self.model.freeze_unused(*shape)
 
     def forward(self, batch: Batch) -> HeadOutput:
         """Run encoder and network; in evaluation any sampling depends on the clip's id alone."""
