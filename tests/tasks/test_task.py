@@ -75,8 +75,8 @@ def test_outputs_are_checked() -> None:
 
 def test_tasks_name_their_metric_and_floor() -> None:
     classes, values = classification(7), Regression(1, fusion=TwoLosses(1.0))
-    assert (classes.num_outputs, classes.metric_name, classes.mode) == (7, "accuracy", "max")
-    assert (values.num_outputs, values.metric_name, values.mode) == (1, "mse", "min")
+    assert (classes.num_outputs, classes.metric_name) == (7, "accuracy")
+    assert (values.num_outputs, values.metric_name) == (1, "mse")
     metric = classes.metric()
     assert isinstance(metric, VideoAccuracy)
     assert metric is not classes.metric()

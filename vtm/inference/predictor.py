@@ -21,6 +21,8 @@ from vtm.inference.prediction import Prediction, Window
 from vtm.merging.partition import Generators
 from vtm.models import VTM, Head, HeadOutput, Stream
 from vtm.pictures.view import ClipView
+from vtm.tasks.classification import Classification
+from vtm.tasks.regression import Regression
 from vtm.tasks.task import ranked
 
 FILE_NAME = "model.safetensors"  # in a folder, as the Hub has it
@@ -75,9 +77,9 @@ class Predictor(
             raise ModelFileError(f"expected {outputs} classes, one for each output, got {len(classes)}")
         self.network = self._build_network().for_inference()
         self.protocol: ClipProtocol = build(description["protocol"])
-        regression = description["task"] == "regression"
+        self.task = Regression if description["task"] == Regression.name else Classification
         names = [str(index) for index in range(outputs)]
-        self.labels: list[str] | None = None if regression else classes or names
+        self.labels: list[str] | None = None if self.task is Regression else classes or names
         self.eval()
 
     @classmethod
@@ -118,7 +120,7 @@ class Predictor(
             (B, K) probabilities, or the (B, 1) values of a regression.
         """
         logits: Tensor = self.network(features, motion=motion, mask=mask, generator=generator).logits
-        return logits if self.labels is None else logits.float().softmax(1)
+        return self._scores(logits)
 
     def predict(
         self, path: str | Path, *, stream: bool = False, seen: Callable[[float, float], None] | None = None
@@ -182,13 +184,12 @@ class Predictor(
         output: HeadOutput = self.network(
             batch.inputs, motion=batch.motion, mask=batch.mask, generator=[clip_generator(name) for name in batch.id]
         )
-        scores = output.logits[0] if self.labels is None else output.logits[0].float().softmax(0)
         return ClipView.of(
             frames[:: frames_of(self.encoder).frames_per_step],
             self.protocol.times(start, seconds),
             output,
             self.encoder.grid,
-            scores=ranked(self.labels, scores.tolist()),
+            scores=ranked(self.labels, self._scores(output.logits)[0].tolist()),
         )
 
     def open_stream(self) -> Stream:
@@ -205,6 +206,10 @@ class Predictor(
         """Say what the model is, for `save_pretrained` and `push_to_hub`."""
         usual: dict[str, Any] = self._hub_mixin_info.model_card_data.to_dict()  # type: ignore[no-untyped-call]
         return ModelCard(model_card(self.description, **usual | metadata))
+
+    def _scores(self, logits: Tensor) -> Tensor:
+        """Turn logits (B, K) into probabilities (B, K), or the values (B, 1) of a regression."""
+        return self.task.to_scores(logits).reshape(logits.shape)
 
     def _build_network(self) -> Head:
         """Make the network as training has it, with random weights."""
@@ -232,8 +237,7 @@ class Predictor(
             damaged = damaged or any(step.damaged for step in steps)
             if seen is not None:
                 seen(steps[-1].time, seconds)
-        logits = stream.logits()[0]
-        scores = (logits if self.labels is None else logits.float().softmax(0)).tolist()
+        scores = self._scores(stream.logits())[0].tolist()
         windows, short = [Window(0.0, seconds, scores)], video.is_short(times)
         return Prediction(str(path), seconds, self.labels, scores, windows, short=short, damaged=damaged)
 

@@ -8,6 +8,8 @@ from typing import Any
 
 from tabulate import tabulate
 
+from vtm.tasks import lower_is_better
+
 NOTE = "The test sets differ from ours and from one another: each paper scored the videos that it still had."
 _SELECTIONS = {
     "val": "best epoch chosen on the validation videos",
@@ -87,7 +89,7 @@ def published_figures(figures: Mapping[str, Mapping[str, Any]], *, metric: str) 
     >>> published_figures({"A": {"value": 4.18}, "B": {"value": 2.9, "n": 86, "remark": "merged"}}, metric="mse")
     ['B 2.9 (n=86, merged)', 'A 4.18']
     """
-    sign = 1 if metric == "mse" else -1
+    sign = 1 if lower_is_better(metric) else -1
     listed = []
     for method, figure in sorted(figures.items(), key=lambda item: (sign * item[1]["value"], item[0])):
         details = [f"n={figure['n']}"] if "n" in figure else []

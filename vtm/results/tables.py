@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from vtm.results.runs import Run
+from vtm.tasks import lower_is_better
 
 Setting = tuple[str, ...]
-_ERRORS = ("mse",)  # metrics of which the lowest is best
 
 
 class Spread(NamedTuple):
@@ -98,7 +98,7 @@ class Table:
     @property
     def lower_is_better(self) -> bool:
         """Say whether the metric is an error."""
-        return self.metric in _ERRORS
+        return lower_is_better(self.metric)
 
     @property
     def details(self) -> list[str]:
@@ -159,7 +159,7 @@ def _table(runs: list[Run]) -> Table:
             setting=setting,
             label=", ".join(map(_named, columns, setting)) or experiment,
             runs=tuple(seeds[seed] for seed in sorted(seeds)),
-            lower_is_better=metric in _ERRORS,
+            lower_is_better=lower_is_better(metric),
         )
         for setting, seeds in groups.items()
     ]

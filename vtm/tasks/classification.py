@@ -35,7 +35,6 @@ class Classification(Task):
 
     name = "classification"
     metric_name = "accuracy"
-    mode = "max"
     class_weights: Tensor | None
 
     def __init__(
@@ -91,8 +90,9 @@ class Classification(Task):
         weight = self.class_weights[target].sum()
         return total * torch.where(weight > 0, weight.clamp_min(torch.finfo(weight.dtype).tiny).reciprocal(), 0.0)
 
-    def _path_scores(self, logits: Tensor) -> Tensor:
-        return logits.softmax(1)
+    @staticmethod
+    def to_scores(logits: Tensor) -> Tensor:
+        return logits.float().softmax(1)
 
 
 def majority_floor(train_targets: Iterable[int], targets: Iterable[int]) -> float:

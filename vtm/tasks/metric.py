@@ -144,7 +144,6 @@ class VideoAccuracy(VideoMetric):
     """
 
     name = "accuracy"
-    higher_is_better = True
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
@@ -177,7 +176,6 @@ class VideoMSE(VideoMetric):
     """Compute the mean squared error of the averaged predictions of each video."""
 
     name = "mse"
-    higher_is_better = False
 
     def _no_clips(self) -> tuple[Tensor, Tensor]:
         return torch.empty(0), torch.empty(0)

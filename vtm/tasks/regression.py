@@ -30,7 +30,6 @@ class Regression(Task):
 
     name = "regression"
     metric_name = "mse"
-    mode = "min"
 
     def __init__(self, num_outputs: int, *, fusion: Fusion) -> None:
         super().__init__(num_outputs, fusion=fusion)
@@ -63,8 +62,9 @@ class Regression(Task):
     def _path_loss(self, logits: Tensor, target: Tensor) -> Tensor:
         return F.mse_loss(logits.squeeze(1), target.float())
 
-    def _path_scores(self, logits: Tensor) -> Tensor:
-        return logits.squeeze(1)
+    @staticmethod
+    def to_scores(logits: Tensor) -> Tensor:
+        return logits.float().squeeze(1)
 
 
 def mean_floor(train_targets: Iterable[float], targets: Iterable[float]) -> float:

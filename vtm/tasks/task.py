@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
@@ -24,7 +24,6 @@ class Task(nn.Module, ABC):
         num_outputs: K, how many numbers the head puts out for a clip.
         name: Of the kind of task.
         metric_name: What the metric is called: the logged name is `val/<metric_name>`.
-        mode: Whether a good metric is high or low.
 
     Args:
         num_outputs: As above.
@@ -33,7 +32,6 @@ class Task(nn.Module, ABC):
 
     name: str
     metric_name: str
-    mode: Literal["max", "min"]
 
     def __init__(self, num_outputs: int, *, fusion: Fusion) -> None:
         super().__init__()
@@ -66,7 +64,7 @@ class Task(nn.Module, ABC):
         Raises:
             ValueError: There are not K outputs.
         """
-        return self._path_scores(self._checked(logits, len(logits)))
+        return self.to_scores(self._checked(logits, len(logits)))
 
     @abstractmethod
     def metric(self) -> VideoMetric:
@@ -88,9 +86,10 @@ class Task(nn.Module, ABC):
     def _path_loss(self, logits: Tensor, target: Tensor) -> Tensor:
         """Return the loss of one path; logits (B, K) in fp32."""
 
+    @staticmethod
     @abstractmethod
-    def _path_scores(self, logits: Tensor) -> Tensor:
-        """Return the scores; logits (B, K) in fp32."""
+    def to_scores(logits: Tensor) -> Tensor:
+        """Turn outputs (B, K) of any kind of task into scores in fp32: (B, K) probabilities, or (B,) values."""
 
     def _checked(self, logits: Tensor, batch: int) -> Tensor:
         if logits.shape != (batch, self.num_outputs):

@@ -16,6 +16,7 @@ from vtm.data.dataset import Batch, clip_generator
 from vtm.encoders import Encoder
 from vtm.models import Head, HeadOutput
 from vtm.results.record import ids_sha256
+from vtm.tasks import lower_is_better
 from vtm.tasks.metric import VideoMetric
 from vtm.tasks.task import Task
 from vtm.training.checkpoint import FORMAT, Checkpoint, check_same_run
@@ -172,7 +173,7 @@ class VTMModule(L.LightningModule):
             self.summaries[stage] = self._describe(stage, metric)
         value = metric.compute()
         metric.reset()
-        score = value if self.task.mode == "max" else -value  # higher is better, whatever the task
+        score = -value if lower_is_better(metric.name) else value  # higher is better, whatever the task
         self.log(f"{stage}/{self.task.metric_name}", value, prog_bar=True, sync_dist=True)
         self.log(f"{stage}/score", score, sync_dist=True)
 
