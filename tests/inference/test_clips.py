@@ -4,7 +4,9 @@ import pytest
 import torch
 
 import vtm
+from vtm.data.dataset import VideoDataset
 from vtm.data.sampling import Single, Windows
+from vtm.data.source import Video, VideoFiles
 from vtm.encoders import Precomputed
 from vtm.inference.clips import EncodedVideo
 
@@ -42,6 +44,26 @@ def test_what_is_missing_of_a_clip_is_masked(path, encoder):
     assert (len(frames), clip.mask.tolist()) == (6, [True] * 6 + [False] * 2)
     assert not clip.inputs[6:].any()
     assert clip.inputs[:6].any((1, 2, 3)).all()
+
+
+@pytest.mark.parametrize("motion", [False, True])
+@pytest.mark.parametrize(
+    "protocol", [Windows(num_frames=4, stride=1), Windows(num_frames=8, stride=1), Single(num_frames=4)]
+)
+def test_clips_are_those_of_the_test_of_training(path, encoder, protocol, motion):
+    source = VideoFiles(root=path.parent, encoder=encoder, sampling=protocol.sampling, motion=motion)
+    dataset = VideoDataset([Video(path.name, path, 0)], protocol, source, train=False)
+    clips = [clip for _, clip in opened(path, encoder, protocol, motion=motion).clips()]
+    assert len(clips) == len(dataset)
+    for ours, theirs in zip(clips, (dataset[item] for item in range(len(dataset))), strict=True):
+        steps = protocol.num_frames if theirs.mask is None else int(theirs.mask.sum())
+        features = encoder(theirs.inputs[None])[0]
+        torch.testing.assert_close(ours.inputs[:steps], features[:steps], atol=1e-5, rtol=0)
+        assert not ours.inputs[steps:].any()
+        for name in ("mask", "motion"):
+            one, other = getattr(ours, name), getattr(theirs, name)
+            assert (one is None and other is None) or torch.equal(one, other)
+        assert (ours.id, ours.damaged, ours.from_codec) == (theirs.id, theirs.damaged, theirs.from_codec)
 
 
 @pytest.mark.parametrize(

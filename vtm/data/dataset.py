@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from vtm.data.sampling import ClipProtocol
-from vtm.data.source import Source, Video
+from vtm.data.source import Content, Source, Video
 
 
 class Clip(NamedTuple):
@@ -74,17 +74,33 @@ class VideoDataset(Dataset[Clip]):
         length = self.source.length(video)
         times = self.protocol.draw(length) if start is None else self.protocol.times(start, length)
         content = self.source.read(video, [video.start + time for time in times])
-        mask = torch.arange(self.protocol.num_frames) < len(times)
-        return Clip(
-            inputs=pad_steps(content.inputs, len(mask) * len(content.inputs) // len(times)),
-            mask=None if mask.all() else mask,
-            motion=None if content.motion is None else pad_steps(content.motion, len(mask)),
-            target=torch.tensor(video.target, dtype=torch.int64 if isinstance(video.target, int) else torch.float32),
-            index=index,
-            id=f"{video.id}@{video.start + (times[0] if start is None else start):.2f}",
-            damaged=bool(content.substituted.any()),
-            from_codec=None if content.from_codec is None else content.from_codec.float().mean().item(),
-        )
+        begin = video.start + (times[0] if start is None else start)
+        return make_clip(video, index, begin, content, num_frames=self.protocol.num_frames)
+
+
+def make_clip(video: Video, index: int, start: float, content: Content, *, num_frames: int) -> Clip:
+    """Make a clip of the steps that lie inside the video; those after its end are zero and masked.
+
+    Args:
+        video: That it is of.
+        index: Of the video in its split.
+        start: Of the clip, in seconds from the first frame of the file; it names the clip.
+        content: At the T' times inside the video, 0 < T' <= T.
+        num_frames: T.
+    """
+    steps = len(content.substituted)
+    absent = num_frames - steps
+    mask = torch.arange(num_frames, device=content.inputs.device) < steps
+    return Clip(
+        inputs=_pad(content.inputs, absent * len(content.inputs) // steps),
+        mask=mask if absent else None,
+        motion=None if content.motion is None else _pad(content.motion, absent),
+        target=torch.tensor(video.target, dtype=torch.int64 if isinstance(video.target, int) else torch.float32),
+        index=index,
+        id=f"{video.id}@{start:.2f}",
+        damaged=bool(content.substituted.any()),
+        from_codec=None if content.from_codec is None else content.from_codec.float().mean().item(),
+    )
 
 
 def collate(clips: Sequence[Clip]) -> Batch:
@@ -122,7 +138,6 @@ def clip_generator(clip: str) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def pad_steps(steps: Tensor, count: int) -> Tensor:
-    """Append zeros to the first axis up to a length."""
-    absent = count - len(steps)
-    return torch.cat([steps, steps.new_zeros(absent, *steps.shape[1:])]) if absent else steps
+def _pad(values: Tensor, count: int) -> Tensor:
+    """Append zeros to the first axis."""
+    return torch.cat([values, values.new_zeros(count, *values.shape[1:])]) if count else values

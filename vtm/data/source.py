@@ -1,10 +1,14 @@
 """Where the inputs of a clip come from: `VideoFiles` decodes them; `vtm.features.store` reads what was stored."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from stat import S_ISREG
 from typing import NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
 from vtm.data.sampling import ClipProtocol
@@ -57,6 +61,17 @@ class Content(NamedTuple):
     motion: Tensor | None  # (T, H, W) pixels per frame
     from_codec: Tensor | None  # (T,) bool: the motion is the codec's; else it comes from differences of frames
     substituted: Tensor  # (T,) frames that could not be decoded, for which the nearest one stands in
+
+    @classmethod
+    def join(cls, parts: Sequence[Content]) -> Content:
+        """Put the steps of several parts one after another."""
+        inputs, motion, from_codec, substituted = zip(*parts, strict=True)
+        return cls(
+            torch.cat(inputs),
+            None if motion[0] is None else torch.cat(motion),
+            None if from_codec[0] is None else torch.cat(from_codec),
+            torch.cat(substituted),
+        )
 
 
 class EncoderSpec(Protocol):

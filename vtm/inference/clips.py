@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vtm.data.dataset import Clip, pad_steps
+from vtm.data.dataset import Clip, make_clip
 from vtm.data.sampling import ClipProtocol
 from vtm.data.source import Content, Video, VideoFiles
 from vtm.encoders import Encoder, Precomputed
@@ -21,13 +21,10 @@ _FRAMES_AT_ONCE = 128  # decoded before they are encoded
 
 
 class Step(NamedTuple):
-    """Hold what the model sees at one time of a video."""
+    """Hold what the model sees at one time of a video: features, and what goes with them."""
 
     time: float
-    features: Tensor  # (H, W, C)
-    motion: Tensor | None  # (H, W)
-    from_codec: bool | None
-    damaged: bool
+    content: Content
 
 
 class EncodedVideo:
@@ -103,23 +100,11 @@ class EncodedVideo:
 
     def _encode(self, times: Sequence[float], content: Content) -> list[Step]:
         features = self.encoder(content.inputs[None].to(self.device))[0]
-        motion = [None] * len(times) if content.motion is None else content.motion.to(self.device)
-        from_codec = [None] * len(times) if content.from_codec is None else content.from_codec.tolist()
-        damaged = content.substituted.bool().tolist()
-        return [Step(*values) for values in zip(times, features, motion, from_codec, damaged, strict=True)]
+        motion = None if content.motion is None else content.motion.to(self.device)
+        encoded = Content(features, motion, content.from_codec, content.substituted)
+        columns = [[None] * len(times) if column is None else column.split(1) for column in encoded]
+        return [Step(time, Content(*row)) for time, row in zip(times, zip(*columns, strict=True), strict=True)]
 
     def _clip(self, start: float, steps: Sequence[Step]) -> Clip:
-        """Stack steps, and pad them to the number that the model takes."""
-        count = self.protocol.num_frames
-        motions = [step.motion for step in steps if step.motion is not None]
-        shares = [step.from_codec for step in steps if step.from_codec is not None]
-        return Clip(
-            inputs=pad_steps(torch.stack([step.features for step in steps]), count),
-            mask=None if len(steps) == count else torch.arange(count, device=self.device) < len(steps),
-            motion=pad_steps(torch.stack(motions), count) if motions else None,
-            target=torch.tensor(self._video.target),
-            index=0,
-            id=f"{self._video.id}@{start:.2f}",
-            damaged=any(step.damaged for step in steps),
-            from_codec=sum(shares) / len(shares) if shares else None,
-        )
+        content = Content.join([step.content for step in steps])
+        return make_clip(self._video, 0, start, content, num_frames=self.protocol.num_frames)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from vtm.data.dataset import clip_generator, collate
 from vtm.data.sampling import ClipProtocol, Windows, every_second
-from vtm.data.source import frames_of
+from vtm.data.source import Content, frames_of
 from vtm.encoders import Encoder, Precomputed
 from vtm.inference.clips import EncodedVideo
 from vtm.inference.model_card import model_card
@@ -231,10 +231,9 @@ class Predictor(
         stream, damaged, seconds = self.open_stream(), False, video.seconds
         times = [time for time in every_second(0.0, int(seconds) + 1) if time < seconds or not time]
         for steps in video.steps(times):
-            motions = [step.motion for step in steps if step.motion is not None]
-            features = torch.stack([step.features for step in steps])
-            stream.update(features[None], motion=torch.stack(motions)[None] if motions else None)
-            damaged = damaged or any(step.damaged for step in steps)
+            content = Content.join([step.content for step in steps])
+            stream.update(content.inputs[None], motion=None if content.motion is None else content.motion[None])
+            damaged = damaged or bool(content.substituted.any())
             if seen is not None:
                 seen(steps[-1].time, seconds)
         scores = self._scores(stream.logits())[0].tolist()
