@@ -19,7 +19,7 @@ from vtm.merging import TokenMerger
 from vtm.merging.attention import attention
 from vtm.models.streaming import Stream
 from vtm.models.vtm import SelfAttention
-from vtm.system.measure import PeakMemory, median_seconds, synchronise
+from vtm.system.measure import PeakMemory, median_seconds, return_freed_memory, synchronise
 
 _FEW = 3  # timed calls of slow rows
 _MATRIX = {"cpu": 2048, "cuda": 8192}  # side of the matrices whose product shows the rate
@@ -59,6 +59,7 @@ def measure(row: Row, setting: Setting, known_rate: float | None) -> Iterator[Re
         known_rate: FLOP per second of another row of this precision, to tell rows that take too long.
     """
     torch.set_num_threads(setting.threads)
+    return_freed_memory()  # the process is the row's own
     torch.manual_seed(0)
     try:
         found = needs(row, setting)

@@ -48,14 +48,25 @@ def device_name(device: torch.device | str) -> str:
     return found[1].strip() if found else platform.processor() or platform.machine()
 
 
+def return_freed_memory() -> None:
+    """Have glibc give freed memory back to the system at once, until the process ends; allocations take longer then.
+
+    Without it, memory that was freed before a block is used again within, and `PeakMemory` of a CPU misses it.
+    """
+    with suppress(AttributeError, TypeError):  # not glibc
+        libc = ctypes.CDLL(None)
+        libc.mallopt(_M_MMAP_THRESHOLD, 2**16)
+        libc.mallopt(_M_TRIM_THRESHOLD, 2**17)
+        libc.malloc_trim(0)
+
+
 class PeakMemory:
     """Measure by how much the memory in use rises at most within a block, `with PeakMemory(device) as peak: …`.
 
     Attributes:
-        bytes: after the block. On a GPU of torch's allocator, of tensors alone; on a CPU of the whole process, where
-            holes between tensors count too. With glibc, memory that is larger than any hole comes from the system
-            within the block and goes back at once, which makes a block a little slower. None where the system does
-            not tell.
+        bytes: after the block. On a GPU of torch's allocator, of tensors alone. On a CPU the resident memory of the
+            whole process, which is that of the tensors only after `return_freed_memory`. None where the system does not
+            tell.
     """
 
     def __init__(self, device: torch.device | str) -> None:
@@ -84,21 +95,8 @@ def _resident_peak(*, reset: bool) -> int | None:
     """Read the peak of this process's resident memory in bytes, since it was last reset to what is in use (Linux)."""
     try:
         if reset:
-            _keep_freed(up_to=2**16)
             Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
         found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"))
     except OSError:
         return None
-    finally:
-        if not reset:
-            _keep_freed(up_to=2**25)
     return None if found is None else 1024 * int(found[1])
-
-
-def _keep_freed(*, up_to: int) -> None:
-    """Let glibc keep freed memory for later only in pieces up to so many bytes: 2²⁵ is the most it does itself."""
-    with suppress(AttributeError, TypeError):  # not glibc
-        libc = ctypes.CDLL(None)
-        libc.mallopt(_M_MMAP_THRESHOLD, up_to)
-        libc.mallopt(_M_TRIM_THRESHOLD, 2 * up_to)
-        libc.malloc_trim(0)

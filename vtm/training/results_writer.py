@@ -43,7 +43,8 @@ class ResultsWriter(Callback):
     - `batch_size`, the most clips in a step;
     - `clips_per_second`, the median of the steps, from inputs on the device to scores; the first step does not count
       where there are others;
-    - `peak_gb`, the most memory that the first step took above what was in use; null where the system does not tell;
+    - `peak_gb`, the most memory of a GPU that the first step took above what was in use; null on a CPU, whose peaks the
+      benchmark measures in processes of their own;
     - `tokens`, as above.
 
     Args:
@@ -136,22 +137,24 @@ class _Steps:
     """Measure the steps of one evaluation."""
 
     def __init__(self) -> None:
-        self._memory = PeakMemory("cpu")  # of the first step, whose time does not count
+        self._device = torch.device("cpu")
+        self._memory: PeakMemory | None = None  # of the first step on a GPU, whose time does not count
         self._start = 0.0
         self._inputs = ""
         self._rates: list[float] = []  # clips per second
         self._sizes: list[int] = []  # clips
 
     def begin(self, device: torch.device) -> None:
-        if not self._rates:
+        self._device = device
+        if not self._rates and device.type == "cuda":
             self._memory = PeakMemory(device).__enter__()
         synchronise(device)
         self._start = time.perf_counter()
 
     def end(self, batch: Batch) -> None:
-        synchronise(self._memory.device)
+        synchronise(self._device)
         seconds = time.perf_counter() - self._start
-        if not self._rates:
+        if not self._rates and self._memory is not None:
             self._memory.__exit__(None, None, None)
         self._rates.append(len(batch.id) / seconds)
         self._sizes.append(len(batch.id))
@@ -160,9 +163,9 @@ class _Steps:
     def cost(self) -> dict[str, Any]:
         """Say what `ResultsWriter` promises, but for the tokens."""
         return {
-            "device": device_name(self._memory.device),
+            "device": device_name(self._device),
             "inputs": self._inputs,
             "batch_size": max(self._sizes),
             "clips_per_second": statistics.median(self._rates[1:] or self._rates),
-            "peak_gb": None if self._memory.bytes is None else self._memory.bytes / 1e9,
+            "peak_gb": None if self._memory is None or self._memory.bytes is None else self._memory.bytes / 1e9,
         }
