@@ -5,6 +5,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from vtm.cli.errors import errors_in_one_sentence, one_sentence
 from vtm.cli.overrides import near_misses
 from vtm.merging.partition import num_targets
+from vtm.video.scanning import duration
 
 
 def caught(mistake: Callable[[], object]) -> BaseException:
@@ -51,6 +53,16 @@ SENTENCE = "expected partition_factor to be an integer >= 1, got 0"
 def test_what_vtm_refuses_leaves_with_its_sentence():
     with pytest.raises(SystemExit, match=SENTENCE), errors_in_one_sentence():
         refuse()
+
+
+@pytest.mark.parametrize("num_workers", [0, 1], ids=["here", "in a loading process"])
+def test_a_file_that_is_no_video_is_one_sentence(tmp_path, num_workers):
+    (tmp_path / "a.mp4").write_bytes(b"no video" * 100)
+    loader = DataLoader(Videos(partial(duration, tmp_path / "a.mp4")), num_workers=num_workers)
+    with pytest.raises(SystemExit) as stop, errors_in_one_sentence():
+        list(loader)
+    assert str(stop.value.code).startswith(f"{tmp_path / 'a.mp4'}: cannot be read as a video (")
+    assert "\n" not in str(stop.value.code)
 
 
 def test_hydra_full_error_shows_the_stack_trace(monkeypatch):
