@@ -10,10 +10,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from vtm.cli.errors import errors_in_one_sentence
-from vtm.cli.launch import processes_to_start, quietly, resumable, run_folder, start_processes
+from vtm.cli.launch import keep_configuration, processes_to_start, quietly, resumable, run_folder, start_processes
 from vtm.cli.overrides import explained
-from vtm.system.atomic import write_atomically
-from vtm.system.processes import place
 
 CONF = Path(__file__).parent / "conf"
 
@@ -22,8 +20,9 @@ def checked_run_folder(name: str, train: bool, ckpt_path: str | None, finetune_f
     """Check the checkpoints and name the run folder, for the configuration, which would wrap the errors of both."""
     from vtm.training.checkpoint import read_checkpoint
 
+    given = {"ckpt_path": ckpt_path, "finetune_from": finetune_from}
     with errors_in_one_sentence():
-        for key, path in (("ckpt_path", ckpt_path), ("finetune_from", finetune_from)):
+        for key, path in given.items():
             if path is not None:
                 read_checkpoint(path, key=key)
         return run_folder(name, train=train, ckpt_path=ckpt_path)
@@ -68,18 +67,8 @@ def build(cfg: DictConfig, encoder: Any, data: Any, task: Any) -> Any:
     if cfg.ckpt_path is not None:
         module.check_checkpoint(read_checkpoint(cfg.ckpt_path), resumes=cfg.train)
     if cfg.finetune_from is not None:
-        theirs = read_checkpoint(cfg.finetune_from, key="finetune_from", tensors=True)
-        fine_tune(model, theirs, encoder_key=encoder.key)
+        fine_tune(model, cfg.finetune_from, encoder_key=encoder.key)
     return module
-
-
-def keep_configuration(cfg: DictConfig) -> None:
-    """Write `.hydra` now that nothing is left to refuse; Hydra itself would do so before it calls `main`."""
-    composed = HydraConfig.get()
-    if place().rank == 0 and composed.job.config_name != "config":  # which is what is there already
-        contents = {"config": cfg, "hydra": {"hydra": composed}, "overrides": composed.overrides.task}
-        for name, content in contents.items():
-            write_atomically(Path(cfg.run_dir, ".hydra", f"{name}.yaml"), OmegaConf.to_yaml(content))
 
 
 def run(cfg: DictConfig, trainer: Any, callbacks: Any, module: Any, data: Any) -> None:

@@ -96,7 +96,8 @@ def test_the_result_of_the_run_goes_along(tmp_path, make_checkpoint, export):
     checkpoint = make_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")
     score = {"metric": "accuracy", "value": 0.75, "interval": [0.5, 0.9], "n": 8, "epoch": 3, "missing_ids": ["x"]}
     run = {"commit": "abc", "versions": {"torch": "2"}, "val": score | {"epoch": 2}, "test": score | {"epoch": 2}}
-    run |= {"test_last": score | {"value": 0.5}, "val_last": score}
+    run |= {"test_last": score | {"value": 0.5}, "val_last": score, "published": {"figures": {}}, "config": {}}
+    run |= {"experiment": "demo", "task": "classification", "seed": 0}
     (tmp_path / "run" / "results.json").write_text(json.dumps(run))
     printed = export(f"ckpt_path={checkpoint}", f"out={tmp_path / 'm.safetensors'}")
     assert "demo, seed 0, epoch 3, test accuracy 0.500 (0.500 to 0.900, n = 8)" in printed
@@ -109,7 +110,9 @@ def test_half_a_result_is_named(tmp_path, make_checkpoint, export):
     checkpoint = make_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")
     (tmp_path / "run" / "results.json").write_text('{"commit": "ab')
     said = export(f"ckpt_path={checkpoint}", f"out={tmp_path / 'm.safetensors'}")
-    assert re.search(r"run/results\.json is no JSON \(Unterminated .*; restore it, or remove it to export", said)
+    assert re.search(
+        r"run/results\.json: expected the results of a run, found no JSON \(Untermi.*\); remove it or test again", said
+    )
 
 
 def test_without_results_the_command_says_so(tmp_path, make_checkpoint, export):

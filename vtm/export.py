@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vtm.cli.errors import errors_in_one_sentence
-from vtm.results.record import score_of
+from vtm.results.record import read_results, score_of
 
 if TYPE_CHECKING:  # what the command needs is imported when its arguments are known to be right
     from torch import Tensor
@@ -145,11 +144,9 @@ def _training(path: Path, config: Mapping[str, Any], *, epoch: int) -> dict[str,
     facts = {"experiment": config["name"], "seed": config["seed"], "epoch": epoch}
     results = path.parent.parent / "results.json"
     try:
-        run = json.loads(results.read_text(encoding="utf-8"))
+        run = read_results(results)
     except FileNotFoundError:
         return facts | {"commit": None, "versions": None, "val": None, "test": None}
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{results} is no JSON ({error}); restore it, or remove it to export without scores") from None
     scores = {stage: score_of(run, stage, epoch) for stage in ("val", "test")}
     return facts | {"commit": run["commit"], "versions": run["versions"], **scores}
 

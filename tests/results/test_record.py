@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from vtm.results.record import ids_sha256, source_commit
+from vtm.results.record import describe_run, ids_sha256, read_results, score_of, source_commit, write_results
 
 
 def test_hash_of_ids_is_that_of_the_sorted_lines() -> None:
@@ -34,3 +34,24 @@ def test_commit_names_the_checkout_of_the_file(tmp_path: Path) -> None:
     assert source_commit(source) == head
     source.write_text("two")
     assert source_commit(source) == f"{head}+dirty"
+
+
+def test_results_are_read_as_they_were_written(tmp_path: Path) -> None:
+    run = describe_run(experiment="scene", seed=3, published={}, source=Path(__file__))
+    run |= {"task": "classification", "config": {"task": {"_target_": "vtm.tasks.Classification"}}}
+    write_results(tmp_path / "results.json", run, {"test": {"value": 0.5, "epoch": 2, "missing_ids": ["a"]}})
+    found = read_results(tmp_path / "results.json")
+    assert (found["experiment"], found["seed"], found["commit"]) == ("scene", 3, run["commit"])
+    assert found["versions"].keys() == {"python", "torch", "lightning", "timm", "vtm"}
+    assert found["config"]["task"]["_target_"] == "vtm.tasks.classification.Classification"
+    assert score_of(found, "test", 2) == {"value": 0.5, "epoch": 2}
+    assert score_of(found, "test", 1) is score_of(found, "val", 2) is None
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [("[1", "found no JSON"), ("[]", "found nothing under experiment"), ("{}", "found nothing")]
+)
+def test_another_file_than_results_is_refused(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "results.json").write_text(content)
+    with pytest.raises(ValueError, match=rf"results.json: expected the results of a run, {message}"):
+        read_results(tmp_path / "results.json")

@@ -31,7 +31,7 @@ from vtm.tasks.fusion import TwoLosses
 from vtm.tasks.regression import Regression
 from vtm.tasks.task import Task
 from vtm.training.callbacks import EpochSeed
-from vtm.training.checkpoint import fine_tune, read_checkpoint
+from vtm.training.checkpoint import fine_tune
 from vtm.training.module import VTMModule
 from vtm.training.optim import cosine_with_warmup
 
@@ -220,7 +220,7 @@ def test_fine_tuning_takes_the_network_and_a_new_head(checkpoint):
     theirs = torch.load(checkpoint, weights_only=True)["state_dict"]
     ours = module(outputs=5)
     head = ours.model.head.weight.detach().clone()
-    fine_tune(ours.model, read_checkpoint(checkpoint, tensors=True), encoder_key=ours.encoder.key)
+    fine_tune(ours.model, checkpoint, encoder_key=ours.encoder.key)
     assert torch.equal(ours.model.head.weight, head)
     for name, value in ours.model.state_dict().items():
         assert name.startswith("head.") or torch.equal(value, theirs[f"model.{name}"])
@@ -228,7 +228,7 @@ def test_fine_tuning_takes_the_network_and_a_new_head(checkpoint):
 
 def test_fine_tuning_another_network_names_a_tensor(checkpoint):
     with pytest.raises(ValueError, match=r"holds another network: \d+ of its tensors, such as blocks\.0\.auxiliary"):
-        fine_tune(module(channels=8).model, read_checkpoint(checkpoint), encoder_key=PatchEncoder().key)
+        fine_tune(module(channels=8).model, checkpoint, encoder_key=PatchEncoder().key)
 
 
 def test_the_summary_has_what_a_score_needs(tmp_path):

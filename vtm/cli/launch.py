@@ -19,7 +19,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
 from vtm.cli.errors import interruption, one_sentence
+from vtm.system.atomic import write_atomically
 from vtm.system.processes import place, started_by_slurm
 
 _LOGGERS = (
@@ -57,6 +61,15 @@ def run_folder(name: str, *, train: bool, ckpt_path: str | None) -> str:
         if train and (folder / ".hydra").is_dir():
             return str(folder)
     return f"runs/{name}/{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
+
+
+def keep_configuration(cfg: DictConfig) -> None:
+    """Write `.hydra` now that nothing is left to refuse; Hydra itself would do so before it calls `main`."""
+    composed = HydraConfig.get()
+    if place().rank == 0 and composed.job.config_name != "config":  # which is what is there already
+        contents = {"config": cfg, "hydra": {"hydra": composed}, "overrides": composed.overrides.task}
+        for name, content in contents.items():
+            write_atomically(Path(cfg.run_dir, ".hydra", f"{name}.yaml"), OmegaConf.to_yaml(content))
 
 
 def processes_to_start(trainer: Any) -> int:

@@ -28,13 +28,7 @@ from vtm.system.processes import host_name
 _FORMAT = "1"  # to be raised when these files can no longer be read as before
 _NAMES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "int8": "I8", "float64": "F64", "int64": "I64"}
 _DTYPES = {name: getattr(torch, dtype) for dtype, name in _NAMES.items()}
-_STEPS = (
-    "features",
-    "scale",
-    "motion",
-    "from_codec",
-    "substituted",
-)  # the tensors that have one row per step, where they exist
+_STEPS = ("features", "scale", "motion", "from_codec", "substituted")  # tensors with a row per step, where they exist
 
 
 class FeatureError(Exception):
@@ -186,11 +180,8 @@ def _make_header(
     end = 0
     for name, (dtype, shape) in layout.items():
         start, end = end, end + math.prod(shape) * dtype.itemsize
-        entries[name] = {
-            "dtype": _NAMES[str(dtype).removeprefix("torch.")],
-            "shape": shape,
-            "data_offsets": [start, end],
-        }
+        code = _NAMES[str(dtype).removeprefix("torch.")]
+        entries[name] = {"dtype": code, "shape": shape, "data_offsets": [start, end]}
     facts = {"format": _FORMAT, **facts}
     facts["crc32"] = str(zlib.crc32(stamps, zlib.crc32(json.dumps([facts, entries], sort_keys=True).encode())))
     text = json.dumps({"__metadata__": facts, **entries}).encode()
@@ -286,16 +277,8 @@ def _read_header(path: str, size: int, version: str, cache: Path) -> FeatureHead
     crc32 = int(facts.pop("crc32"))
     if crc32 != zlib.crc32(stamps, zlib.crc32(json.dumps([facts, entries], sort_keys=True).encode())):
         raise ValueError("its header has changed")
-    return FeatureHeader(
-        path=path,
-        version=version,
-        id=facts["id"],
-        key=facts["key"],
-        length=float(facts["length"]),
-        video_bytes=int(facts["video_bytes"]),
-        times=np.frombuffer(stamps, np.float64),
-        tensors=tensors,
-    )
+    counts = float(facts["length"]), int(facts["video_bytes"])
+    return FeatureHeader(path, version, facts["id"], facts["key"], *counts, np.frombuffer(stamps, np.float64), tensors)
 
 
 def _checksum(steps: dict[str, Tensor], row: int) -> int:

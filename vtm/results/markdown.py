@@ -8,7 +8,9 @@ from collections.abc import Callable, Sequence
 
 from tabulate import tabulate
 
+from vtm.results.record import NOTE
 from vtm.results.runs import Run, Unfinished
+from vtm.results.summary import published_figures
 from vtm.results.tables import Row, Table, clips_per_second, peak_gb, tokens_kept
 
 LEGEND = (
@@ -93,8 +95,6 @@ def _notes(table: Table) -> list[str]:
     ]
     figures = {name: figure for run in runs for name, figure in run.content["published"].get("figures", {}).items()}
     if figures:
-        from vtm.results.summary import NOTE, published_figures  # imports Lightning, which takes seconds
-
         listed = "; ".join(published_figures(figures, metric=table.metric))
         notes.append(f"Published by others, not ours: {listed}. {NOTE}")
     return [line for note in notes for line in (note, "")][:-1]

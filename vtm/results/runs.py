@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -12,9 +11,8 @@ from typing import Any, NamedTuple
 
 from omegaconf import OmegaConf
 
-from vtm.results.old_names import with_current_names
+from vtm.results.record import read_results
 
-_PARTS = ("experiment", "task", "seed", "commit", "config", "published")
 _NO_SETTINGS = (  # how and where a run was done, rather than what was done
     "run_dir", "logger", "published", "ablation", "hydra",
     "data.root", "data.num_workers", "data.source.address", "data.source.cache", "data.source.cache_gb",
@@ -152,19 +150,10 @@ def _natural(path: Path) -> list[tuple[str, int]]:
 
 
 def _read(file: Path, checkpoint: str) -> Run:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(
-            f"{file}: expected the results of a run, found no JSON ({error}); remove it or test again"
-        ) from error
-    lacking = [part for part in _PARTS if part not in content] if isinstance(content, dict) else list(_PARTS)
-    if lacking:
-        raise ValueError(f"{file}: expected the results of a run, found nothing under {', '.join(lacking)}")
+    content = read_results(file)
     hydra: Any = {}
     if (composed := file.parent / ".hydra" / "hydra.yaml").is_file():
         hydra = OmegaConf.to_container(OmegaConf.load(composed), resolve=False)
-    content["config"] = with_current_names(content["config"])
     return Run(file.parent, checkpoint, content, hydra.get("hydra", {}))
 
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from tabulate import tabulate
 
+from vtm.results.record import NOTE
 from vtm.tasks import lower_is_better
 
-NOTE = "The test sets differ from ours and from one another: each paper scored the videos that it still had."
 _SELECTIONS = {
     "val": "best epoch chosen on the validation videos",
     "test": (

@@ -119,17 +119,19 @@ def check_same_run(
         )
 
 
-def fine_tune(head: nn.Module, checkpoint: Checkpoint, *, encoder_key: str) -> None:
+def fine_tune(head: nn.Module, path: str | Path, *, encoder_key: str) -> None:
     """Copy the weights of a checkpoint's network, except for its last layer `head`, which stays as it is.
 
     Args:
         head: the network of this run.
-        checkpoint: of a network with the same settings.
+        path: of the checkpoint of a network with the same settings.
         encoder_key: of this run's encoder.
 
     Raises:
-        ValueError: if the checkpoint belongs to another encoder or network.
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is no checkpoint of vtm, or belongs to another encoder or network.
     """
+    checkpoint = read_checkpoint(path, key="finetune_from", tensors=True)
     _check_encoder(checkpoint, encoder_key)
     theirs = {
         name.removeprefix("model."): value

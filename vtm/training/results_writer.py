@@ -1,8 +1,5 @@
 """What came out of a run: `results.json`, and the report after a test, with the published figures of the task."""
 
-import importlib.metadata
-import json
-import platform
 import statistics
 import time
 from collections.abc import Iterator, Mapping
@@ -14,9 +11,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
 from vtm.data.dataset import Batch
-from vtm.results.record import source_commit
-from vtm.results.summary import NOTE, results_report
-from vtm.system.atomic import write_atomically
+from vtm.results.record import describe_run, write_results
+from vtm.results.summary import results_report
 from vtm.system.measure import PeakMemory, device_name, synchronise
 from vtm.training.checkpoint import read_checkpoint
 
@@ -60,19 +56,12 @@ class ResultsWriter(Callback):
     ) -> None:
         self.path = Path(path)
         self._checkpoints = ["given"]
-        self._run: dict[str, Any] = {
-            "experiment": experiment,
-            "task": None,
-            "seed": seed,
-            "commit": source_commit(Path(__file__)),
-            "versions": {
-                "python": platform.python_version(),
-                "torch": torch.__version__,  # says which CUDA, which the package's version does not
-                **{name: importlib.metadata.version(name) for name in ("lightning", "timm", "vtm")},
-            },
-            "config": None,
-            "published": {"note": NOTE, "figures": published} if published else {"figures": {}},
-        }
+        self._run = describe_run(
+            experiment=experiment,
+            seed=seed,
+            published=published,
+            source=Path(__file__),
+        )
         self._scores: dict[str, dict[str, Any]] = {}
         self._steps = _Steps()
 
@@ -117,8 +106,7 @@ class ResultsWriter(Callback):
         self._add("test", trainer, pl_module)
         if trainer.is_global_zero:  # not before: what an earlier test has found stays until this one is complete
             run = {**self._run, "task": cast(Any, pl_module).task.name, "config": cast(Any, pl_module).config}
-            content = json.dumps({**run, **self._scores}, indent=2, ensure_ascii=False)
-            write_atomically(self.path, f"{content}\n")
+            write_results(self.path, run, self._scores)
             print(results_report(self._run, self._scores), f"written to {self.path}", sep="\n", flush=True)
 
     def _add(self, stage: str, trainer: Trainer, pl_module: LightningModule) -> None:
