@@ -14,7 +14,6 @@ import json
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -24,7 +23,6 @@ from vtm.system.processes import place
 if TYPE_CHECKING:  # what the command needs is imported when its arguments are known to be right
     from vtm.inference.predictor import Predictor
     from vtm.inference.table import PredictionTable
-    from vtm.system.progress import Progress
 
 _EPILOG = """\
 A table (--csv) has the columns
@@ -163,35 +161,27 @@ def _predict_all(
     model: Predictor, videos: Sequence[Path], arguments: argparse.Namespace, table: PredictionTable | None
 ) -> bool:
     """Predict the videos that are not in a table, print each, and add it; return whether some failed."""
-    import torch
-
     from vtm.inference.prediction import as_dict, as_lines, printable
+    from vtm.inference.table import predict_videos
     from vtm.system.progress import Progress
-    from vtm.video.decoding import VideoError
 
     failed: dict[Path, str] = {}
+    shown = {"top": arguments.top, "timeline": arguments.timeline}
     before = 0 if table is None else _known(videos, table)
     try:
         with Progress("predict", len(videos), done=before) as progress:
-            for video in videos if table is None else table.take(videos):
-                seen = partial(_show, progress, printable(video.name))
-                try:
-                    prediction = model.predict(video, stream=arguments.stream, seen=seen)
-                except torch.OutOfMemoryError:
-                    failed[video] = f"out of memory on {model.device}; --device cpu has another"
-                except (VideoError, OSError, ValueError) as error:
-                    failed[video] = str(error).removeprefix(f"{video}: ")
-                if table is not None and video in failed:
-                    table.add_failure(video, failed[video])
-                elif video not in failed:
-                    if table is not None:
-                        table.add(prediction)
-                    if table is None or arguments.json or arguments.timeline:
-                        shown = {"top": arguments.top, "timeline": arguments.timeline}
-                        lines = as_lines(prediction, **shown)
-                        if arguments.json:
-                            lines = [json.dumps(as_dict(prediction, **shown), ensure_ascii=False)]
-                        progress.print("\n".join(lines))
+
+            def seen(video: Path, seconds: float, total: float) -> None:  # which matters for videos of hours
+                note = f"{printable(video.name)}: {seconds:.0f} of {total:.0f} s"
+                progress.advance(note, to=progress.done)
+
+            for video, answer in predict_videos(model, videos, table, stream=arguments.stream, seen=seen):
+                if isinstance(answer, str):
+                    failed[video] = answer
+                elif arguments.json:
+                    progress.print(json.dumps(as_dict(answer, **shown), ensure_ascii=False))
+                elif table is None or arguments.timeline:
+                    progress.print("\n".join(as_lines(answer, **shown)))
                 note = f"{len(failed)} failed" if failed else ""
                 progress.advance(note, to=None if table is None else _known(videos, table))
     finally:
@@ -200,11 +190,6 @@ def _predict_all(
         if failed:
             _say(f"{len(failed)} of {len(videos)} videos could not be predicted")
     return bool(failed)
-
-
-def _show(progress: Progress, name: str, seconds: float, total: float) -> None:
-    """Say how far a video is, which matters for those of hours."""
-    progress.advance(f"{name}: {seconds:.0f} of {total:.0f} s", to=progress.done)
 
 
 def _say(text: str) -> None:

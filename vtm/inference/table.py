@@ -10,15 +10,20 @@ import io
 import os
 import sys
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import torch
+
 from vtm.inference.prediction import Prediction
+from vtm.inference.predictor import Predictor
 from vtm.system.atomic import write_atomically
 from vtm.system.locks import ByteLocks, is_in_place, take
+from vtm.video.decoding import VideoError
 
 COLUMNS = ("video", "prediction", "probability", "windows", "seconds", "short", "damaged", "error", "model")
 _ERROR, _MODEL = COLUMNS.index("error"), COLUMNS.index("model")
@@ -190,6 +195,38 @@ class PredictionTable:
                 f"{self.path}: {error.strerror}; what is in it is complete, and the same command goes on when this "
                 "is put right"
             ) from error
+
+
+def predict_videos(
+    model: Predictor,
+    videos: Sequence[Path],
+    table: PredictionTable | None,
+    *,
+    stream: bool,
+    seen: Callable[[Path, float, float], None],
+) -> Iterator[tuple[Path, Prediction | str]]:
+    """Predict videos, and add them to a table; yield each with its prediction, or why there is none.
+
+    Args:
+        model: predicts them.
+        videos: those that are not in the table are predicted, by this process or by another one.
+        table: an open one, or None for all videos.
+        stream: as for `Predictor.predict`.
+        seen: is told now and then of which video how many seconds are done, and of how many.
+    """
+    for video in videos if table is None else table.take(videos):
+        answer: Prediction | str
+        try:
+            answer = model.predict(video, stream=stream, seen=partial(seen, video))
+        except torch.OutOfMemoryError:
+            answer = f"out of memory on {model.device}; --device cpu has another"
+        except (VideoError, OSError, ValueError) as error:
+            answer = str(error).removeprefix(f"{video}: ")
+        if table is not None and isinstance(answer, str):
+            table.add_failure(video, answer)
+        elif table is not None and isinstance(answer, Prediction):
+            table.add(answer)
+        yield video, answer
 
 
 def _line(row: Sequence[Any]) -> str:
