@@ -30,6 +30,7 @@ def last(row: Row, setting: Setting = SMALL, rate: float | None = None) -> Resul
     return result
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "row",
     [
@@ -77,6 +78,7 @@ def test_in_training_the_head_s_part_has_its_backward_pass(monkeypatch):
     assert all(parameter.grad is not None for parameter in trial.model.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("row", "setting"),
     [
