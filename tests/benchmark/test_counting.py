@@ -1,14 +1,17 @@
 """What a row needs is known before it runs, and is what its shapes say."""
 
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
 
-from vtm.benchmark.counting import free_bytes, needs
+from vtm.benchmark import counting
+from vtm.benchmark.counting import free_bytes
 from vtm.benchmark.network import CLASSES, Trial
 from vtm.benchmark.rows import Row, Setting
 
+needs = cache(counting.needs)  # half a second, and several tests compare with the same row
 SMALL = Setting(60, 2, 2, 16, "cpu", threads=1, repeats=1, limit=20, overrides=("model.channels=[16,8,8]",))
 
 

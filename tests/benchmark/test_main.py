@@ -87,7 +87,7 @@ def test_an_interruption_leaves_what_was_measured(run, tmp_path):
 )
 def test_what_no_row_can_do_stops_the_command_at_its_start(run, tmp_path, arguments, message):
     with pytest.raises(SystemExit, match=message):
-        run(*arguments)
+        run("--only", "merge count", *arguments)
     assert run.measured == []
     assert not (tmp_path / "out").exists()
 
