@@ -2,6 +2,7 @@
 
 import logging
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -51,6 +52,13 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
+def let_go(error: BaseException | None) -> None:
+    """Drop what the ended frames of an error hold: a loading process that ends as garbage is waited for, 5 s each."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__context__
+
+
 @pytest.fixture
 def call(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
     """Call the `main` of a command as from a shell in a folder, without the seconds that a new process takes."""
@@ -61,7 +69,11 @@ def call(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
         monkeypatch.chdir(folder)
         monkeypatch.setattr(sys, "argv", ["command", *overrides])
         GlobalHydra.instance().clear()
-        main()
+        try:
+            main()
+        except BaseException as stop:
+            let_go(stop)
+            raise
 
     yield call
     # what a process takes with it when it ends: Hydra's log on a screen that is gone, and the settings of W&B

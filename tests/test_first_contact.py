@@ -168,10 +168,13 @@ def test_5_out_of_memory(refusal, tiny, monkeypatch):
     )
 
 
-@pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize(
-    ("content", "says"),
-    [(b"", "cannot be read as a video ("), (b"YUV4MPEG2 W48 H48 F4:1\n", "has no frames; fetch or encode it again")],
+    ("content", "workers", "says"),
+    [
+        (b"", 0, "cannot be read as a video ("),
+        (b"", 1, "cannot be read as a video ("),
+        (b"YUV4MPEG2 W48 H48 F4:1\n", 0, "has no frames; fetch or encode it again"),
+    ],
 )
 def test_6_damaged_video(refusal, root, tmp_path, content, says, workers):
     shutil.copytree(root, tmp_path / "demo")
