@@ -16,6 +16,7 @@ from vtm.export import from_checkpoint, main
 from vtm.inference.model_file import ModelFileError, read_model
 
 WINDOWS = ("data/protocol=windows", "data.protocol.num_frames=4", "data.protocol.stride=1")
+ONE_BLOCK = ("merging=none", "model.window_frames=[4]", "model.channels=[8]")  # whose graphs take a second, not ten
 STRATEGIES = ["learnable", "learnable_paper", "uniform", "center", "boundary", "motion", "none"]
 
 
@@ -65,7 +66,7 @@ def test_onnx_and_pt2_agree_with_the_model_at_every_batch_size(tmp_path, make_ch
 
 
 def test_the_files_describe_themselves(tmp_path, make_checkpoint, export):
-    checkpoint = make_checkpoint(tmp_path / "best.ckpt", *WINDOWS)
+    checkpoint = make_checkpoint(tmp_path / "best.ckpt", *WINDOWS, *ONE_BLOCK)
     export(f"ckpt_path={checkpoint}", f"out={tmp_path / 'm'}", "format=onnx,pt2,safetensors")
     proto = onnx.load(tmp_path / "m.onnx")
     onnx.checker.check_model(proto)
@@ -126,15 +127,6 @@ def test_sampling_is_refused_where_a_graph_cannot_hold_it(tmp_path, make_checkpo
         said = export(f"ckpt_path={checkpoint}", f"out={tmp_path / 'm'}", f"format=safetensors,{name}")
         assert said.startswith(f"format {name} cannot hold merging.sample_in_eval=true")
         assert not list(tmp_path.glob("m.*"))
-
-
-def test_a_graph_that_disagrees_is_not_written(tmp_path, make_checkpoint, export, monkeypatch):
-    monkeypatch.setattr(
-        "vtm.inference.graph._to_pt2", lambda model, example, about: (b"", lambda given: model(**given) + 0.01)
-    )
-    said = export(f"ckpt_path={make_checkpoint(tmp_path / 'a.ckpt')}", f"out={tmp_path / 'm.pt2'}")
-    assert "is not written: its scores differ from the model's by up to 0.01" in said
-    assert not (tmp_path / "m.pt2").exists()
 
 
 @pytest.mark.parametrize(
