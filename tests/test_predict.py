@@ -1,6 +1,5 @@
 """The command `python -m vtm.predict`: files, folders and patterns; failures; tables that go on where they were."""
 
-import argparse
 import csv
 import json
 import os
@@ -17,7 +16,7 @@ import vtm
 from vtm.inference.prediction import Prediction, Window, as_dict
 from vtm.inference.predictor import Predictor
 from vtm.inference.table import COLUMNS
-from vtm.predict import _load, main
+from vtm.predict import main
 from vtm.system.progress import Progress
 from vtm.video.listing import list_videos
 
@@ -271,16 +270,26 @@ def test_what_would_fail_for_every_video_is_refused_once(predict, make_model, tm
     assert not table.exists()
 
 
-def test_every_process_has_a_gpu(monkeypatch, folder):
-    given = []
-    monkeypatch.setattr("torch.empty", lambda *_, device: given.append(device))
+@pytest.mark.parametrize(
+    ("rank", "arguments", "device"),
+    [
+        ("0", [], "cuda:0"),
+        ("1", [], "cuda:1"),
+        ("2", ["--device", "cuda"], "cuda:0"),
+        ("1", ["--device", "cuda:0"], "cuda:0"),
+        ("1", ["--device", "cpu"], "cpu"),
+    ],
+)
+def test_every_process_has_a_gpu(predict, monkeypatch, rank, arguments, device):
+    def load(path, *, encoder_checkpoint, device):
+        raise FileNotFoundError(device)
+
+    monkeypatch.setattr("torch.empty", lambda *_, device: None)  # as if the device were there
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
-    monkeypatch.setattr("vtm.inference.predictor.load", lambda *_, **__: None)
-    for rank, device in (("0", None), ("1", None), ("2", "cuda"), ("1", "cuda:0"), ("1", "cpu")):
-        monkeypatch.setenv("LOCAL_RANK", rank)
-        _load(argparse.Namespace(device=device, model="", encoder_checkpoint=None))
-    assert given == ["cuda:0", "cuda:1", "cuda:0", "cuda:0", "cpu"]
+    monkeypatch.setattr("vtm.inference.predictor.load", load)
+    monkeypatch.setenv("LOCAL_RANK", rank)
+    assert predict("model.safetensors", "videos", *arguments)[0] == device
 
 
 def test_a_short_video_is_called_so(predict, make_video, tmp_path):
@@ -341,26 +350,12 @@ def test_the_number_of_classes_is_checked(predict, number):
     assert f"expected a number from 1 on, got {number}" in err
 
 
-def test_nobody_has_to_read_on(folder):
-    command = [sys.executable, "-m", "vtm.predict", "model.safetensors", "videos", "--timeline"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(
-        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-        process.stdout.close()
-        error = process.stderr.read()
-    assert process.returncode == 141
-    assert "Traceback" not in error
-
-
-def test_a_name_that_is_no_text_is_predicted(folder, make_video, tmp_path):
-    model = folder / "model.safetensors"
+def test_a_name_that_is_no_text_is_predicted(predict, make_video, tmp_path):
     make_video(tmp_path / "a.mp4", 1).rename(tmp_path / os.fsdecode(b"\xff.mp4"))
-    command = [sys.executable, "-m", "vtm.predict", str(model), str(tmp_path), "--json", "--csv", tmp_path / "t.csv"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, env=environment)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["video"].endswith("\udcff.mp4")
+    status, out, err = predict("model.safetensors", str(tmp_path), "--json", "--csv", str(tmp_path / "t.csv"))
+    assert status == 0, err
+    assert json.loads(out)["video"].endswith("\udcff.mp4")
+    assert "\\udcff.mp4" in out  # spelt out
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import sys
 import traceback
 import warnings
@@ -117,6 +118,19 @@ def test_sigterm_is_left_to_who_handles_it_already():
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
     assert heard == [True] * 3
+
+
+def test_nobody_has_to_read_on():
+    code = (
+        "from vtm.cli.errors import errors_in_one_sentence; from vtm.system.progress import Progress\n"
+        "with errors_in_one_sentence(), Progress('predict', 1) as progress: progress.print('an answer')"
+    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", code], **pipes) as process:
+        process.stdout.close()
+        error = process.stderr.read()
+    assert process.returncode == 141
+    assert "Traceback" not in error
 
 
 def test_warnings_of_vtm_are_a_sentence_and_those_of_libraries_say_where(capsys):
