@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from matplotlib.text import Annotation, Text
 
-from vtm.results.plots import _costs, draw, pareto_front
+from vtm.results.plots import draw, pareto_front
 from vtm.results.runs import read_runs
 from vtm.results.tables import Table, group_runs
 
@@ -39,9 +40,9 @@ def test_the_pareto_front_is_what_a_loop_over_all_pairs_leaves(lower: tuple[bool
 
 
 @pytest.fixture
-def table(tmp_path: Path, write_run: Write) -> Table:
-    """Eight settings that lie close together, one of which keeps all tokens."""
-    for setting in range(8):
+def table(tmp_path: Path, write_run: Write, request: pytest.FixtureRequest) -> Table:
+    """Eight settings (or as many as asked for) that lie close together, one of which keeps all tokens."""
+    for setting in range(getattr(request, "param", 8)):
         for seed in range(2):
             cost = {
                 "device": "a card", "inputs": "features", "batch_size": 16, "peak_gb": 0.05 if setting else 0.2,
@@ -55,8 +56,13 @@ def table(tmp_path: Path, write_run: Write) -> Table:
     return table
 
 
-def test_names_lie_within_the_panels_and_cover_neither_each_other_nor_a_point(table: Table) -> None:
-    figure = _costs(table)
+def test_names_lie_within_the_panels_and_cover_neither_each_other_nor_a_point(
+    tmp_path: Path, table: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures = {}
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **_: figures.update({path.name: figure}))
+    draw(table, tmp_path, name="a")
+    figure = figures["a_cost.png"]
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     for axes in figure.axes:
@@ -70,6 +76,7 @@ def test_names_lie_within_the_panels_and_cover_neither_each_other_nor_a_point(ta
         assert not any(box.contains(*point) for box in boxes for point in points)
 
 
+@pytest.mark.parametrize("table", [2], indirect=True)
 def test_pictures_are_written_for_screen_and_print(tmp_path: Path, table: Table) -> None:
     pictures = draw(table, tmp_path / "out", name="1_needle")
     assert [picture.name for picture in pictures] == ["1_needle_seeds.png", "1_needle_cost.png"]
