@@ -9,9 +9,16 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from vtm.cli.errors import errors_in_one_sentence
-from vtm.cli.launch import keep_configuration, processes_to_start, quietly, resumable, run_folder, start_processes
-from vtm.cli.overrides import explained
+from vtm.cli.errors import concise_errors
+from vtm.cli.launch import (
+    filter_warnings,
+    keep_configuration,
+    processes_to_start,
+    resumable,
+    run_folder,
+    start_processes,
+)
+from vtm.cli.overrides import check_overrides
 
 CONF = Path(__file__).parent / "conf"
 
@@ -21,7 +28,7 @@ def checked_run_folder(name: str, train: bool, ckpt_path: str | None, finetune_f
     from vtm.training.checkpoint import read_checkpoint
 
     given = {"ckpt_path": ckpt_path, "finetune_from": finetune_from}
-    with errors_in_one_sentence():
+    with concise_errors():
         for key, path in given.items():
             if path is not None:
                 read_checkpoint(path, key=key)
@@ -31,19 +38,19 @@ def checked_run_folder(name: str, train: bool, ckpt_path: str | None, finetune_f
 OmegaConf.register_new_resolver("run_folder", checked_run_folder, use_cache=True)
 
 
-@explained(CONF, "train")
+@check_overrides(CONF, "train")
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
 def main(cfg: DictConfig) -> None:
     """Check what there is, then fit and test; in one process per device."""
-    with errors_in_one_sentence():
+    with concise_errors():
         processes = processes_to_start(cfg.trainer)
         encoder = instantiate(cfg.encoder)
         data = instantiate(cfg.data, encoder=encoder)
         task = instantiate(cfg.task, data.num_outputs)
-        data.look(training=cfg.train)
+        data.check_videos(training=cfg.train)
         module = build(cfg, encoder, data, task)
         callbacks = instantiate(cfg.callbacks)
-        with quietly(resumes=cfg.train and cfg.ckpt_path is not None):
+        with filter_warnings(resumes=cfg.train and cfg.ckpt_path is not None):
             alone = processes == 1
             trainer = instantiate(cfg.trainer, callbacks=[*callbacks.values()], logger=False) if alone else None
             keep_configuration(cfg)

@@ -393,11 +393,11 @@ def attention_loops(
 def layer_norm_loops(x: Tensor, weight: Tensor, bias: Tensor, *, eps: float) -> Tensor:
     """Normalise every token over its channels."""
 
-    def normalise(token: Tensor) -> Tensor:
+    def normalize(token: Tensor) -> Tensor:
         centred = token - token.mean()
         return centred / torch.sqrt((centred * centred).mean() + eps) * weight.double() + bias.double()
 
-    return torch.stack([torch.stack([normalise(token) for token in row]) for row in x.double()])
+    return torch.stack([torch.stack([normalize(token) for token in row]) for row in x.double()])
 
 
 def linear_loops(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import vtm
-from vtm.inference.prediction import Prediction, Window, as_dict
+from vtm.inference.prediction import Prediction, Segment, as_dict
 from vtm.inference.predictor import Predictor
 from vtm.inference.table import COLUMNS
 from vtm.predict import main
@@ -338,7 +338,7 @@ def test_out_of_memory_costs_one_video(predict, monkeypatch):
 
 def test_a_class_may_have_any_name(capsys):
     prediction = Prediction(
-        "a.mp4", 1.0, ["value", "b"], [0.9, 0.1], [Window(0.0, 1.0, [0.9, 0.1])], short=False, damaged=False
+        "a.mp4", 1.0, ["value", "b"], [0.9, 0.1], [Segment(0.0, 1.0, [0.9, 0.1])], short=False, damaged=False
     )
     assert as_dict(prediction, top=1, timeline=False)["label"] == "value"
 

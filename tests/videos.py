@@ -54,7 +54,7 @@ class FakeEncoder:
 
     def __init__(self, **attributes: Any) -> None:
         self.key, self.frames = "fake-48px", FrameSpec(HEIGHT, 1, squash=False)
-        self.grid, self.channels, self.storage = FeatureGrid(3, 3), 4, "bfloat16"
+        self.grid, self.channels, self.storage_dtype = FeatureGrid(3, 3), 4, "bfloat16"
         self.__dict__.update(attributes)
 
 

@@ -21,8 +21,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from tabulate import tabulate
 
-from vtm.cli.errors import errors_in_one_sentence
-from vtm.cli.overrides import explained
+from vtm.cli.errors import concise_errors
+from vtm.cli.overrides import check_overrides
 from vtm.data.datamodule import SPLITS, Split, VideoDataModule
 from vtm.data.source import Video
 from vtm.features.file import FeatureError, OtherTimesError
@@ -35,9 +35,9 @@ CONF = Path(__file__).parents[1] / "conf"
 STATES = ("sound", "missing", "unreadable", "too short")
 
 
-@explained(CONF, "check_data")
+@check_overrides(CONF, "check_data")
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="check_data")
-@errors_in_one_sentence()
+@concise_errors()
 def main(cfg: DictConfig) -> None:
     """Check all splits, print the counts, and write the lists."""
     data = instantiate(cfg.data, encoder=instantiate(cfg.encoder))

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vtm.cli.errors import errors_in_one_sentence
+from vtm.cli.errors import concise_errors
 from vtm.results.record import read_results, score_of
 
 if TYPE_CHECKING:  # what the command needs is imported when its arguments are known to be right
@@ -42,7 +42,7 @@ def main() -> None:
     )
     parser.add_argument("settings", nargs="*", help=argparse.SUPPRESS)
     arguments = parser.parse_args().settings
-    with errors_in_one_sentence():
+    with concise_errors():
         settings = _settings(arguments)
         moved = settings.pop("encoder_checkpoint", None)
         where = Path(settings["ckpt_path"]), Path(settings["out"])

@@ -18,20 +18,20 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from vtm.cli.errors import errors_in_one_sentence
+from vtm.cli.errors import concise_errors
 from vtm.cli.launch import processes_to_start, start_processes
-from vtm.cli.overrides import explained
+from vtm.cli.overrides import check_overrides
 from vtm.data.source import VideoFiles
 from vtm.features.extraction import extract
-from vtm.system.processes import host_name, place
+from vtm.system.processes import host_name, process_rank
 from vtm.video.decoding import VideoError
 
 CONF = Path(__file__).parents[1] / "conf"
 
 
-@explained(CONF, "extract")
+@check_overrides(CONF, "extract")
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="extract")
-@errors_in_one_sentence()
+@concise_errors()
 def main(cfg: DictConfig) -> None:
     """Store the features of all splits; in one process per device."""
     encoder = instantiate(cfg.encoder)
@@ -51,7 +51,7 @@ def main(cfg: DictConfig) -> None:
     lists = list(run_dir.glob("failed.*.csv"))
     if lists:
         message = f"some videos could not be stored; the lists {run_dir}/failed.*.csv say which and why"
-        if place().world_size == 1:  # else a process that ends in failure would take the others along
+        if process_rank().world_size == 1:  # else a process that ends in failure would take the others along
             raise VideoError(message)
         print(message)
 
@@ -62,7 +62,7 @@ def _device(trainer: Any) -> torch.device:
         raise ValueError("trainer.accelerator = gpu, but torch finds no GPU here; use trainer=cpu or trainer=auto")
     if trainer.accelerator == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
-    local_rank, devices = place().local_rank, trainer.devices
+    local_rank, devices = process_rank().local_rank, trainer.devices
     return torch.device("cuda", local_rank if isinstance(devices, int | str) else devices[local_rank])
 
 

@@ -17,8 +17,8 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from vtm.cli.errors import errors_in_one_sentence, interruption
-from vtm.system.processes import place
+from vtm.cli.errors import concise_errors, interruption
+from vtm.system.processes import process_rank
 
 if TYPE_CHECKING:  # what the command needs is imported when its arguments are known to be right
     from vtm.inference.predictor import Predictor
@@ -54,7 +54,7 @@ def main() -> None:
     arguments = _parser().parse_args()
     for stream in (sys.stdout, sys.stderr):  # names of files may hold what cannot be printed
         cast(io.TextIOWrapper, stream).reconfigure(errors="backslashreplace")
-    with errors_in_one_sentence():
+    with concise_errors():
         from vtm.video.listing import list_videos
 
         sys.exit(_run(arguments, list_videos(arguments.videos)))
@@ -88,7 +88,7 @@ def _count(text: str) -> int:
 
 def _run(arguments: argparse.Namespace, videos: Sequence[Path]) -> int:
     """Predict all videos; return the exit status."""
-    processes = place().world_size
+    processes = process_rank().world_size
     if processes > 1 and arguments.csv is None:
         raise ValueError(f"{processes} processes share the videos by the table that they write: give --csv FILE")
     model = _load(arguments)
@@ -134,7 +134,7 @@ def _load(arguments: argparse.Namespace) -> Predictor:
 
     device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device == "cuda":
-        device = f"cuda:{place().local_rank % max(1, torch.cuda.device_count())}"
+        device = f"cuda:{process_rank().local_rank % max(1, torch.cuda.device_count())}"
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:

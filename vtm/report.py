@@ -10,14 +10,14 @@ import argparse
 import os
 from pathlib import Path
 
-from vtm.cli.errors import errors_in_one_sentence
+from vtm.cli.errors import concise_errors
 from vtm.system.atomic import write_atomically
 
 
 def main() -> None:
     """Report on what was given."""
     given = _arguments()
-    with errors_in_one_sentence():
+    with concise_errors():
         _run(given.runs, given.out, given.checkpoint)
 
 

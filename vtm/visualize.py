@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vtm.cli.errors import errors_in_one_sentence
+from vtm.cli.errors import concise_errors
 
 if TYPE_CHECKING:  # what the command needs is imported when its arguments are known to be right
     from vtm.inference.predictor import Predictor
@@ -23,7 +23,7 @@ KINDS = {"sheet": ("_sheet.png", "_sheet.pdf"), "video": ("_overlay.mp4",), "pag
 def main() -> None:
     """Draw what the command line names, and print the files."""
     given = _arguments()
-    with errors_in_one_sentence():
+    with concise_errors():
         import torch
 
         from vtm.inference.predictor import load
@@ -51,13 +51,13 @@ def visualize(
         VideoError: if the video cannot be read.
         ValueError: if there is no clip at `start`.
     """
-    from vtm.pictures.overlay import write_film
+    from vtm.pictures.overlay import write_overlay
     from vtm.pictures.page import write_page
     from vtm.pictures.sheet import write_sheet
 
     view = model.trace(video, start=start)
     name = video.name + (f"_{start:g}s" if start else "")
-    write = {"sheet": write_sheet, "video": write_film, "page": write_page}
+    write = {"sheet": write_sheet, "video": write_overlay, "page": write_page}
     for kind in kinds:
         paths = [out / f"{name}{end}" for end in KINDS[kind]]
         write[kind](paths[0], view, title=video.name)

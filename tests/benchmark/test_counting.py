@@ -8,7 +8,7 @@ import torch
 
 from vtm.benchmark import counting
 from vtm.benchmark.counting import free_bytes
-from vtm.benchmark.network import CLASSES, Trial
+from vtm.benchmark.network import CLASSES, Workload
 from vtm.benchmark.rows import Row, Setting
 
 needs = cache(counting.needs)  # half a second, and several tests compare with the same row
@@ -17,15 +17,15 @@ SMALL = Setting(60, 2, 2, 16, "cpu", threads=1, repeats=1, limit=20, overrides=(
 
 def formula(row: Row, setting: Setting, matching: float) -> float:
     """Count by hand; of the N × M products of keys, `matching` are computed."""
-    trial = Trial(row, setting)
+    workload = Workload(row, setting)
     flop = 0.0
-    for plan in trial.plan:
+    for plan in workload.plan:
         n, c = plan.num_tokens, plan.in_channels
         projections = 2 * n * c * 3 * c + 2 * (n - plan.merge_count) * c * plan.out_channels
         match = 2 * n * plan.num_targets * c * matching if plan.merge_count else 0
         saliency = 2 * n * c if plan.merge_count and row.strategy == "learnable" else 0
         flop += row.batch * plan.windows * (projections + 4 * n * n * c + match + saliency)
-    return flop + 2 * row.batch * trial.model.widths[-1] * CLASSES
+    return flop + 2 * row.batch * workload.model.widths[-1] * CLASSES
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
@@ -56,7 +56,7 @@ def test_the_paper_s_network_merges_two_thirds_of_the_arithmetic_away():
 
 
 def test_plain_attention_needs_the_memory_of_its_matrices():
-    plan = Trial(Row("none"), SMALL).plan
+    plan = Workload(Row("none"), SMALL).plan
     matrices = max(4 * 8 * p.windows * p.num_tokens**2 for p in plan)
     plain, fused = (needs(Row("none", plain=plain), SMALL).memory_bytes for plain in (True, False))
     assert plain > 2 * matrices > fused
@@ -65,8 +65,8 @@ def test_plain_attention_needs_the_memory_of_its_matrices():
 
 
 def test_what_must_move_is_inputs_weights_gradients_and_logits():
-    trial = Trial(Row("none"), SMALL)
-    features, weights = 4 * 60 * 4 * 16, 4 * sum(parameter.numel() for parameter in trial.model.parameters())
+    workload = Workload(Row("none"), SMALL)
+    features, weights = 4 * 60 * 4 * 16, 4 * sum(parameter.numel() for parameter in workload.model.parameters())
     assert needs(Row("none"), SMALL).moved_bytes == features + weights + 4 * CLASSES
     assert needs(Row("none", training=True), SMALL).moved_bytes == features + 2 * weights + 4 * CLASSES
     more = needs(Row("learnable"), SMALL).moved_bytes - needs(Row("none"), SMALL).moved_bytes

@@ -7,7 +7,7 @@ import torch
 
 from vtm.benchmark import measuring
 from vtm.benchmark.measuring import Result, matrix_rate, measure
-from vtm.benchmark.network import Trial
+from vtm.benchmark.network import Workload
 from vtm.benchmark.processes import measured_apart
 from vtm.benchmark.rows import Row, Setting
 
@@ -72,10 +72,10 @@ def test_in_training_the_head_s_part_has_its_backward_pass(monkeypatch):
     monkeypatch.setattr(measuring, "median_seconds", lambda call, **_: (call(), calls.append(call), 1.0)[2])
     setting = replace(SMALL, overrides=SMALL.overrides + TINY_ENCODER)
     assert last(Row("learnable", training=True, encoder=True), setting).details == {"% in the head": 100.0}
-    trial = calls[0]
-    trial.model.zero_grad(set_to_none=True)
+    workload = calls[0]
+    workload.model.zero_grad(set_to_none=True)
     calls[1]()
-    assert all(parameter.grad is not None for parameter in trial.model.parameters())
+    assert all(parameter.grad is not None for parameter in workload.model.parameters())
 
 
 @pytest.mark.slow
@@ -95,8 +95,8 @@ def test_the_peak_is_of_the_tensors_and_has_nothing_of_the_start_of_a_process(ro
     assert result.problem == ""
     if result.peak_bytes is None:
         pytest.skip("the system does not tell how much memory is in use")
-    trial = Trial(row, setting)
-    held = trial.inputs.nbytes + sum(parameter.nbytes for parameter in trial.model.parameters())
+    workload = Workload(row, setting)
+    held = workload.inputs.nbytes + sum(parameter.nbytes for parameter in workload.model.parameters())
     assert 0.7 < result.peak_bytes / (result.needed_bytes - held) < 1.3
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vtm.benchmark.network import PRECISIONS, Trial
+from vtm.benchmark.network import PRECISIONS, Workload
 from vtm.benchmark.rows import Row, Setting
 
 SMALL = Setting(4, 2, 2, 16, "cpu", 1, 1, 20, ("model.window_frames=[2,4]", "model.channels=[16,8]"))
@@ -29,9 +29,9 @@ class Products(TorchDispatchMode):
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_plain_attention_computes_in_the_row_s_precision(precision, training):
-    trial = Trial(Row("none", plain=True, precision=precision, training=training), SMALL)
-    with trial.mode(), Products() as products:
-        trial()
+    workload = Workload(Row("none", plain=True, precision=precision, training=training), SMALL)
+    with workload.mode(), Products() as products:
+        workload()
     per_block = 2 * (2 + 4 * training)  # two products of two tensors, and two of the backward pass for each
     assert products.dtypes == 2 * per_block * [PRECISIONS[precision]]
 
@@ -41,7 +41,7 @@ def test_a_trial_leaves_the_settings_of_torch_as_they_were(before):
     usual = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
     torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(before)
     try:
-        with pytest.raises(RuntimeError, match="inside"), Trial(Row("none"), SMALL).mode():
+        with pytest.raises(RuntimeError, match="inside"), Workload(Row("none"), SMALL).mode():
             raise RuntimeError("inside")
         assert torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed() == before
     finally:

@@ -15,7 +15,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch.utils.data import DataLoader, Dataset
 
-from vtm.cli.errors import errors_in_one_sentence, one_sentence
+from vtm.cli.errors import concise_errors, one_sentence
 from vtm.cli.overrides import near_misses
 from vtm.merging.partition import num_targets
 from vtm.video.scanning import duration
@@ -53,7 +53,7 @@ SENTENCE = "expected partition_factor to be an integer >= 1, got 0"
 
 
 def test_what_vtm_refuses_leaves_with_its_sentence():
-    with pytest.raises(SystemExit, match=SENTENCE), errors_in_one_sentence():
+    with pytest.raises(SystemExit, match=SENTENCE), concise_errors():
         refuse()
 
 
@@ -61,7 +61,7 @@ def test_what_vtm_refuses_leaves_with_its_sentence():
 def test_a_file_that_is_no_video_is_one_sentence(tmp_path, num_workers):
     (tmp_path / "a.mp4").write_bytes(b"no video" * 100)
     loader = DataLoader(Videos(partial(duration, tmp_path / "a.mp4")), num_workers=num_workers)
-    with pytest.raises(SystemExit) as stop, errors_in_one_sentence():
+    with pytest.raises(SystemExit) as stop, concise_errors():
         list(loader)
     assert str(stop.value.code).startswith(f"{tmp_path / 'a.mp4'}: cannot be read as a video (")
     assert "\n" not in str(stop.value.code)
@@ -69,7 +69,7 @@ def test_a_file_that_is_no_video_is_one_sentence(tmp_path, num_workers):
 
 def test_hydra_full_error_shows_the_stack_trace(monkeypatch):
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
-    with pytest.raises(ValueError, match=SENTENCE), errors_in_one_sentence():
+    with pytest.raises(ValueError, match=SENTENCE), concise_errors():
         refuse()
 
 
@@ -79,12 +79,12 @@ def test_hydra_full_error_shows_the_stack_trace(monkeypatch):
     ids=["in vtm", "elsewhere"],
 )
 def test_mistakes_of_the_program_keep_their_stack_trace(mistake, error):
-    with pytest.raises(error), errors_in_one_sentence():
+    with pytest.raises(error), concise_errors():
         mistake()
 
 
 def test_an_interruption_has_the_status_of_one(capsys):
-    with pytest.raises(SystemExit) as stop, errors_in_one_sentence():
+    with pytest.raises(SystemExit) as stop, concise_errors():
         raise KeyboardInterrupt
     assert (stop.value.code, capsys.readouterr().err) == (130, "interrupted\n")
 
@@ -98,7 +98,7 @@ def test_sigterm_unwinds_a_command_and_gives_its_status():
         finally:
             unwound.append(True)
 
-    with pytest.raises(SystemExit) as stop, errors_in_one_sentence():
+    with pytest.raises(SystemExit) as stop, concise_errors():
         command()
     assert (stop.value.code, unwound) == (143, [True])
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
@@ -106,13 +106,13 @@ def test_sigterm_unwinds_a_command_and_gives_its_status():
 
 def test_sigterm_is_left_to_who_handles_it_already():
     heard = []
-    with errors_in_one_sentence():
+    with concise_errors():
         ours = signal.getsignal(signal.SIGTERM)
         signal.signal(signal.SIGTERM, lambda *given: (heard.append(True), ours(*given)))  # as Lightning wraps ours
         os.kill(os.getpid(), signal.SIGTERM)
     signal.signal(signal.SIGTERM, lambda *_: heard.append(True))
     try:
-        with errors_in_one_sentence():
+        with concise_errors():
             os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGTERM)
     finally:
@@ -138,7 +138,7 @@ def test_warnings_of_vtm_are_a_sentence_and_those_of_libraries_say_where(capsys)
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         warnings.showwarning = lambda *given: print(warnings.formatwarning(*given[:4]), end="")  # pytest has another
-        with errors_in_one_sentence():
+        with concise_errors():
             warnings.warn_explicit("two videos are one", UserWarning, one_sentence.__code__.co_filename, 61)
             warnings.warn_explicit("old", UserWarning, "library.py", 7)
     assert capsys.readouterr().out == "warning: two videos are one\nlibrary.py:7: UserWarning: old\n"

@@ -13,8 +13,8 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import OmegaConf
 
 import train
-from vtm.cli.errors import errors_in_one_sentence
-from vtm.cli.launch import processes_to_start, quietly, resumable, run_folder, start_processes
+from vtm.cli.errors import concise_errors
+from vtm.cli.launch import filter_warnings, processes_to_start, resumable, run_folder, start_processes
 
 
 @pytest.fixture(autouse=True)
@@ -110,7 +110,7 @@ def by_lightning():
 
 
 def interrupted(folder, overrides, interrupt=by_a_key):
-    with pytest.raises(SystemExit) as status, errors_in_one_sentence(), resumable("demo", overrides, folder):
+    with pytest.raises(SystemExit) as status, concise_errors(), resumable("demo", overrides, folder):
         interrupt()
     return status.value.code
 
@@ -184,7 +184,7 @@ def test_without_overrides_it_is_said_where_the_other_experiments_are_listed(tmp
 
 
 def test_advice_that_helps_nobody_is_left_out():
-    with warnings.catch_warnings(record=True) as shown, quietly(resumes=False):
+    with warnings.catch_warnings(record=True) as shown, filter_warnings(resumes=False):
         warnings.warn("The 'train_dataloader' does not have many workers which may be a bottleneck.", stacklevel=1)
         warnings.warn("This DataLoader will create 4 worker processes in total. Our suggested max", stacklevel=1)
         assert not shown
@@ -195,7 +195,7 @@ def test_advice_that_helps_nobody_is_left_out():
 
 @pytest.mark.parametrize("resumes", [False, True])
 def test_checkpoints_that_are_there_are_news_but_to_a_run_that_is_resumed(resumes):
-    with warnings.catch_warnings(record=True) as shown, quietly(resumes=resumes):
+    with warnings.catch_warnings(record=True) as shown, filter_warnings(resumes=resumes):
         warnings.warn("Checkpoint directory /runs/x/checkpoints exists and is not empty.", stacklevel=1)
     assert len(shown) == (not resumes)
 

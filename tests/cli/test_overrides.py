@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from vtm.cli.overrides import explained, near_misses
+from vtm.cli.overrides import check_overrides, near_misses
 
 CONF = Path(__file__).parents[2] / "conf"
 
@@ -103,6 +103,6 @@ def test_every_mistake_gets_its_line():
 def test_a_command_with_mistakes_is_not_begun(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["train.py", "experiment=demoo"])
     begun = []
-    with pytest.raises(SystemExit, match="did you mean 'experiment=demo'"), explained(CONF, "train"):
+    with pytest.raises(SystemExit, match="did you mean 'experiment=demo'"), check_overrides(CONF, "train"):
         begun.append(1)
     assert not begun

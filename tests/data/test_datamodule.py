@@ -177,9 +177,9 @@ def test_looking_finds_what_is_missing_of_what_is_wanted(make, root, tmp_path):
     for path in (root / "videos").iterdir():
         if path.stem != "train3":
             (tmp_path / "videos" / path.name).symlink_to(path)
-    make(tmp_path).look(training=False)
+    make(tmp_path).check_videos(training=False)
     with pytest.raises(FileNotFoundError, match="1 of the 7 train videos are missing"):
-        make(tmp_path).look(training=True)
+        make(tmp_path).check_videos(training=True)
 
 
 def test_missing_root_is_one_sentence_that_says_where_help_is(make, tmp_path):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vtm.encoders import Encoder
-from vtm.encoders.rounding import pack, unpack
+from vtm.encoders.rounding import dequantize, quantize
 
 
 class Patches(Encoder):
@@ -125,11 +125,11 @@ def test_precision_is_that_of_the_backbone_s_arithmetic(vit, frames):
 def test_features_are_those_that_come_back_from_storage(vit, frames, storage):
     clip = frames(2, 2, 3, 32, 32)
     encoder = vit(storage=storage)
-    exact, packed = vit()(clip), encoder.packed(clip)
-    assert packed.values.dtype == getattr(torch, storage)
-    assert packed.values.shape == exact.shape
-    assert (packed.scale is not None) == (storage == "int8")
-    assert torch.equal(encoder(clip), unpack(pack(exact, storage)))
+    exact, quantized = vit()(clip), encoder.quantized(clip)
+    assert quantized.values.dtype == getattr(torch, storage)
+    assert quantized.values.shape == exact.shape
+    assert (quantized.scale is not None) == (storage == "int8")
+    assert torch.equal(encoder(clip), dequantize(quantize(exact, storage)))
     assert torch.equal(encoder.tokens(clip), exact)
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from vtm.encoders.rounding import pack, unpack
+from vtm.encoders.rounding import dequantize, quantize
 from vtm.features.file import FeatureError, FeatureWriter, read_header, read_steps
 from vtm.features.remote import size_and_version
 
@@ -21,7 +21,7 @@ def random_steps(storage, count=5):
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randn(count, 2, 3, 4, generator=generator) * 7
     motion = torch.rand(count, 2, 3, generator=generator)
-    return pack(tokens, storage), motion, torch.arange(count) % 2 == 0, torch.arange(count)
+    return quantize(tokens, storage), motion, torch.arange(count) % 2 == 0, torch.arange(count)
 
 
 def write(path, storage="bfloat16", *, parts=(2, 2, 1)):
@@ -29,10 +29,10 @@ def write(path, storage="bfloat16", *, parts=(2, 2, 1)):
     with FeatureWriter(path, TIMES, (2, 3, 4), storage, FACTS) as writer:
         first = 0
         for count in parts:
-            packed, *rest = steps
-            part = packed._replace(
-                values=packed.values[first : first + count],
-                scale=None if packed.scale is None else packed.scale[first : first + count],
+            quantized, *rest = steps
+            part = quantized._replace(
+                values=quantized.values[first : first + count],
+                scale=None if quantized.scale is None else quantized.scale[first : first + count],
             )
             writer.add(part, *(values[first : first + count] for values in rest))
             first += count
@@ -51,12 +51,12 @@ def read(path, rows):
 @pytest.mark.parametrize("rows", [[0, 1, 2, 3, 4], [1, 2, 3], [4], [3, 0, 4, 4]])
 def test_what_was_written_is_read(tmp_path, storage, rows):
     path = tmp_path / "sub" / "x.safetensors"
-    packed, motion, from_codec, substituted = write(path, storage)
+    quantized, motion, from_codec, substituted = write(path, storage)
     found = read(path, rows)
-    assert torch.equal(found["features"], packed.values[rows])
+    assert torch.equal(found["features"], quantized.values[rows])
     assert ("scale" in found) == (storage == "int8")
-    if packed.scale is not None:
-        assert torch.equal(unpack(packed)[rows], found["features"].float() * found["scale"][..., None])
+    if quantized.scale is not None:
+        assert torch.equal(dequantize(quantized)[rows], found["features"].float() * found["scale"][..., None])
     assert torch.equal(found["motion"], motion[rows])
     assert torch.equal(found["from_codec"].bool(), from_codec[rows])
     assert torch.equal(found["substituted"], substituted[rows])
@@ -67,11 +67,11 @@ def test_what_was_written_is_read(tmp_path, storage, rows):
 
 @pytest.mark.parametrize("storage", ["bfloat16", "int8"])
 def test_it_is_a_safetensors_file(tmp_path, storage):
-    packed, motion, _, _ = write(tmp_path / "x.safetensors", storage)
+    quantized, motion, _, _ = write(tmp_path / "x.safetensors", storage)
     with safe_open(tmp_path / "x.safetensors", "pt") as file:
         assert file.metadata()["id"] == "a/b.mp4"
-        assert torch.equal(file.get_tensor("features"), packed.values)
-        assert torch.equal(file.get_slice("features")[1:3], packed.values[1:3])
+        assert torch.equal(file.get_tensor("features"), quantized.values)
+        assert torch.equal(file.get_slice("features")[1:3], quantized.values[1:3])
         assert torch.equal(file.get_tensor("motion"), motion)
         assert file.get_tensor("times").tolist() == TIMES
 
@@ -145,11 +145,11 @@ def test_an_interrupted_write_leaves_nothing_and_spares_what_was_there(tmp_path,
     path = tmp_path / "x.safetensors"
     write(path)
     before = path.read_bytes()
-    packed, *rest = random_steps("bfloat16", 2)
+    quantized, *rest = random_steps("bfloat16", 2)
 
     def interrupted():
         with FeatureWriter(path, TIMES, (2, 3, 4), "bfloat16", FACTS) as writer:
-            writer.add(packed, *rest)
+            writer.add(quantized, *rest)
             raise error
 
     with pytest.raises(error):
@@ -159,22 +159,22 @@ def test_an_interrupted_write_leaves_nothing_and_spares_what_was_there(tmp_path,
 
 
 def test_a_file_with_too_few_steps_never_appears(tmp_path):
-    packed, *rest = random_steps("bfloat16", 2)
+    quantized, *rest = random_steps("bfloat16", 2)
     with (
         pytest.raises(ValueError, match="expected 5 steps, got 2"),
         FeatureWriter(tmp_path / "x", TIMES, (2, 3, 4), "bfloat16", FACTS) as writer,
     ):
-        writer.add(packed, *rest)
+        writer.add(quantized, *rest)
     assert not list(tmp_path.iterdir())
 
 
 def test_steps_of_another_shape_or_format_are_refused(tmp_path):
-    packed, *rest = random_steps("float16", 2)
+    quantized, *rest = random_steps("float16", 2)
     with (
         pytest.raises(ValueError, match=r"features as torch.bfloat16 .*got torch.float16"),
         FeatureWriter(tmp_path / "x", TIMES, (2, 3, 4), "bfloat16", FACTS) as writer,
     ):
-        writer.add(packed, *rest)
+        writer.add(quantized, *rest)
     assert not list(tmp_path.iterdir())
 
 

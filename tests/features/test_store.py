@@ -12,7 +12,7 @@ import torch
 from vtm.data.dataset import VideoDataset
 from vtm.data.sampling import Single, Windows
 from vtm.data.source import Video
-from vtm.encoders.rounding import Packed, pack, unpack
+from vtm.encoders.rounding import Quantized, dequantize, quantize
 from vtm.features import remote as ranges
 from vtm.features.file import FeatureError, OtherTimesError
 from vtm.features.store import FeatureStore
@@ -24,7 +24,7 @@ LENGTH = 9.4
 def make(loading, tmp_path):
     def make(*, motion=False, address=None, cache_gb=1.0, storage="bfloat16", sampling="1fps"):
         encoder = loading(tmp_path)["encoder"]
-        encoder.storage = storage
+        encoder.storage_dtype = storage
         return FeatureStore(
             root=tmp_path, encoder=encoder, sampling=sampling, motion=motion, address=address,
             cache=str(tmp_path / "cache"), cache_gb=cache_gb,
@@ -42,11 +42,11 @@ def video(tmp_path):
 def fill(store, video, *, count=10, channels=4):
     """Store random steps, one per second; return them as they come back."""
     generator = torch.Generator().manual_seed(len(video.id))
-    packed = pack(torch.randn(count, 3, 3, channels, generator=generator), store.storage)
+    quantized = quantize(torch.randn(count, 3, 3, channels, generator=generator), store.storage_dtype)
     motion = torch.rand(count, 3, 3, generator=generator)
     with store.writer(video, [video.start + second for second in range(count)], LENGTH) as writer:
-        writer.add(packed, motion, torch.ones(count).bool(), torch.zeros(count).long())
-    return unpack(packed), motion
+        writer.add(quantized, motion, torch.ones(count).bool(), torch.zeros(count).long())
+    return dequantize(quantized), motion
 
 
 @pytest.mark.parametrize("storage", ["float32", "bfloat16", "float16", "int8"])
@@ -298,7 +298,7 @@ def test_loading_processes_read_from_an_address_after_their_parent_did(make, vid
 def test_packed_int8_equals_what_an_encoder_hands_out(make, video):
     store = make(storage="int8")
     tokens = torch.randn(10, 3, 3, 4)
-    fresh = pack(tokens, "int8")
+    fresh = quantize(tokens, "int8")
     with store.writer(video, [float(i) for i in range(10)], 10.0) as writer:
-        writer.add(Packed(*fresh), torch.zeros(10, 3, 3), torch.zeros(10).bool(), torch.zeros(10).long())
-    assert torch.equal(store.read(video, [float(i) for i in range(10)]).inputs, unpack(fresh))
+        writer.add(Quantized(*fresh), torch.zeros(10, 3, 3), torch.zeros(10).bool(), torch.zeros(10).long())
+    assert torch.equal(store.read(video, [float(i) for i in range(10)]).inputs, dequantize(fresh))

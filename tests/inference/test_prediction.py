@@ -2,14 +2,14 @@
 
 import pytest
 
-from vtm.inference.prediction import Prediction, Window
+from vtm.inference.prediction import Prediction, Segment
 from vtm.tasks.task import ranked
 
 
 @pytest.fixture
 def prediction():
-    windows = [Window(0.0, 4.0, [0.1, 0.7, 0.2]), Window(1.0, 4.5, [0.5, 0.1, 0.4])]
-    return Prediction("a.mp4", 4.5, ["x", "y", "z"], [0.3, 0.4, 0.3], windows, short=False, damaged=False)
+    segments = [Segment(0.0, 4.0, [0.1, 0.7, 0.2]), Segment(1.0, 4.5, [0.5, 0.1, 0.4])]
+    return Prediction("a.mp4", 4.5, ["x", "y", "z"], [0.3, 0.4, 0.3], segments, short=False, damaged=False)
 
 
 def test_the_best_class_comes_first(prediction):
@@ -19,13 +19,13 @@ def test_the_best_class_comes_first(prediction):
 
 def test_the_timeline_ranks_each_window(prediction):
     assert prediction.timeline(1) == [
-        (prediction.windows[0], [("y", 0.7)]),
-        (prediction.windows[1], [("x", 0.5)]),
+        (prediction.segments[0], [("y", 0.7)]),
+        (prediction.segments[1], [("x", 0.5)]),
     ]
 
 
 def test_a_value_has_no_label():
-    prediction = Prediction("a.mp4", 4.5, None, [3.5], [Window(0.0, 4.5, [3.5])], short=False, damaged=False)
+    prediction = Prediction("a.mp4", 4.5, None, [3.5], [Segment(0.0, 4.5, [3.5])], short=False, damaged=False)
     assert (prediction.label, prediction.score, prediction.top()) == (None, 3.5, [("value", 3.5)])
 
 

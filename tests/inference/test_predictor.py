@@ -71,8 +71,8 @@ def test_a_video_gets_what_the_test_of_training_gives_it(tmp_path, make_model, f
     model = vtm.load(make_model(tmp_path / "model.safetensors", *overrides))
     prediction = model.predict(folder / name)
     votes, rows = expected(model, folder / name)
-    assert len(prediction.windows) == len(rows)
-    for window, row in zip(prediction.windows, rows, strict=True):
+    assert len(prediction.segments) == len(rows)
+    for window, row in zip(prediction.segments, rows, strict=True):
         assert window.scores == pytest.approx(row, abs=1e-6)
     assert prediction.scores == pytest.approx(votes, abs=1e-6)
     assert prediction.label == ["dark", "light", "red"][votes.index(max(votes))]
@@ -89,9 +89,9 @@ def test_a_video_with_fewer_frames_than_a_clip_has_steps_is_short(tmp_path, make
 
 
 def test_windows_say_where_they_are(model, folder):
-    windows = model.predict(folder / "long.mp4").windows
-    assert [(window.start, window.end) for window in windows] == [(s, s + 4) for s in range(6)]
-    (window,) = model.predict(folder / "short.mp4").windows
+    segments = model.predict(folder / "long.mp4").segments
+    assert [(window.start, window.end) for window in segments] == [(s, s + 4) for s in range(6)]
+    (window,) = model.predict(folder / "short.mp4").segments
     assert (window.start, window.end) == (0, pytest.approx(2.4, abs=0.13))
 
 
@@ -114,7 +114,7 @@ def test_a_stream_sees_the_whole_video_at_once(model, folder):
     stream.update(features)
     prediction = model.predict(folder / "long.mp4", stream=True)
     assert prediction.scores == pytest.approx(stream.logits()[0].softmax(0).tolist(), abs=1e-6)
-    assert [(w.start, w.end) for w in prediction.windows] == [(0.0, prediction.seconds)]
+    assert [(w.start, w.end) for w in prediction.segments] == [(0.0, prediction.seconds)]
 
 
 def test_regression_gives_a_value(tmp_path, make_model, folder):
@@ -141,7 +141,7 @@ def test_a_trace_shows_what_was_merged(model, folder):
     assert [block.window_frames for block in view.blocks] == [2, 4]
     assert view.blocks[0].group.shape == (4, model.encoder.grid.height, model.encoder.grid.width)
     assert dict(view.scores) == pytest.approx(
-        dict(zip(model.labels, model.predict(folder / "long.mp4").windows[2].scores, strict=True)), abs=1e-6
+        dict(zip(model.labels, model.predict(folder / "long.mp4").segments[2].scores, strict=True)), abs=1e-6
     )
     short = model.trace(folder / "short.mp4")
     assert len(short.frames) == len(short.times) == len(short.blocks[0].group) == 3

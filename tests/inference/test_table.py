@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from vtm.inference.prediction import Prediction, Window
+from vtm.inference.prediction import Prediction, Segment
 from vtm.inference.table import COLUMNS, PredictionTable
 
 HEADER = ",".join(COLUMNS) + "\n"
@@ -33,7 +33,7 @@ with PredictionTable(Path(sys.argv[1]), "abc", classes=1) as table:
 
 def prediction(video: str, labels: list[str] | None = None) -> Prediction:
     scores = [3.5] if labels is None else [0.25, 0.6, 0.15]
-    return Prediction(video, 4.5, labels, scores, [Window(0.0, 4.5, scores)], short=True, damaged=False)
+    return Prediction(video, 4.5, labels, scores, [Segment(0.0, 4.5, scores)], short=True, damaged=False)
 
 
 def rows(path) -> list[dict[str, str]]:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from vtm.pictures.colors import BORDERS, group_colours
+from vtm.pictures.colors import BORDERS, group_colors
 from vtm.pictures.view import BlockView
 
 
@@ -18,20 +18,20 @@ def block_of(group: torch.Tensor) -> BlockView:
 
 def test_a_group_is_filled_with_the_average_of_all_its_pixels_in_all_frames(clip, view):
     for block in view.blocks:
-        colours = group_colours(view.frames, block)
+        colors = group_colors(view.frames, block)
         pixels = defaultdict(list)
         for t in range(4):
             for y in range(24):
                 for x in range(24):
                     pixels[int(block.group[t, y // 8, x // 8])].append(clip.frames[t, :, y, x].tolist())
-        assert len(pixels) == block.num_groups == len(colours.fill)
+        assert len(pixels) == block.num_groups == len(colors.fill)
         for group, values in pixels.items():
-            assert colours.size[group] * 64 == len(values)
-            assert np.abs(colours.fill[group] - np.mean(values, axis=0)).max() <= 0.5 + 1e-4
+            assert colors.size[group] * 64 == len(values)
+            assert np.abs(colors.fill[group] - np.mean(values, axis=0)).max() <= 0.5 + 1e-4
 
 
 def test_the_same_clip_has_the_same_colours(view):
-    first, second = (group_colours(view.frames, view.blocks[0]) for _ in range(2))
+    first, second = (group_colors(view.frames, view.blocks[0]) for _ in range(2))
     assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
 
 
@@ -39,7 +39,7 @@ def test_groups_that_touch_have_different_borders():
     generator = torch.Generator().manual_seed(0)
     rough = torch.randint(0, 40, (3, 8, 8), generator=generator)
     group = rough.repeat_interleave(2, 1).repeat_interleave(2, 2)  # each of several tokens
-    border = group_colours(torch.zeros(3, 3, 16, 16, dtype=torch.uint8), block_of(group)).border
+    border = group_colors(torch.zeros(3, 3, 16, 16, dtype=torch.uint8), block_of(group)).border
     shared, total = 0, 0
     for t in range(3):
         for y in range(16):
@@ -54,15 +54,15 @@ def test_groups_that_touch_have_different_borders():
 
 def test_where_there_is_a_choice_groups_that_touch_have_borders_far_from_alike():
     group = torch.arange(16).reshape(1, 4, 4).repeat_interleave(2, 1).repeat_interleave(2, 2)  # each of 2 × 2 tokens
-    border = group_colours(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), block_of(group)).border.reshape(4, 4)
-    colours = BORDERS[border].astype(float)
-    for distance in (np.linalg.norm(np.diff(colours, axis=axis), axis=-1) for axis in (0, 1)):
+    border = group_colors(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), block_of(group)).border.reshape(4, 4)
+    colors = BORDERS[border].astype(float)
+    for distance in (np.linalg.norm(np.diff(colors, axis=axis), axis=-1) for axis in (0, 1)):
         assert distance.min() > 125
 
 
 def test_few_groups_that_touch_never_share_a_border():
     group = torch.arange(8).reshape(1, 1, 8).repeat(2, 4, 1)
-    border = group_colours(torch.zeros(2, 3, 8, 8, dtype=torch.uint8), block_of(group)).border
+    border = group_colors(torch.zeros(2, 3, 8, 8, dtype=torch.uint8), block_of(group)).border
     assert all(a != b for a, b in pairwise(border))
 
 

@@ -2,14 +2,14 @@
 
 import torch
 
-from vtm.pictures.features import feature_colours
+from vtm.pictures.features import feature_colors
 
 
 def test_the_first_components_are_red_green_and_blue():
     generator = torch.Generator().manual_seed(0)
     factors = torch.randn(2 * 5 * 6, 3, generator=generator) * torch.tensor([9.0, 3.0, 1.0])
     basis, _ = torch.linalg.qr(torch.randn(12, 3, generator=generator))
-    picture = feature_colours((factors @ basis.T + 5).reshape(2, 5, 6, 12))
+    picture = feature_colors((factors @ basis.T + 5).reshape(2, 5, 6, 12))
     assert picture.shape == (2, 3, 80, 96)
     assert picture.dtype == torch.uint8
     tokens = picture[:, :, ::16, ::16].movedim(1, -1).reshape(-1, 3).float()
@@ -23,17 +23,17 @@ def test_the_first_components_are_red_green_and_blue():
 
 def test_it_is_the_same_every_time_and_in_half_precision():
     features = torch.randn(1, 4, 4, 8, generator=torch.Generator().manual_seed(1))
-    assert torch.equal(feature_colours(features), feature_colours(features.clone()))
-    difference = feature_colours(features.bfloat16()).float() - feature_colours(features).float()
+    assert torch.equal(feature_colors(features), feature_colors(features.clone()))
+    difference = feature_colors(features.bfloat16()).float() - feature_colors(features).float()
     assert difference.abs().max() < 16
 
 
 def test_components_that_there_are_not_stay_black():
     line = torch.arange(8.0).reshape(1, 2, 4, 1) * torch.tensor([1.0, 2.0])
-    picture = feature_colours(line)
+    picture = feature_colors(line)
     assert picture[:, 0].max() == 255
     assert picture[:, 1:].max() == 0
-    assert feature_colours(torch.ones(1, 2, 2, 3)).max() == 0
+    assert feature_colors(torch.ones(1, 2, 2, 3)).max() == 0
 
 
 class WithoutDouble(torch.Tensor):
@@ -48,4 +48,4 @@ class WithoutDouble(torch.Tensor):
 
 def test_float64_is_left_to_the_cpu():
     features = torch.randn(1, 2, 3, 4, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(feature_colours(features.as_subclass(WithoutDouble)), feature_colours(features))
+    assert torch.equal(feature_colors(features.as_subclass(WithoutDouble)), feature_colors(features))

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from vtm.pictures.colors import BORDERS, group_colours
+from vtm.pictures.colors import BORDERS, group_colors
 from vtm.pictures.layers import (
     FADED,
-    HEAT_COLOURS,
+    HEAT_COLORS,
     HEAT_SHARE,
     TARGET,
     Painter,
@@ -59,19 +59,19 @@ def test_edges_are_where_numbers_change_and_nowhere_else(view):
 def test_merged_tokens_show_their_group_within_a_border_and_lone_ones_their_picture(view, pictures):
     kinds = set()
     for block in view.blocks:
-        colours = group_colours(view.frames, block)
-        drawn = fill_groups(pictures, block.group.numpy(), colours)
+        colors = group_colors(view.frames, block)
+        drawn = fill_groups(pictures, block.group.numpy(), colors)
         number = block.group.numpy().repeat(CELL, 1).repeat(CELL, 2)
         for t in range(4):
             for y in range(0, 3 * CELL, 3):
                 for x in range(3 * CELL):
                     group = number[t, y, x]
-                    if colours.size[group] == 1:
+                    if colors.size[group] == 1:
                         kind, expected = "alone", pictures[t, y, x]
                     elif near_another(number[t], y, x, LINE):
-                        kind, expected = "border", BORDERS[colours.border[group]]
+                        kind, expected = "border", BORDERS[colors.border[group]]
                     else:
-                        kind, expected = "inside", colours.fill[group]
+                        kind, expected = "inside", colors.fill[group]
                     kinds.add(kind)
                     assert drawn[t, y, x].tolist() == expected.tolist()
     assert kinds == {"alone", "border", "inside"}
@@ -98,18 +98,18 @@ def test_heat_is_the_colour_of_the_saliency_over_grey(view, pictures):
     saliency = view.blocks[1].saliency
     scale = Scale.of(view)
     drawn = heat(pictures, scale.level(saliency))
-    grey = pictures @ [0.299, 0.587, 0.114]
+    gray = pictures @ [0.299, 0.587, 0.114]
     for t, row, column in np.ndindex(*saliency.shape):
         share = (float(saliency[t, row, column]) - scale.low) / (scale.high - scale.low)
-        colour = HEAT_COLOURS[round(255 * share)]
+        color = HEAT_COLORS[round(255 * share)]
         y, x = row * CELL + 5, column * CELL + 7
-        expected = HEAT_SHARE * colour + (1 - HEAT_SHARE) * grey[t, y, x]
+        expected = HEAT_SHARE * color + (1 - HEAT_SHARE) * gray[t, y, x]
         assert np.abs(drawn[t, y, x] - expected).max() <= 0.51
-    assert np.abs(heat_shades()[255] - (HEAT_SHARE * HEAT_COLOURS[255] + (1 - HEAT_SHARE) * 128)).max() <= 0.51
+    assert np.abs(heat_shades()[255] - (HEAT_SHARE * HEAT_COLORS[255] + (1 - HEAT_SHARE) * 128)).max() <= 0.51
 
 
 def test_brightness_grows_with_the_saliency():
-    assert (np.diff(HEAT_COLOURS @ [0.2126, 0.7152, 0.0722]) > -0.5).all()
+    assert (np.diff(HEAT_COLORS @ [0.2126, 0.7152, 0.0722]) > -0.5).all()
 
 
 def test_all_blocks_have_one_scale_from_the_least_to_the_greatest_saliency(view):

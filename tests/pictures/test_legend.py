@@ -6,13 +6,13 @@ import pytest
 from vtm.pictures.canvas import Canvas
 from vtm.pictures.colors import BORDERS
 from vtm.pictures.layers import TARGET, Scale, heat_shades
-from vtm.pictures.legend import Key
+from vtm.pictures.legend import Legend
 
 SCALE = Scale(-0.756, 0.25)
 
 
 def drawn(scale, *, width=1500, size=20):
-    key = Key(scale, width=width, size=size)
+    key = Legend(scale, width=width, size=size)
     canvas = Canvas(width + 40, key.height + 40)
     key.draw(canvas, 20, 20)
     return canvas, key

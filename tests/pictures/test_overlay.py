@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from vtm.pictures.layers import Painter, Scale, enlarge
-from vtm.pictures.overlay import _frames, write_film
+from vtm.pictures.overlay import _frames, write_overlay
 from vtm.video.reading import read_frames
 from vtm.video.scanning import duration
 
@@ -15,7 +15,7 @@ TOP = 172  # of the pictures
 def test_the_video_has_a_picture_for_every_step(tmp_path, make_clip, scores, estimates, rows):
     view = make_clip(estimates=estimates).view()
     path = tmp_path / "new" / "clip.mp4"
-    write_film(path, view, title="a clip")
+    write_overlay(path, view, title="a clip")
     drawn = list(_frames(view, "a clip"))
     assert duration(path) == pytest.approx(len(drawn) / 2) == 2
     height, width = drawn[0].shape[:2]

@@ -8,8 +8,8 @@ import shutil
 import numpy as np
 import pytest
 
-from vtm.pictures.colors import group_colours
-from vtm.pictures.layers import HEAT_COLOURS, HEAT_SHARE, Scale
+from vtm.pictures.colors import group_colors
+from vtm.pictures.layers import HEAT_COLORS, HEAT_SHARE, Scale
 from vtm.pictures.page import write_page
 
 ARGUMENTS = [
@@ -42,9 +42,9 @@ def test_the_page_holds_groups_targets_and_saliency(path, view, scores):
         assert numbers(block["group"], "<u4").tolist() == expected.group.flatten().tolist()
         assert numbers(block["target"], np.uint8).tolist() == expected.target.flatten().tolist()
         assert numbers(block["saliency"], "<f4").tolist() == expected.saliency.flatten().tolist()
-        colours = group_colours(view.frames, expected)
-        assert numbers(block["fill"], np.uint8).tolist() == colours.fill.flatten().tolist()
-        assert numbers(block["border"], np.uint8).tolist() == colours.border.tolist()
+        colors = group_colors(view.frames, expected)
+        assert numbers(block["fill"], np.uint8).tolist() == colors.fill.flatten().tolist()
+        assert numbers(block["border"], np.uint8).tolist() == colors.border.tolist()
 
 
 def test_the_page_names_no_other_place(path):
@@ -170,12 +170,12 @@ def test_the_page_draws_what_the_sheet_draws(page, view):
     kinds = set()
     for number, block in enumerate(view.blocks):
         page.get_by_role("radio", name=str(number + 1), exact=True).click()
-        colours = group_colours(view.frames, block)
+        colors = group_colors(view.frames, block)
         for token in np.ndindex(3, 3):
             group = block.group[0][token]
-            merged = bool(colours.size[group] > 1)
+            merged = bool(colors.size[group] > 1)
             kinds.add(merged)
-            assert colour_at(page, "#view", *token) == (colours.fill[group].tolist() if merged else plain[token])
+            assert colour_at(page, "#view", *token) == (colors.fill[group].tolist() if merged else plain[token])
     assert kinds == {True, False}
 
 
@@ -187,8 +187,8 @@ def test_the_page_has_the_heat_of_the_sheet(page, view):
         page.get_by_role("radio", name=str(number + 1), exact=True).click()
         level = Scale.of(view).level(block.saliency)[0]
         for token in np.ndindex(3, 3):
-            grey = np.dot(plain[token], [0.299, 0.587, 0.114])
-            expected = HEAT_SHARE * HEAT_COLOURS[level[token]] + (1 - HEAT_SHARE) * grey
+            gray = np.dot(plain[token], [0.299, 0.587, 0.114])
+            expected = HEAT_SHARE * HEAT_COLORS[level[token]] + (1 - HEAT_SHARE) * gray
             assert np.abs(colour_at(page, "#view", *token) - expected).max() < 4  # the browser has its own grey
 
 

@@ -141,5 +141,5 @@ def test_of_the_same_seed_twice_the_later_counts(write_run: Write, tables: Calla
     write_run("2030-01-03", 0.9, seed=5)
     (table,) = tables()
     assert table.rows[0].score.mean == pytest.approx(0.8)
-    ((earlier, later),) = table.again
+    ((earlier, later),) = table.superseded
     assert (earlier.folder.name, later.folder.name) == ("2030-01-01", "2030-01-02")

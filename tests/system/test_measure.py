@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from vtm.system import measure
-from vtm.system.measure import PeakMemory, device_name, median_seconds, synchronise
+from vtm.system.measure import PeakMemory, device_name, median_seconds, synchronize
 
 MIB = 1 << 20
 LINUX = Path("/proc/self/clear_refs").exists()
@@ -49,9 +49,9 @@ def test_each_call_is_timed_between_two_waits_for_the_device(monkeypatch: pytest
 def test_a_cpu_needs_no_wait_and_a_gpu_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     waited: list[object] = []
     monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
-    synchronise("cpu")
+    synchronize("cpu")
     assert waited == []
-    synchronise(torch.device("cuda:1"))
+    synchronize(torch.device("cuda:1"))
     assert waited == [torch.device("cuda:1")]
 
 

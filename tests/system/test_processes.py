@@ -2,7 +2,7 @@
 
 import pytest
 
-from vtm.system.processes import place
+from vtm.system.processes import process_rank
 
 
 @pytest.fixture(autouse=True)
@@ -13,10 +13,10 @@ def _no_launcher(monkeypatch):
 
 
 def test_a_process_knows_its_place(monkeypatch):
-    assert place() == (0, 0, 1)
+    assert process_rank() == (0, 0, 1)
     for name, value in (("SLURM_LOCALID", "3"), ("SLURM_PROCID", "11"), ("SLURM_NTASKS", "16")):
         monkeypatch.setenv(name, value)
-    assert place() == (3, 11, 16)
+    assert process_rank() == (3, 11, 16)
     for name, value in (("LOCAL_RANK", "1"), ("RANK", "5"), ("WORLD_SIZE", "8")):  # torchrun inside of a SLURM job
         monkeypatch.setenv(name, value)
-    assert place() == (1, 5, 8)
+    assert process_rank() == (1, 5, 8)

@@ -10,15 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vtm.tasks.classification import Classification, balanced_weights, majority_floor
-from vtm.tasks.fusion import TwoLosses
+from vtm.tasks.classification import Classification, balanced_weights, majority_baseline
+from vtm.tasks.fusion import AuxiliaryLoss
 from vtm.tasks.intervals import wilson_interval
 from vtm.tasks.metric import VideoAccuracy
 
 
 def classification(num_classes: int = 3, **options: Any) -> Classification:
     return Classification(
-        num_classes, **{"label_smoothing": 0.0, "class_weights": None, "fusion": TwoLosses(1.0), **options}
+        num_classes, **{"label_smoothing": 0.0, "class_weights": None, "fusion": AuxiliaryLoss(1.0), **options}
     )
 
 
@@ -118,7 +118,7 @@ def targets(task: str, split: str) -> list[float]:
     ],
 )
 def test_floor_of_lvu_classification(task: str, percent: float) -> None:
-    floor = majority_floor(map(int, targets(task, "train")), map(int, targets(task, "test")))
+    floor = majority_baseline(map(int, targets(task, "train")), map(int, targets(task, "test")))
     assert round(100 * floor, 2) == percent
 
 

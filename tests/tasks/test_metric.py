@@ -12,10 +12,10 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.multiprocessing.spawn import start_processes
 
-from vtm.tasks.classification import majority_floor
+from vtm.tasks.classification import majority_baseline
 from vtm.tasks.intervals import bootstrap_interval
-from vtm.tasks.metric import VideoAccuracy, VideoMetric, VideoMSE, vote
-from vtm.tasks.regression import mean_floor
+from vtm.tasks.metric import VideoAccuracy, VideoMetric, VideoMSE, average_clips
+from vtm.tasks.regression import mean_baseline
 
 
 def clips(seed: int = 0, videos: int = 9, classes: int = 3) -> tuple[Tensor, Tensor, Tensor]:
@@ -122,10 +122,10 @@ def test_clusters_are_those_of_the_videos_that_were_evaluated() -> None:
 
 
 def test_floors() -> None:
-    assert majority_floor([2, 2, 0, 0, 1], [0, 0, 2, 1]) == 0.5  # of two majorities the lower
-    assert majority_floor(torch.tensor([1, 1, 0]), torch.tensor([0, 2])) == 0
-    assert mean_floor(torch.tensor([0.0, 1.0]), [0.5, 2.5]) == 2.0
-    for floor in (majority_floor, mean_floor):
+    assert majority_baseline([2, 2, 0, 0, 1], [0, 0, 2, 1]) == 0.5  # of two majorities the lower
+    assert majority_baseline(torch.tensor([1, 1, 0]), torch.tensor([0, 2])) == 0
+    assert mean_baseline(torch.tensor([0.0, 1.0]), [0.5, 2.5]) == 2.0
+    for floor in (majority_baseline, mean_baseline):
         with pytest.raises(ValueError, match="got 2 and 0"):
             floor([0, 1], [])
 
@@ -178,7 +178,7 @@ def test_two_processes_with_different_numbers_of_clips_agree_with_one(tmp_path: 
 
 
 def test_vote_orders_by_video() -> None:
-    votes, wanted, videos = vote(*clips(3))
+    votes, wanted, videos = average_clips(*clips(3))
     assert videos.tolist() == sorted(videos.tolist()) == list(range(9))
     answers = looped(*clips(3))
     assert votes.argmax(1).tolist() == [found for found, _ in answers.values()]

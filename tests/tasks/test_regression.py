@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from vtm.tasks.fusion import TwoLosses
+from vtm.tasks.fusion import AuxiliaryLoss
 from vtm.tasks.intervals import bootstrap_interval
 from vtm.tasks.metric import VideoMSE
-from vtm.tasks.regression import Regression, mean_floor
+from vtm.tasks.regression import Regression, mean_baseline
 
 LVU = Path(__file__).parents[2] / "data" / "lvu" / "annotations"
 
@@ -48,7 +48,7 @@ def targets(task: str, split: str) -> list[float]:
     ],
 )
 def test_floor_of_lvu_regression(task: str, split: str, mse: float) -> None:
-    assert round(mean_floor(targets(task, "train"), targets(task, split)), 3) == mse
+    assert round(mean_baseline(targets(task, "train"), targets(task, split)), 3) == mse
 
 
 @needs_lvu
@@ -61,6 +61,6 @@ def test_interval_of_the_floor_of_lvu_regression(task: str, interval: tuple[floa
 
 def test_regression_compares_numbers_with_numbers() -> None:
     logits, target = torch.tensor([[1.0], [4.0]]), torch.tensor([3.0, 4.0])
-    losses = Regression(1, fusion=TwoLosses(0.5)).loss(logits, logits + 2, target)
+    losses = Regression(1, fusion=AuxiliaryLoss(0.5)).loss(logits, logits + 2, target)
     assert (float(losses["main"]), float(losses["aux"]), float(losses["loss"])) == (2.0, 2.0, 3.0)
-    assert torch.equal(Regression(1, fusion=TwoLosses(0.5)).scores(logits), torch.tensor([1.0, 4.0]))
+    assert torch.equal(Regression(1, fusion=AuxiliaryLoss(0.5)).scores(logits), torch.tensor([1.0, 4.0]))

@@ -27,7 +27,7 @@ from vtm.merging import (
 )
 from vtm.models import VTM
 from vtm.tasks.classification import Classification
-from vtm.tasks.fusion import TwoLosses
+from vtm.tasks.fusion import AuxiliaryLoss
 from vtm.tasks.regression import Regression
 from vtm.tasks.task import Task
 from vtm.training.callbacks import EpochSeed
@@ -35,7 +35,7 @@ from vtm.training.checkpoint import fine_tune
 from vtm.training.module import VTMModule
 from vtm.training.optim import cosine_with_warmup
 
-CLASSIFICATION = partial(Classification, label_smoothing=0.1, class_weights="balanced", fusion=TwoLosses(1.0))
+CLASSIFICATION = partial(Classification, label_smoothing=0.1, class_weights="balanced", fusion=AuxiliaryLoss(1.0))
 
 
 class PatchEncoder(Encoder):
@@ -262,7 +262,7 @@ def test_a_partial_test_counts_what_it_saw(tmp_path):
 def test_regression_trains_and_scores(tmp_path):
     targets = [0.5, 2.5, -1.0] * 4
     data = Clips(targets)
-    lit = module(Regression(1, fusion=TwoLosses(0.5)), data=data, outputs=1)
+    lit = module(Regression(1, fusion=AuxiliaryLoss(0.5)), data=data, outputs=1)
     run = trainer(tmp_path)
     run.fit(lit, data)
     run.test(lit, data, verbose=False)
@@ -271,7 +271,7 @@ def test_regression_trains_and_scores(tmp_path):
 
 
 def test_training_lowers_the_loss(tmp_path):
-    lit, data = module(Classification(2, label_smoothing=0.0, class_weights=None, fusion=TwoLosses(1.0))), Clips()
+    lit, data = module(Classification(2, label_smoothing=0.0, class_weights=None, fusion=AuxiliaryLoss(1.0))), Clips()
     run = trainer(tmp_path, max_epochs=40)
     run.validate(lit, data, verbose=False)
     before = run.callback_metrics["val/loss"]

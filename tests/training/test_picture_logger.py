@@ -21,17 +21,17 @@ from vtm.data.source import VideoFiles
 from vtm.encoders import Encoder, Precomputed
 from vtm.merging import FeatureGrid, TokenMerger, saliency_partition
 from vtm.models import VTM
-from vtm.pictures.features import feature_colours
+from vtm.pictures.features import feature_colors
 from vtm.pictures.layers import enlarge
 from vtm.tasks.classification import Classification
-from vtm.tasks.fusion import TwoLosses
+from vtm.tasks.fusion import AuxiliaryLoss
 from vtm.tasks.regression import Regression
 from vtm.training.loggers import closing_wandb, wandb_logger
 from vtm.training.module import VTMModule
 from vtm.training.optim import cosine_with_warmup
 from vtm.training.picture_logger import PictureLogger
 
-CLASSIFY = Classification(2, label_smoothing=0.0, class_weights=None, fusion=TwoLosses(1.0))
+CLASSIFY = Classification(2, label_smoothing=0.0, class_weights=None, fusion=AuxiliaryLoss(1.0))
 LOADING = {"batch_size": 2, "num_workers": 0, "seed": 0, "allow_missing": False}
 
 
@@ -176,7 +176,7 @@ def test_features_are_shown_in_colours(tmp_path):
     fit(tmp_path, module(Precomputed("needle", grid=(3, 4), channels=8), data), logger, epochs=1)
     (kept,) = logger.kept
     features = next(iter(data.val_dataloader())).inputs[0]
-    assert first_row(kept["images"][0], feature_colours(features), (3, 4))
+    assert first_row(kept["images"][0], feature_colors(features), (3, 4))
     assert kept["caption"][0].endswith("in truth class 0")
 
 
@@ -187,7 +187,7 @@ def test_a_regression_is_shown_with_its_value(tmp_path, root, monkeypatch):
     (tmp_path / "videos").symlink_to(root / "videos")
     encoder, logger = Patches(), Kept()
     data = videos(tmp_path, encoder, Single(num_frames=4), regression=True)
-    task = Regression(1, fusion=TwoLosses(1.0))
+    task = Regression(1, fusion=AuxiliaryLoss(1.0))
     shown = []
     monkeypatch.setattr(
         vtm.training.picture_logger, "draw_sheet", lambda view, **words: shown.append((view.scores, words))

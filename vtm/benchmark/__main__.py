@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from vtm.benchmark.rows import Setting, default_tables, full_tables, long_tables
-from vtm.cli.errors import errors_in_one_sentence
+from vtm.cli.errors import concise_errors
 
 
 def main() -> None:
     """Measure what was asked for."""
     given = _arguments()
-    with errors_in_one_sentence():
+    with concise_errors():
         _run(given)
 
 

@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from vtm.benchmark.network import CLASSES, FUSED, Trial, make_encoder, on_tokens
+from vtm.benchmark.network import CLASSES, FUSED, Workload, make_encoder, on_tokens
 from vtm.benchmark.rows import Row, Setting
 
 _WORKSPACE = 1.15  # of kernels: plain attention at the paper's size takes 1.13 times the memory of its tensors
@@ -51,18 +51,18 @@ def needs(row: Row, setting: Setting) -> Needs:
     encoder = make_encoder(row, setting)
     head = replace(row, compiled=False, streaming=False, encoder=False)
     with FakeTensorMode():
-        trial = Trial(head, replace(on_tokens(setting, encoder), device="cpu"))
-        assert trial.inputs is not None  # only a stream has none
-        flop = _flop_as_plain(trial)
-        trial.model.zero_grad(set_to_none=True)
-        with _LiveMemory() as memory, trial.mode(), FlopCounterMode(display=False):  # it takes operations apart
-            trial()
-        moved = (1 + row.training) * _bytes(trial.model.parameters()) + 4 * row.batch * CLASSES
-        moved += 0 if trial.motion is None else trial.motion.nbytes
-        held = _bytes(trial.model.parameters()) + trial.inputs.nbytes + int(_WORKSPACE * memory.peak)
+        workload = Workload(head, replace(on_tokens(setting, encoder), device="cpu"))
+        assert workload.inputs is not None  # only a stream has none
+        flop = _flop_as_plain(workload)
+        workload.model.zero_grad(set_to_none=True)
+        with _LiveMemory() as memory, workload.mode(), FlopCounterMode(display=False):  # it takes operations apart
+            workload()
+        moved = (1 + row.training) * _bytes(workload.model.parameters()) + 4 * row.batch * CLASSES
+        moved += 0 if workload.motion is None else workload.motion.nbytes
+        held = _bytes(workload.model.parameters()) + workload.inputs.nbytes + int(_WORKSPACE * memory.peak)
     if encoder is None:
-        return Needs(flop, moved + trial.inputs.nbytes, held)
-    steps = trial.shape[0] * trial.shape[1] * encoder.frames.frames_per_step
+        return Needs(flop, moved + workload.inputs.nbytes, held)
+    steps = workload.shape[0] * workload.shape[1] * encoder.frames.frames_per_step
     with torch.device("meta"), torch.no_grad():
         backbone = encoder.build(load=False).eval()
         chunk = torch.empty(encoder.chunk, 3, encoder.frames.image_size, encoder.frames.image_size)
@@ -119,10 +119,10 @@ class _LiveMemory(TorchDispatchMode):
         self._total -= self._live.pop(place)
 
 
-def _flop_as_plain(trial: Trial) -> int:
+def _flop_as_plain(workload: Workload) -> int:
     """Count with plain attention, whose products every version of torch counts."""
-    with trial.mode(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        trial()
+    with workload.mode(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        workload()
     return int(counter.get_total_flops())
 
 

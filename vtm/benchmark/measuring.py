@@ -13,13 +13,13 @@ import torch
 from hydra.errors import InstantiationException
 
 from vtm.benchmark.counting import free_bytes, needs
-from vtm.benchmark.network import PRECISIONS, Trial
+from vtm.benchmark.network import PRECISIONS, Workload
 from vtm.benchmark.rows import Row, Setting
 from vtm.merging import TokenMerger
 from vtm.merging.attention import attention
 from vtm.models.streaming import Stream
 from vtm.models.vtm import SelfAttention
-from vtm.system.measure import PeakMemory, median_seconds, return_freed_memory, synchronise
+from vtm.system.measure import PeakMemory, median_seconds, return_freed_memory, synchronize
 
 _FEW = 3  # timed calls of slow rows
 _MATRIX = {"cpu": 2048, "cuda": 8192}  # side of the matrices whose product shows the rate
@@ -103,61 +103,61 @@ def _obstacle(row: Row, setting: Setting, result: Result, known_rate: float | No
 
 
 def _measured(row: Row, setting: Setting) -> dict[str, Any]:
-    trial = Trial(row, setting)
+    workload = Workload(row, setting)
     repeats = min(_FEW, setting.repeats) if row.slow else setting.repeats
     details: dict[str, float] = {}
-    with trial.mode():
+    with workload.mode():
         if row.compiled:
-            details["s to compile"] = _call_seconds(trial, trial)
+            details["s to compile"] = _call_seconds(workload, workload)
         if row.frames is not None:  # minutes: one call must do for both, after a short clip
-            trial.head(trial.features(setting.frames))
-            with PeakMemory(trial.device) as peak:
-                seconds = _stream_seconds(trial) if row.streaming else _call_seconds(trial, trial)
+            workload.head(workload.features(setting.frames))
+            with PeakMemory(workload.device) as peak:
+                seconds = _stream_seconds(workload) if row.streaming else _call_seconds(workload, workload)
         else:
             for _ in range(2):  # the first loads the encoder's weights and the libraries, which are no memory of a call
-                trial.model.zero_grad(set_to_none=True)  # gradients are
-                with PeakMemory(trial.device) as peak:
-                    trial()
-            seconds = median_seconds(trial, device=trial.device, repeats=repeats)
-        details |= _details(trial, seconds, repeats)
-    rate = matrix_rate(trial.device, PRECISIONS[row.precision], repeats=_FEW)
+                workload.model.zero_grad(set_to_none=True)  # gradients are
+                with PeakMemory(workload.device) as peak:
+                    workload()
+            seconds = median_seconds(workload, device=workload.device, repeats=repeats)
+        details |= _details(workload, seconds, repeats)
+    rate = matrix_rate(workload.device, PRECISIONS[row.precision], repeats=_FEW)
     return {"seconds": seconds, "peak_bytes": peak.bytes, "rate": rate, "details": details}
 
 
-def _details(trial: Trial, seconds: float, repeats: int) -> dict[str, float]:
+def _details(workload: Workload, seconds: float, repeats: int) -> dict[str, float]:
     """Measure where the time of a row goes."""
-    row = trial.row
-    if trial.encoder is not None:
-        features = trial.encode()
-        head = median_seconds(partial(trial.step, features), device=trial.device, repeats=repeats)
+    row = workload.row
+    if workload.encoder is not None:
+        features = workload.encode()
+        head = median_seconds(partial(workload.step, features), device=workload.device, repeats=repeats)
         return {"% in the head": 100 * head / seconds}
     if not row.strategy.startswith("learnable") or row.overrides or row.compiled:
         return {}
     if row.training:
-        trial.model.eval()  # no auxiliary path, no sampling, no dropout
-        main = median_seconds(trial, device=trial.device, repeats=repeats)
+        workload.model.eval()  # no auxiliary path, no sampling, no dropout
+        main = median_seconds(workload, device=workload.device, repeats=repeats)
         return {"times forward and backward of the main path in evaluation": seconds / main}
     return {
-        "% in partition, match and merge": 100 * _merging_share(trial, repeats),
-        "times its projections and attention alone": seconds / _arithmetic_seconds(trial, repeats),
+        "% in partition, match and merge": 100 * _merging_share(workload, repeats),
+        "times its projections and attention alone": seconds / _arithmetic_seconds(workload, repeats),
     }
 
 
-def _merging_share(trial: Trial, repeats: int) -> float:
+def _merging_share(workload: Workload, repeats: int) -> float:
     """Time the mergers within calls of the network: the median of their share in each call."""
     marks: list[float] = []
 
     def mark(*_: Any) -> None:
-        synchronise(trial.device)
+        synchronize(workload.device)
         marks.append(time.perf_counter())
 
-    mergers = [module for module in trial.model.modules() if isinstance(module, TokenMerger)]
+    mergers = [module for module in workload.model.modules() if isinstance(module, TokenMerger)]
     handles = [m.register_forward_pre_hook(mark) for m in mergers] + [m.register_forward_hook(mark) for m in mergers]
     shares = []
     for _ in range(repeats):
         marks.clear()
         mark()
-        trial()
+        workload()
         mark()
         begin, *inner, end = marks
         shares.append((sum(inner[1::2]) - sum(inner[::2])) / (end - begin))
@@ -166,14 +166,14 @@ def _merging_share(trial: Trial, repeats: int) -> float:
     return statistics.median(shares)
 
 
-def _arithmetic_seconds(trial: Trial, repeats: int) -> float:
+def _arithmetic_seconds(workload: Workload, repeats: int) -> float:
     """Time what cannot be left out: the projections and the attention calls of each block, by their shapes alone."""
-    draw = partial(torch.randn, device=trial.device, dtype=PRECISIONS[trial.row.precision])
-    timed = partial(median_seconds, device=trial.device, repeats=repeats)
-    heads = next(module.num_heads for module in trial.model.modules() if isinstance(module, SelfAttention))
+    draw = partial(torch.randn, device=workload.device, dtype=PRECISIONS[workload.row.precision])
+    timed = partial(median_seconds, device=workload.device, repeats=repeats)
+    heads = next(module.num_heads for module in workload.model.modules() if isinstance(module, SelfAttention))
     total = 0.0
-    for plan in trial.plan:
-        rows, width = trial.shape[0] * plan.windows, plan.in_channels
+    for plan in workload.plan:
+        rows, width = workload.shape[0] * plan.windows, plan.in_channels
         x = draw(rows, plan.num_tokens, width)
         qkv, project = draw(3 * width, width), draw(plan.out_channels, width)
         total += timed(partial(torch.nn.functional.linear, x, qkv))
@@ -184,21 +184,21 @@ def _arithmetic_seconds(trial: Trial, repeats: int) -> float:
     return total
 
 
-def _stream_seconds(trial: Trial) -> float:
+def _stream_seconds(workload: Workload) -> float:
     """Time a stream; drawing the features of one window after another does not count."""
-    stream, seconds = Stream(trial.model), 0.0
-    for start in range(0, trial.shape[1], length := trial.model.window_frames[0]):
-        features = trial.features(min(length, trial.shape[1] - start))
-        seconds += _call_seconds(trial, partial(trial.take, stream, features, start))
-    return seconds + _call_seconds(trial, stream.logits)
+    stream, seconds = Stream(workload.model), 0.0
+    for start in range(0, workload.shape[1], length := workload.model.window_frames[0]):
+        features = workload.features(min(length, workload.shape[1] - start))
+        seconds += _call_seconds(workload, partial(workload.take, stream, features, start))
+    return seconds + _call_seconds(workload, stream.logits)
 
 
-def _call_seconds(trial: Trial, call: Callable[[], Any]) -> float:
+def _call_seconds(workload: Workload, call: Callable[[], Any]) -> float:
     """Time a single call."""
-    synchronise(trial.device)
+    synchronize(workload.device)
     start = time.perf_counter()
     call()
-    synchronise(trial.device)
+    synchronize(workload.device)
     return time.perf_counter() - start
 
 

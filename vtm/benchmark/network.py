@@ -66,7 +66,7 @@ def on_tokens(setting: Setting, encoder: Encoder | None) -> Setting:
     return replace(setting, height=height, width=width, channels=encoder.channels)
 
 
-class Trial:
+class Workload:
     """Everything that a row's calls need, on its device; within FakeTensorMode without a byte of it.
 
     Args:

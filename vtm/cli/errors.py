@@ -25,7 +25,7 @@ _ASKED = re.compile(r"[Tt]ried to allocate (?P<amount>[\d.]+ \w+)")
 
 
 @contextmanager
-def errors_in_one_sentence() -> Iterator[None]:
+def concise_errors() -> Iterator[None]:
     """Leave the program with just the message of an error that says what to do.
 
     These are the errors that vtm itself raises, in a loading process too, files that cannot be used, settings that a

@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from vtm.cli.errors import interruption, one_sentence
 from vtm.system.atomic import write_atomically
-from vtm.system.processes import place, started_by_slurm
+from vtm.system.processes import process_rank, started_by_slurm
 
 _LOGGERS = (
     "lightning.pytorch.utilities.rank_zero",
@@ -66,7 +66,7 @@ def run_folder(name: str, *, train: bool, ckpt_path: str | None) -> str:
 def keep_configuration(cfg: DictConfig) -> None:
     """Write `.hydra` now that nothing is left to refuse; Hydra itself would do so before it calls `main`."""
     composed = HydraConfig.get()
-    if place().rank == 0 and composed.job.config_name != "config":  # which is what is there already
+    if process_rank().rank == 0 and composed.job.config_name != "config":  # which is what is there already
         contents = {"config": cfg, "hydra": {"hydra": composed}, "overrides": composed.overrides.task}
         for name, content in contents.items():
             write_atomically(Path(cfg.run_dir, ".hydra", f"{name}.yaml"), OmegaConf.to_yaml(content))
@@ -138,7 +138,7 @@ def start_processes(count: int, script: Path, run_dir: Path) -> None:
 
 
 @contextmanager
-def quietly(*, resumes: bool) -> Iterator[None]:
+def filter_warnings(*, resumes: bool) -> Iterator[None]:
     """Leave out what libraries warn of and nothing can or need be done about.
 
     Args:
@@ -161,7 +161,7 @@ def resumable(name: str, overrides: Sequence[str], run_dir: Path) -> Iterator[No
         overrides: of the run.
         run_dir: its folder.
     """
-    folder, started_by_another = Path(os.path.relpath(run_dir)), "LOCAL_RANK" in os.environ or place().rank > 0
+    folder, started_by_another = Path(os.path.relpath(run_dir)), "LOCAL_RANK" in os.environ or process_rank().rank > 0
     if not started_by_another:
         others = "" if overrides else " (--help lists the other experiments)"
         print(f"experiment {name}{others}, in the folder {folder}", flush=True)

@@ -24,7 +24,7 @@ _WORDS_TOO = ("trainer.devices", "merging.saliency_weight")  # numbers by defaul
 
 
 @contextmanager
-def explained(config_dir: Path, config_name: str) -> Iterator[None]:
+def check_overrides(config_dir: Path, config_name: str) -> Iterator[None]:
     """Refuse a command line with a sentence for each of its mistakes before Hydra looks at it."""
     if lines := near_misses(sys.argv[1:], config_dir, config_name):
         sys.exit("\n".join(lines))

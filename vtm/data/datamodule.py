@@ -27,7 +27,7 @@ SPLITS: tuple[Split, ...] = ("train", "val", "test")
 _HELP = "data/README.md"
 
 
-class Loading(TypedDict):
+class LoaderOptions(TypedDict):
     """Name the arguments that every data set takes; `VideoDataModule` explains them."""
 
     root: Path | str
@@ -111,7 +111,7 @@ class VideoDataModule(LightningDataModule, ABC):
         return "val"
 
     @rank_zero_only
-    def look(self, *, training: bool) -> None:
+    def check_videos(self, *, training: bool) -> None:
         """Look for the videos of a run, after writing those that can be written: before it leaves a trace anywhere.
 
         Args:
@@ -143,7 +143,7 @@ class VideoDataModule(LightningDataModule, ABC):
         Raises:
             FileNotFoundError: The folder, an annotation file or some of the videos are missing.
         """
-        found, lost = self._look(split)
+        found, lost = self._divide(split)
         if lost and not (found and self.allow_missing):
             raise FileNotFoundError(
                 f"{len(lost)} of the {len(found) + len(lost)} {split} videos are missing, such as "
@@ -159,9 +159,9 @@ class VideoDataModule(LightningDataModule, ABC):
 
     def missing(self, split: Split) -> list[str]:
         """List the ids of the videos of a split that are left out."""
-        return [video.id for video in self._look(split)[1]]
+        return [video.id for video in self._divide(split)[1]]
 
-    def _look(self, split: Split) -> tuple[list[Video], list[Video]]:
+    def _divide(self, split: Split) -> tuple[list[Video], list[Video]]:
         """Divide the videos of a split into those to be used and those that are missing."""
         if split not in self._splits:
             videos = self.listed(split)
@@ -197,7 +197,7 @@ class VideoDataModule(LightningDataModule, ABC):
     def train_dataloader(self) -> DataLoader[Clip]:
         """Load one clip of each training video, shuffled."""
         videos = self.videos("train")
-        rank, world_size = self._place()
+        rank, world_size = self._rank()
         sampler = TrainSampler(len(videos), seed=self.seed, rank=rank, world_size=world_size)
         return self._loader(self._dataset(videos, train=True), sampler)
 
@@ -211,14 +211,14 @@ class VideoDataModule(LightningDataModule, ABC):
 
     def _evaluation_loader(self, split: Split) -> DataLoader[Clip]:
         dataset = self._dataset(self.videos(split), train=False)
-        rank, world_size = self._place()
+        rank, world_size = self._rank()
         return self._loader(dataset, EvalSampler(len(dataset), rank=rank, world_size=world_size))
 
     def _dataset(self, videos: list[Video], *, train: bool) -> VideoDataset:
         return VideoDataset(videos, self.protocol, self.source, train=train)
 
     def _loader(self, dataset: VideoDataset, sampler: Sampler[int]) -> DataLoader[Clip]:
-        _, world_size = self._place()
+        _, world_size = self._rank()
         if self.batch_size % world_size:
             raise ValueError(
                 f"batch_size counts the clips on all devices and must be a multiple of their number, got batch_size = "
@@ -235,7 +235,7 @@ class VideoDataModule(LightningDataModule, ABC):
             and isinstance(sampler, EvalSampler),  # new ones after a resume, too
         )
 
-    def _place(self) -> tuple[int, int]:
+    def _rank(self) -> tuple[int, int]:
         """Return the rank of this process and the number of processes."""
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 

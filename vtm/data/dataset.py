@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from vtm.data.sampling import ClipProtocol
-from vtm.data.source import Content, Source, Video
+from vtm.data.source import Source, StepData, Video
 
 
 class Clip(NamedTuple):
@@ -78,7 +78,7 @@ class VideoDataset(Dataset[Clip]):
         return make_clip(video, index, begin, content, num_frames=self.protocol.num_frames)
 
 
-def make_clip(video: Video, index: int, start: float, content: Content, *, num_frames: int) -> Clip:
+def make_clip(video: Video, index: int, start: float, content: StepData, *, num_frames: int) -> Clip:
     """Make a clip of the steps that lie inside the video; those after its end are zero and masked.
 
     Args:

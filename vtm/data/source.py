@@ -54,7 +54,7 @@ def region_length(video: Video, end: float) -> float:
     return end - video.start
 
 
-class Content(NamedTuple):
+class StepData(NamedTuple):
     """Hold what a source has at some times of a video."""
 
     inputs: Tensor  # (T * f, 3, S, S) uint8 frames, or (T, H, W, C) features
@@ -63,7 +63,7 @@ class Content(NamedTuple):
     substituted: Tensor  # (T,) frames that could not be decoded, for which the nearest one stands in
 
     @classmethod
-    def join(cls, parts: Sequence[Content]) -> Content:
+    def join(cls, parts: Sequence[StepData]) -> StepData:
         """Put the steps of several parts one after another."""
         inputs, motion, from_codec, substituted = zip(*parts, strict=True)
         return cls(
@@ -127,7 +127,7 @@ class Source(Protocol):
     def length(self, video: Video) -> float:
         """Tell how long the region of interest is, in seconds."""
 
-    def read(self, video: Video, times: list[float]) -> Content:
+    def read(self, video: Video, times: list[float]) -> StepData:
         """Read the inputs at some times of the file, in seconds from its first frame."""
 
     def expect(self, video: Video, protocol: ClipProtocol, *, train: bool) -> None:
@@ -176,7 +176,7 @@ class VideoFiles:
         """
         return region_length(video, duration(video.path) if video.end is None else video.end)
 
-    def read(self, video: Video, times: list[float]) -> Content:
+    def read(self, video: Video, times: list[float]) -> StepData:
         """Decode the frames.
 
         Raises:
@@ -191,7 +191,7 @@ class VideoFiles:
             motion_grid=(self.grid.height, self.grid.width) if self.motion else None,
         )
         motion = None if frames.motion is None else self.grid.lay_out(frames.motion)
-        return Content(frames.pixels, motion, frames.from_codec, frames.substituted)
+        return StepData(frames.pixels, motion, frames.from_codec, frames.substituted)
 
     def expect(self, video: Video, protocol: ClipProtocol, *, train: bool) -> None:
         """Expect nothing of a file before it is read."""

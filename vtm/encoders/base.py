@@ -15,14 +15,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from vtm.encoders.rounding import Packed, Storage, pack, unpack
+from vtm.encoders.rounding import Quantized, StorageDtype, dequantize, quantize
 from vtm.merging import FeatureGrid
 from vtm.video.frames import FrameSpec
 
 Precision = Literal["float32", "bfloat16", "float16"]
 
 
-class Choices(TypedDict):
+class EncoderOptions(TypedDict):
     """Name the arguments that every encoder takes; `Encoder` explains them."""
 
     image_size: int
@@ -32,7 +32,7 @@ class Choices(TypedDict):
     checkpoint: str | None
     seed: int
     precision: Precision
-    storage: Storage
+    storage: StorageDtype
 
 
 class Encoder(nn.Module, ABC):
@@ -74,15 +74,15 @@ class Encoder(nn.Module, ABC):
         mean: tuple[float, ...],
         std: tuple[float, ...],
         details: tuple[str, ...] = (),
-        **choices: Unpack[Choices],
+        **choices: Unpack[EncoderOptions],
     ) -> None:
         super().__init__()
-        if unknown := choices.keys() - Choices.__annotations__.keys():
-            names = {*inspect.signature(type(self)).parameters, *Choices.__annotations__} - {"choices"}
+        if unknown := choices.keys() - EncoderOptions.__annotations__.keys():
+            names = {*inspect.signature(type(self)).parameters, *EncoderOptions.__annotations__} - {"choices"}
             raise ValueError(f"encoder.{min(unknown)} is unknown; there are {', '.join(sorted(names))}")
         for key, value, known in (
             ("precision", choices["precision"], get_args(Precision)),
-            ("storage", choices["storage"], get_args(Storage)),
+            ("storage", choices["storage"], get_args(StorageDtype)),
         ):
             if value not in known:
                 raise ValueError(f"expected as encoder.{key} one of {', '.join(known)}, got {value}")
@@ -94,7 +94,7 @@ class Encoder(nn.Module, ABC):
         self.checkpoint = choices["checkpoint"]
         self.seed = choices["seed"]
         self.precision: Precision = choices["precision"]
-        self.storage: Storage = choices["storage"]
+        self.storage_dtype: StorageDtype = choices["storage"]
         tagged = "/" in name or (self.pretrained and self.checkpoint is None)
         named, tag = (name, "") if tagged else name.partition(".")[::2]
         parts = [
@@ -106,7 +106,7 @@ class Encoder(nn.Module, ABC):
             *((f"mean{_join(mean)}", f"std{_join(std)}") if tag and choices["normalize"] else ()),
             *details,
             self.precision,
-            self.storage,
+            self.storage_dtype,
         ]
         self.key = re.sub(r"[^\w.=+-]+", "_", "-".join(parts), flags=re.ASCII)
         with torch.device("meta"), torch.no_grad():
@@ -125,11 +125,11 @@ class Encoder(nn.Module, ABC):
 
     def forward(self, frames: Tensor) -> Tensor:
         """Encode frames, uint8 (B, T·f, 3, S, S), to tokens (B, T, H, W, C) as they come back from storage."""
-        return unpack(self.packed(frames))
+        return dequantize(self.quantized(frames))
 
-    def packed(self, frames: Tensor) -> Packed:
+    def quantized(self, frames: Tensor) -> Quantized:
         """Encode frames, uint8 (B, T·f, 3, S, S), to tokens (B, T, H, W, C) in the format of storage."""
-        return pack(self.tokens(frames), self.storage)
+        return quantize(self.tokens(frames), self.storage_dtype)
 
     @torch.no_grad()
     def tokens(self, frames: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from timm.models import load_state_dict
 from torch import Tensor
 
-from vtm.encoders.base import Choices, Encoder, check_image_size, fetching
+from vtm.encoders.base import Encoder, EncoderOptions, check_image_size, fetching
 from vtm.merging import FeatureGrid
 
 _CHUNK = 16  # frames
@@ -37,7 +37,7 @@ class ImageEncoder(Encoder):
         *,
         cls_in_grid: bool,
         model_args: Mapping[str, Any] | None = None,
-        **choices: Unpack[Choices],
+        **choices: Unpack[EncoderOptions],
     ) -> None:
         self.model_name = model_name
         self.cls_in_grid = cls_in_grid

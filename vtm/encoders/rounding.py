@@ -7,19 +7,19 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-Storage = Literal["float32", "bfloat16", "float16", "int8"]
+StorageDtype = Literal["float32", "bfloat16", "float16", "int8"]
 
 _FORMATS = ("float32", "bfloat16", "float16", "int8")
 
 
-class Packed(NamedTuple):
+class Quantized(NamedTuple):
     """Hold tokens in a storage format."""
 
     values: Tensor  # (..., C), in the format
     scale: Tensor | None  # (...) float32 for int8: what the value 1 stands for; None for the other formats
 
 
-def pack(tokens: Tensor, storage: Storage) -> Packed:
+def quantize(tokens: Tensor, storage: StorageDtype) -> Quantized:
     """Round tokens (..., C) to a storage format; int8 has a scale for each token, max |x| / 127.
 
     Raises:
@@ -43,15 +43,15 @@ def pack(tokens: Tensor, storage: Storage) -> Packed:
             f"some tokens, up to {tokens.abs().max():.3g}, are not finite in {storage}; choose another encoder.storage "
             "or encoder.precision"
         )
-    return Packed(values, scale)
+    return Quantized(values, scale)
 
 
-def unpack(packed: Packed) -> Tensor:
+def dequantize(quantized: Quantized) -> Tensor:
     """Return tokens (..., C) in float32.
 
     >>> unpack(pack(torch.tensor([[0.0, 0.1], [3.0, 4.0]]), "bfloat16"))
     tensor([[0.0000, 0.1001],
             [3.0000, 4.0000]])
     """
-    values = packed.values.float()
-    return values if packed.scale is None else values * packed.scale[..., None]
+    values = quantized.values.float()
+    return values if quantized.scale is None else values * quantized.scale[..., None]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.video import Swin3D_B_Weights, swin3d_b
 
-from vtm.encoders.base import Choices, Encoder, check_image_size, fetching
+from vtm.encoders.base import Encoder, EncoderOptions, check_image_size, fetching
 
 _PATCH = 32  # pixels of a frame that become one token: patches of 4, halved three times
 _CHUNK = 4  # clips
@@ -28,7 +28,7 @@ class VideoSwin(Encoder):
         ValueError: if the image size is no multiple of 32.
     """
 
-    def __init__(self, *, frames_per_step: int, **choices: Unpack[Choices]) -> None:
+    def __init__(self, *, frames_per_step: int, **choices: Unpack[EncoderOptions]) -> None:
         check_image_size(choices["image_size"], _PATCH, "swin3d_b")
         preprocessing = Swin3D_B_Weights.KINETICS400_V1.transforms()
         super().__init__(

@@ -16,13 +16,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from vtm.data.datamodule import VideoDataModule
-from vtm.data.source import Content, Video
+from vtm.data.source import StepData, Video
 from vtm.encoders import Encoder
-from vtm.encoders.rounding import Packed, Storage, pack, unpack
+from vtm.encoders.rounding import Quantized, StorageDtype, dequantize, quantize
 from vtm.features.file import FeatureWriter
 from vtm.features.store import FeatureStore
 from vtm.features.work_queue import WorkQueue, remove_leftovers
-from vtm.system.processes import place
+from vtm.system.processes import process_rank
 from vtm.system.progress import Progress
 from vtm.video.decoding import VideoError
 
@@ -95,7 +95,7 @@ def extract(data: VideoDataModule, store: FeatureStore, encoder: Encoder, *, dev
         finally:
             if writer is not None:
                 writer.abandon()
-    work.look_again()
+    work.refresh()
     others = len(work.videos) - len(work.stored) - len(work.failed)
     print(
         f"{len(work.stored)} of {len(work.videos)} videos are stored in {store.folder}"
@@ -119,13 +119,13 @@ class _Chunk(NamedTuple):
     """Hold the frames of a job, or why there are none."""
 
     job: _Job
-    content: Content | str
+    content: StepData | str
 
 
 class _Chunks(Dataset[_Chunk]):
     """Decode the frames of jobs, in the loading processes."""
 
-    def __init__(self, read: Callable[[Video, list[float]], Content]) -> None:
+    def __init__(self, read: Callable[[Video, list[float]], StepData]) -> None:
         self.read = read
 
     def __getitem__(self, job: _Job) -> _Chunk:
@@ -152,13 +152,13 @@ def _as_it_is(chunk: Any) -> Any:
     return chunk
 
 
-def _write(writer: FeatureWriter, encoder: Encoder, content: Content, device: torch.device) -> None:
+def _write(writer: FeatureWriter, encoder: Encoder, content: StepData, device: torch.device) -> None:
     """Encode some steps and append them."""
-    packed = encoder.packed(content.inputs.to(device, non_blocking=True)[None])
-    values, scale = packed.values[0].cpu(), None if packed.scale is None else packed.scale[0].cpu()
+    quantized = encoder.quantized(content.inputs.to(device, non_blocking=True)[None])
+    values, scale = quantized.values[0].cpu(), None if quantized.scale is None else quantized.scale[0].cpu()
     assert content.motion is not None
     assert content.from_codec is not None
-    writer.add(Packed(values, scale), content.motion, content.from_codec, content.substituted)
+    writer.add(Quantized(values, scale), content.motion, content.from_codec, content.substituted)
 
 
 def _estimate(work: WorkQueue, encoder: Encoder, device: torch.device, steps: int) -> None:
@@ -169,7 +169,7 @@ def _estimate(work: WorkQueue, encoder: Encoder, device: torch.device, steps: in
     """
     todo = [entry for name, entry in work.videos.items() if name not in work.stored]
     lengths: list[int] = []
-    trial: Content | None = None
+    trial: StepData | None = None
     for video, train in todo[:: max(1, len(todo) // 32)]:
         try:
             _, times = work.plan(video, train)
@@ -189,16 +189,16 @@ def _estimate(work: WorkQueue, encoder: Encoder, device: torch.device, steps: in
     encoding = (time.perf_counter() - start) / len(trial.substituted)
     total = len(todo) * sum(lengths) / len(lengths)
     cells = encoder.grid.num_tokens
-    needed = total * cells * (encoder.channels * getattr(torch, encoder.storage).itemsize + 8)
+    needed = total * cells * (encoder.channels * getattr(torch, encoder.storage_dtype).itemsize + 8)
     folder = next(path for path in (Path(work.store.folder), *Path(work.store.folder).parents) if path.exists())
     free = shutil.disk_usage(folder).free
-    processes, cores = place().world_size, os.cpu_count() or 1
+    processes, cores = process_rank().world_size, os.cpu_count() or 1
     decoders = min(processes * max(1, work.data.num_workers), cores)
     if device.type == "cpu":  # the same cores do both
         seconds = total * (decoding + encoding) / min(decoders + processes, cores)
     else:
         seconds = total * max(decoding / decoders, encoding / processes)
-    if place().rank == 0:
+    if process_rank().rank == 0:
         print(
             f"{len(todo)} of {len(work.videos)} videos are to be stored: about {total:,.0f} steps, "
             f"{needed / 1e9:.3g} GB of {free / 1e9:.3g} GB free, {timedelta(seconds=round(seconds))} "
@@ -207,19 +207,19 @@ def _estimate(work: WorkQueue, encoder: Encoder, device: torch.device, steps: in
             f"encoding {1000 * encoding:.3g} ms\n"
             "error of the tokens in storage, root mean square to root mean square: "
             + ", ".join(f"{storage} {_error(tokens, storage):.2g}" for storage in ("bfloat16", "float16", "int8"))
-            + f"; chosen: {encoder.storage}"
+            + f"; chosen: {encoder.storage_dtype}"
         )
     if needed > free:
         raise OSError(
             f"{folder} has room for {free / 1e9:.3g} GB, but about {needed / 1e9:.3g} GB are needed; choose another "
-            "disk with data.source.address=<folder>, or encoder.storage=int8"
+            "disk with data.source.address=<folder>, or encoder.storage_dtype=int8"
         )
 
 
-def _error(tokens: Tensor, storage: Storage) -> float:
+def _error(tokens: Tensor, storage: StorageDtype) -> float:
     """Measure how far storage moves the tokens, relative to their size; infinite where they do not fit."""
     try:
-        moved = unpack(pack(tokens, storage)) - tokens
+        moved = dequantize(quantize(tokens, storage)) - tokens
     except ValueError:
         return float("inf")
     return float(moved.square().mean().sqrt() / tokens.square().mean().sqrt())

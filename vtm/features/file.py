@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vtm.encoders.rounding import Packed, Storage
+from vtm.encoders.rounding import Quantized, StorageDtype
 from vtm.features.remote import forget, read_ranges
 from vtm.system.processes import host_name
 
@@ -51,7 +51,7 @@ class FeatureWriter:
     """
 
     def __init__(
-        self, path: Path, times: list[float], shape: tuple[int, int, int], storage: Storage, facts: dict[str, Any]
+        self, path: Path, times: list[float], shape: tuple[int, int, int], storage: StorageDtype, facts: dict[str, Any]
     ) -> None:
         steps, grid = len(times), shape[:2]
         layout: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {
@@ -85,7 +85,7 @@ class FeatureWriter:
         else:
             self.abandon()
 
-    def add(self, packed: Packed, motion: Tensor, from_codec: Tensor, substituted: Tensor) -> None:
+    def add(self, quantized: Quantized, motion: Tensor, from_codec: Tensor, substituted: Tensor) -> None:
         """Append steps.
 
         Args:
@@ -95,13 +95,13 @@ class FeatureWriter:
             substituted: (t,) how many of their frames could not be decoded.
         """
         steps = {
-            "features": packed.values.contiguous(),
-            **({} if packed.scale is None else {"scale": packed.scale.contiguous()}),
+            "features": quantized.values.contiguous(),
+            **({} if quantized.scale is None else {"scale": quantized.scale.contiguous()}),
             "motion": motion.float().contiguous(),
             "from_codec": from_codec.to(torch.int8),
             "substituted": substituted,
         }
-        count = len(packed.values)
+        count = len(quantized.values)
         steps["crc32"] = torch.tensor([_checksum(steps, row) for row in range(count)], dtype=torch.int64)
         for name, rows in steps.items():
             entry = self._tensors[name]

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Protocol
 
 from vtm.data.sampling import ClipProtocol
-from vtm.data.source import Content, EncoderSpec, Video, frames_of, region_length, stored_times
-from vtm.encoders.rounding import Packed, Storage, unpack
+from vtm.data.source import EncoderSpec, StepData, Video, frames_of, region_length, stored_times
+from vtm.encoders.rounding import Quantized, StorageDtype, dequantize
 from vtm.features.file import FeatureError, FeatureHeader, FeatureWriter, OtherTimesError, read_header, read_steps
 from vtm.features.remote import size_and_version
 
@@ -22,11 +22,11 @@ class StoredEncoder(EncoderSpec, Protocol):
     """What a store has to know of an encoder.
 
     Attributes:
-        storage: the number format of the stored features.
+        storage_dtype: number format of the stored features.
     """
 
     @property
-    def storage(self) -> Storage: ...
+    def storage_dtype(self) -> StorageDtype: ...
 
 
 class FeatureStore:
@@ -61,7 +61,7 @@ class FeatureStore:
         self.folder = f"{place if '://' in place else Path(place).expanduser()}".rstrip("/") + f"/{self.key}"
         self.unusable = root / "features" / self.key / "unusable.csv"
         frames_of(encoder)  # raises where there is nothing to store
-        self.grid, self.channels, self.storage = encoder.grid, encoder.channels, encoder.storage
+        self.grid, self.channels, self.storage_dtype = encoder.grid, encoder.channels, encoder.storage_dtype
         self.motion = motion
         self.cache = Path(cache).expanduser()
         self.cache_bytes = int(cache_gb * 1e9)
@@ -89,7 +89,7 @@ class FeatureStore:
         """
         return self._header(video).length if video.end is None else region_length(video, video.end)
 
-    def read(self, video: Video, times: list[float]) -> Content:
+    def read(self, video: Video, times: list[float]) -> StepData:
         """Read the features of some stored times, (T, H, W, C) in the format of the store, int8 as float32.
 
         Raises:
@@ -103,8 +103,8 @@ class FeatureStore:
                 "tokens, because the encoder keeps CLS; delete the file and extract it again"
             )
         scale = steps.get("scale")
-        return Content(
-            inputs=steps["features"] if scale is None else unpack(Packed(steps["features"], scale)),
+        return StepData(
+            inputs=steps["features"] if scale is None else dequantize(Quantized(steps["features"], scale)),
             motion=steps["motion"] if self.motion else None,
             from_codec=steps["from_codec"].bool() if self.motion else None,
             substituted=steps["substituted"],
@@ -146,7 +146,7 @@ class FeatureStore:
         """
         facts = {"id": video.id, "key": self.key, "length": length, "video_bytes": video.path.stat().st_size}
         shape = (*self.grid.shape, self.channels)
-        return FeatureWriter(Path(self.locate(video)), times, shape, self.storage, facts)
+        return FeatureWriter(Path(self.locate(video)), times, shape, self.storage_dtype, facts)
 
     def _find(self, video: Video, times: list[float]) -> tuple[FeatureHeader, list[int]]:
         """Find the rows of some times."""

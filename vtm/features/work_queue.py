@@ -70,7 +70,7 @@ class WorkQueue:
             else:
                 yield video, *plan
 
-    def look_again(self) -> None:
+    def refresh(self) -> None:
         """Find out what other processes have stored meanwhile."""
         for name in self.videos:
             self._is_stored(name)

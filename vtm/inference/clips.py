@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vtm.data.dataset import Clip, make_clip
 from vtm.data.sampling import ClipProtocol
-from vtm.data.source import Content, Video, VideoFiles
+from vtm.data.source import StepData, Video, VideoFiles
 from vtm.encoders import Encoder, Precomputed
 from vtm.video.scanning import packet_table
 
@@ -24,7 +24,7 @@ class Step(NamedTuple):
     """Hold what the model sees at one time of a video: features, and what goes with them."""
 
     time: float
-    content: Content
+    content: StepData
 
 
 class EncodedVideo:
@@ -98,13 +98,13 @@ class EncodedVideo:
                     coming = reader.submit(self._source.read, self._video, after)
                 yield self._encode(part, content)
 
-    def _encode(self, times: Sequence[float], content: Content) -> list[Step]:
+    def _encode(self, times: Sequence[float], content: StepData) -> list[Step]:
         features = self.encoder(content.inputs[None].to(self.device))[0]
         motion = None if content.motion is None else content.motion.to(self.device)
-        encoded = Content(features, motion, content.from_codec, content.substituted)
+        encoded = StepData(features, motion, content.from_codec, content.substituted)
         columns = [[None] * len(times) if column is None else column.split(1) for column in encoded]
-        return [Step(time, Content(*row)) for time, row in zip(times, zip(*columns, strict=True), strict=True)]
+        return [Step(time, StepData(*row)) for time, row in zip(times, zip(*columns, strict=True), strict=True)]
 
     def _clip(self, start: float, steps: Sequence[Step]) -> Clip:
-        content = Content.join([step.content for step in steps])
+        content = StepData.join([step.content for step in steps])
         return make_clip(self._video, 0, start, content, num_frames=self.protocol.num_frames)

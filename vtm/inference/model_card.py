@@ -27,7 +27,7 @@ prediction = model.predict("video.mp4")
 
 `prediction.top(3)` lists the best classes, or gives the value of a regression; `prediction.timeline()` says it of each
 window."""
-_LICENCE = """\
+_LICENSE = """\
 None is named yet: whoever shares the model names one, `push_to_hub(..., model_card_kwargs={"license": "..."})`. The
 encoder and the training videos have their own."""
 
@@ -64,7 +64,7 @@ def model_card(description: Mapping[str, Any], **metadata: Any) -> str:
     parts += ["## Result", _result(training["test"])]
     parts += ["## Use", _USE]
     if "license" not in metadata:
-        parts += ["## Licence", _LICENCE]
+        parts += ["## Licence", _LICENSE]
     return "\n\n".join(parts) + "\n"
 
 
@@ -86,11 +86,11 @@ def _result(test: Mapping[str, Any] | None) -> str:
         return "There is none: the model was exported without the result of a test."
     low, high = test["interval"]
     name = {"accuracy": "accuracy", "mse": "mean squared error"}.get(test["metric"], test["metric"])
-    floor = "always giving the most frequent class" if test["metric"] == "accuracy" else "always giving the mean"
+    answer = "always giving the most frequent class" if test["metric"] == "accuracy" else "always giving the mean"
     missing = f"; {test['missing']} videos of the list were missing" if test["missing"] else "; none was missing"
     return (
         f"The test of the run itself: **{name} {test['value']:.3f}**, 95 % interval {low:.3f} to {high:.3f}, on n = "
-        f"{test['n']} test videos, each scored once by the vote of its clips{missing}. {floor[0].upper()}{floor[1:]} "
+        f"{test['n']} test videos, each scored once by the vote of its clips{missing}. {answer[0].upper()}{answer[1:]} "
         f"of the training videos would score {test['floor']:.3f}. {_CHOSEN[test['checkpoint'], test['selection']]} The "
         "interval is about these test videos; of videos of another kind nothing has been measured."
     )

@@ -10,7 +10,7 @@ from vtm.tasks.task import ranked
 
 
 @dataclass(frozen=True)
-class Window:
+class Segment:
     """What the model says of one stretch of a video.
 
     Attributes:
@@ -42,7 +42,7 @@ class Prediction:
     seconds: float
     labels: list[str] | None
     scores: list[float]
-    windows: list[Window]
+    segments: list[Segment]
     short: bool
     damaged: bool
 
@@ -50,9 +50,9 @@ class Prediction:
         """List the classes of highest probability, best first; of a regression, ("value", x)."""
         return ranked(self.labels, self.scores)[:count]
 
-    def timeline(self, count: int = 5) -> list[tuple[Window, list[tuple[str, float]]]]:
+    def timeline(self, count: int = 5) -> list[tuple[Segment, list[tuple[str, float]]]]:
         """List the windows, each with its classes of highest probability as `top` gives them."""
-        return [(window, ranked(self.labels, window.scores)[:count]) for window in self.windows]
+        return [(segment, ranked(self.labels, segment.scores)[:count]) for segment in self.segments]
 
     @property
     def label(self) -> str | None:
@@ -71,11 +71,11 @@ def as_dict(prediction: Prediction, *, top: int, timeline: bool) -> dict[str, An
     found: dict[str, Any] = {"video": prediction.video, "seconds": round(prediction.seconds, 3)}
     found |= {"short": prediction.short, "damaged": prediction.damaged}
     found |= _answer(prediction.top(top), regression)
-    found["windows"] = len(prediction.windows)
+    found["windows"] = len(prediction.segments)
     if timeline:
         found["timeline"] = [
-            {"start": window.start, "end": round(window.end, 3), **_answer(best, regression)}
-            for window, best in prediction.timeline(top)
+            {"start": segment.start, "end": round(segment.end, 3), **_answer(best, regression)}
+            for segment, best in prediction.timeline(top)
         ]
     return found
 
@@ -84,11 +84,11 @@ def as_lines(prediction: Prediction, *, top: int, timeline: bool) -> list[str]:
     """Write a prediction as text: a line of the video and, with `timeline`, one of each window."""
     regression = prediction.labels is None
     facts = [f"{prediction.seconds:.1f} s"]
-    facts += [f"{len(prediction.windows)} windows" if len(prediction.windows) > 1 else "1 window"]
+    facts += [f"{len(prediction.segments)} windows" if len(prediction.segments) > 1 else "1 window"]
     facts += ["short"] * prediction.short + ["damaged"] * prediction.damaged
     lines = [f"{printable(prediction.video)}  {_text(prediction.top(top), regression)}  ({', '.join(facts)})"]
-    for window, best in prediction.timeline(1) if timeline else ():
-        lines.append(f"  {window.start:9.1f} to {window.end:.1f} s  {_text(best, regression)}")
+    for segment, best in prediction.timeline(1) if timeline else ():
+        lines.append(f"  {segment.start:9.1f} to {segment.end:.1f} s  {_text(best, regression)}")
     return lines
 
 

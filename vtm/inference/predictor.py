@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from vtm.data.dataset import clip_generator, collate
 from vtm.data.sampling import ClipProtocol, Windows, every_second
-from vtm.data.source import Content, frames_of
+from vtm.data.source import StepData, frames_of
 from vtm.encoders import Encoder, Precomputed
 from vtm.inference.clips import EncodedVideo
 from vtm.inference.model_card import model_card
 from vtm.inference.model_file import ModelFileError, build, read_model, weights_sha256, write_model
-from vtm.inference.prediction import Prediction, Window
+from vtm.inference.prediction import Prediction, Segment
 from vtm.merging.partition import Generators
 from vtm.models import VTM, Head, HeadOutput, Stream
 from vtm.pictures.view import ClipView
@@ -145,21 +145,21 @@ class Predictor(
         seconds = video.seconds
         if stream:
             return self._stream(path, video, seen)
-        windows, damaged = [], False
+        segments, damaged = [], False
         for group in _groups(video.clips(), _CLIPS_AT_ONCE):
             starts, clips = zip(*group, strict=True)
             batch = collate(clips)
             found = self(batch.inputs, batch.motion, batch.mask, generator=[clip_generator(name) for name in batch.id])
-            windows += [
-                Window(start, self._end(start, seconds), scores)
+            segments += [
+                Segment(start, self._end(start, seconds), scores)
                 for start, scores in zip(starts, found.tolist(), strict=True)
             ]
             damaged = damaged or bool(batch.damaged.any())
             if seen is not None:
-                seen(windows[-1].end, seconds)
+                seen(segments[-1].end, seconds)
         short = video.is_short(self.protocol.times(0.0, seconds))
-        votes = torch.tensor([window.scores for window in windows], dtype=torch.float64).mean(0)
-        return Prediction(str(path), seconds, self.labels, votes.tolist(), windows, short=short, damaged=damaged)
+        votes = torch.tensor([window.scores for window in segments], dtype=torch.float64).mean(0)
+        return Prediction(str(path), seconds, self.labels, votes.tolist(), segments, short=short, damaged=damaged)
 
     @torch.no_grad()
     def trace(self, path: str | Path, *, start: float = 0.0) -> ClipView:
@@ -231,14 +231,14 @@ class Predictor(
         stream, damaged, seconds = self.open_stream(), False, video.seconds
         times = [time for time in every_second(0.0, int(seconds) + 1) if time < seconds or not time]
         for steps in video.steps(times):
-            content = Content.join([step.content for step in steps])
+            content = StepData.join([step.content for step in steps])
             stream.update(content.inputs[None], motion=None if content.motion is None else content.motion[None])
             damaged = damaged or bool(content.substituted.any())
             if seen is not None:
                 seen(steps[-1].time, seconds)
         scores = self._scores(stream.logits())[0].tolist()
-        windows, short = [Window(0.0, seconds, scores)], video.is_short(times)
-        return Prediction(str(path), seconds, self.labels, scores, windows, short=short, damaged=damaged)
+        segments, short = [Segment(0.0, seconds, scores)], video.is_short(times)
+        return Prediction(str(path), seconds, self.labels, scores, segments, short=short, damaged=damaged)
 
     def _save_pretrained(self, save_directory: Path) -> None:
         write_model(Path(save_directory, FILE_NAME), self.network.state_dict(), self.description)

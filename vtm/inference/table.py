@@ -101,7 +101,7 @@ class PredictionTable:
             scores: list[Any] = [prediction.score, ""]
         else:
             scores = [cell for name, probability in best for cell in (name, f"{probability:.6f}")]
-        facts = (len(prediction.windows), f"{prediction.seconds:.3f}", int(prediction.short), int(prediction.damaged))
+        facts = (len(prediction.segments), f"{prediction.seconds:.3f}", int(prediction.short), int(prediction.damaged))
         self._append((prediction.video, *scores[:2], *facts, "", self.model, *scores[2:]))
 
     def add_failure(self, video: Path, reason: str) -> None:

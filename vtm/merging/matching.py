@@ -70,15 +70,15 @@ def _best_target(keys: Tensor, targets: Tensor, mask: Tensor | None) -> tuple[Te
         norm = torch.linalg.vector_norm(keys, dim=-1).clamp(min=torch.finfo(keys.dtype).tiny)  # (B, N)
         target_keys = keys.gather(1, targets[..., None].expand(-1, -1, keys.shape[-1]))  # (B, M, D)
         target_keys = target_keys / norm.gather(1, targets)[..., None]
-        closed = None if mask is None else ~mask.gather(1, targets)  # (B, M)
+        masked_targets = None if mask is None else ~mask.gather(1, targets)  # (B, M)
         find = _largest_product
         if keys.device.type == "cpu" and not torch.compiler.is_compiling():
             find = _largest_product_in_parts
-        best, choice = find(keys, target_keys, closed)  # the norm of a source does not move its maximum
+        best, choice = find(keys, target_keys, masked_targets)  # the norm of a source does not move its maximum
         return (best / norm).clamp(min=-2), choice  # above the -inf that marks targets
 
 
-def _largest_product(keys: Tensor, target_keys: Tensor, closed: Tensor | None) -> tuple[Tensor, Tensor]:
+def _largest_product(keys: Tensor, target_keys: Tensor, masked_targets: Tensor | None) -> tuple[Tensor, Tensor]:
     """Find the largest product of every key with a target, and which target that is: both (B, N).
 
     Args:
@@ -87,21 +87,23 @@ def _largest_product(keys: Tensor, target_keys: Tensor, closed: Tensor | None) -
         closed: (B, M) bool, True = chosen only if all are closed; None when none is.
     """
     products = keys @ target_keys.mT  # (B, N, M)
-    if closed is not None:
-        products = products.masked_fill(closed[:, None], -torch.inf)
+    if masked_targets is not None:
+        products = products.masked_fill(masked_targets[:, None], -torch.inf)
     best, choice = products.max(-1)
     return best, choice
 
 
-def _largest_product_in_parts(keys: Tensor, target_keys: Tensor, closed: Tensor | None) -> tuple[Tensor, Tensor]:
+def _largest_product_in_parts(
+    keys: Tensor, target_keys: Tensor, masked_targets: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """Do as `_largest_product`, equal up to rounding, with at most `PRODUCTS_AT_ONCE` products (or M) in memory."""
     num_tokens, num_targets = keys.shape[1], target_keys.shape[1]
     rows = max(1, PRODUCTS_AT_ONCE // (num_tokens * num_targets))
     width = max(1, PRODUCTS_AT_ONCE // num_targets)
-    masks = repeat(None) if closed is None else closed.split(rows)
+    masks = repeat(None) if masked_targets is None else masked_targets.split(rows)
     found = []
-    for some_keys, some_targets, some_closed in zip(keys.split(rows), target_keys.split(rows), masks, strict=False):
-        parts = [_largest_product(part, some_targets, some_closed) for part in some_keys.split(width, dim=1)]
+    for some_keys, some_targets, some_masked in zip(keys.split(rows), target_keys.split(rows), masks, strict=False):
+        parts = [_largest_product(part, some_targets, some_masked) for part in some_keys.split(width, dim=1)]
         found.append([torch.cat(values, dim=1) for values in zip(*parts, strict=True)])
     best, choice = (torch.cat(values) for values in zip(*found, strict=True))
     return best, choice

@@ -32,7 +32,7 @@ _DISTANCE = np.linalg.norm(BORDERS[:, None].astype(np.float64) - BORDERS, axis=-
 _ALIKE = np.where(_DISTANCE == 0, 1.0, np.where(_DISTANCE < 125, 0.25, 0.0))  # thin lines of orange and red, say
 
 
-class GroupColours(NamedTuple):
+class GroupColors(NamedTuple):
     """Colour the G groups of a block.
 
     Attributes:
@@ -46,7 +46,7 @@ class GroupColours(NamedTuple):
     border: Ints
 
 
-def group_colours(frames: Tensor, block: BlockView) -> GroupColours:
+def group_colors(frames: Tensor, block: BlockView) -> GroupColors:
     """Choose the colours of all groups of a clip, the same ones for the same clip.
 
     Args:
@@ -55,12 +55,12 @@ def group_colours(frames: Tensor, block: BlockView) -> GroupColours:
     """
     _, height, width = block.group.shape
     cells = F.adaptive_avg_pool2d(frames.float(), (height, width))  # (T, 3, H, W)
-    colours = cells.movedim(1, -1).reshape(-1, 3).double()
+    colors = cells.movedim(1, -1).reshape(-1, 3).double()
     group = block.group.flatten()
     size = torch.bincount(group, minlength=block.num_groups)
-    total = torch.zeros(block.num_groups, 3, dtype=torch.float64).index_add(0, group, colours)
+    total = torch.zeros(block.num_groups, 3, dtype=torch.float64).index_add(0, group, colors)
     fill = (total / size[:, None]).round().to(torch.uint8)
-    return GroupColours(size.numpy(), fill.numpy(), _borders(block.group.numpy(), size.numpy()))
+    return GroupColors(size.numpy(), fill.numpy(), _borders(block.group.numpy(), size.numpy()))
 
 
 def _borders(group: Ints, size: Ints) -> Ints:

@@ -9,7 +9,7 @@ _PIXELS = 16  # of each side of a token
 _OUTSIDE = 0.01  # the share of the tokens beyond either end of a colour's range
 
 
-def feature_colours(features: Tensor) -> Tensor:
+def feature_colors(features: Tensor) -> Tensor:
     """Show the first three principal components of features as red, green and blue.
 
     Args:
@@ -28,7 +28,7 @@ def feature_colours(features: Tensor) -> Tensor:
     shares = rows @ directions * (values > 1e-9 * values[0])
     low, high = (shares.quantile(q, dim=0) for q in (_OUTSIDE, 1 - _OUTSIDE))
     shares = ((shares - low) / (high - low).clamp(min=1e-30)).clamp(0, 1)
-    colours = torch.zeros(len(rows), 3, dtype=torch.uint8)
-    colours[:, : shares.shape[1]] = (255 * shares).round().byte()
-    picture = colours.reshape(frames, height, width, 3).movedim(-1, 1)
+    colors = torch.zeros(len(rows), 3, dtype=torch.uint8)
+    colors[:, : shares.shape[1]] = (255 * shares).round().byte()
+    picture = colors.reshape(frames, height, width, 3).movedim(-1, 1)
     return picture.repeat_interleave(_PIXELS, 2).repeat_interleave(_PIXELS, 3)

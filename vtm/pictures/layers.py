@@ -14,13 +14,13 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vtm.pictures.colors import BORDERS, Bytes, GroupColours, Ints, group_colours
+from vtm.pictures.colors import BORDERS, Bytes, GroupColors, Ints, group_colors
 from vtm.pictures.view import BlockView, ClipView
 
 _Value = TypeVar("_Value", bound=np.generic)
 
 LAYERS = ("saliency", "targets", "groups")
-HEAT_COLOURS: Bytes = (matplotlib.colormaps["inferno"](np.arange(256))[:, :3] * 255).round().astype(np.uint8)
+HEAT_COLORS: Bytes = (matplotlib.colormaps["inferno"](np.arange(256))[:, :3] * 255).round().astype(np.uint8)
 HEAT_SHARE = 0.7  # of the colour in the picture; the rest is the frame in grey
 TARGET: Bytes = np.array([0, 0, 0], dtype=np.uint8)  # outlines a target
 FADED = 0.3  # what remains of the frame where there is no target; the rest is white
@@ -62,7 +62,7 @@ class Painter:
 
     def __init__(self, frames: Tensor, block: BlockView, scale: Scale | None = None) -> None:
         self.block = block
-        self.colours = group_colours(frames, block)
+        self.colors = group_colors(frames, block)
         self.scale = scale
 
     def __call__(self, pictures: Bytes, places: Ints, names: Sequence[str] = LAYERS) -> list[Layer]:
@@ -80,7 +80,7 @@ class Painter:
         if "targets" in names:
             layers.append(Layer("targets", mark_targets(pictures, self.block.target[places].numpy())))
         if "groups" in names:
-            layers.append(Layer("groups", fill_groups(pictures, self.block.group[places].numpy(), self.colours)))
+            layers.append(Layer("groups", fill_groups(pictures, self.block.group[places].numpy(), self.colors)))
         return layers
 
 
@@ -104,13 +104,13 @@ def heat(pictures: Bytes, level: Bytes) -> Bytes:
         pictures: (T, Y, X, 3) from `enlarge`.
         level: (T, H, W) from `Scale.level`.
     """
-    grey = np.dot(pictures, np.array([0.299, 0.587, 0.114], dtype=np.float32))
-    return _mix(HEAT_COLOURS[_cells(level, pictures)], grey[..., None], HEAT_SHARE)
+    gray = np.dot(pictures, np.array([0.299, 0.587, 0.114], dtype=np.float32))
+    return _mix(HEAT_COLORS[_cells(level, pictures)], gray[..., None], HEAT_SHARE)
 
 
 def heat_shades() -> Bytes:
     """List the colours of `heat` (256, 3) over a picture of medium grey, for a scale beside it."""
-    return _mix(HEAT_COLOURS, 128.0, HEAT_SHARE)
+    return _mix(HEAT_COLORS, 128.0, HEAT_SHARE)
 
 
 def mark_targets(pictures: Bytes, target: NDArray[np.bool_]) -> Bytes:
@@ -128,7 +128,7 @@ def mark_targets(pictures: Bytes, target: NDArray[np.bool_]) -> Bytes:
     return drawn
 
 
-def fill_groups(pictures: Bytes, group: Ints, colours: GroupColours) -> Bytes:
+def fill_groups(pictures: Bytes, group: Ints, colors: GroupColors) -> Bytes:
     """Fill merged tokens with the average of their group, within a border; tokens that stayed alone stay as they are.
 
     Args:
@@ -137,10 +137,10 @@ def fill_groups(pictures: Bytes, group: Ints, colours: GroupColours) -> Bytes:
         colours: of the groups.
     """
     number = _cells(group, pictures)
-    merged = colours.size[number] > 1
-    drawn = np.where(merged[..., None], colours.fill[number], pictures)
+    merged = colors.size[number] > 1
+    drawn = np.where(merged[..., None], colors.fill[number], pictures)
     border = merged & edges(number, _line(pictures, group))
-    drawn[border] = BORDERS[colours.border[number[border]]]
+    drawn[border] = BORDERS[colors.border[number[border]]]
     return drawn
 
 

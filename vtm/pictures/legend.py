@@ -18,7 +18,7 @@ _LINE = 1.3  # in sizes of type
 _SYMBOL = 3  # the width of a symbol, in its heights
 
 
-class Key:
+class Legend:
     """Explain the layers, each in a line or more beside a symbol.
 
     Args:
@@ -54,9 +54,9 @@ class Key:
 
 
 def _entries(scale: Scale | None, size: int) -> list[tuple[Bytes | None, str]]:
-    grey, faded, other = (90, 110, 130), (215, 220, 226), (196, 176, 150)
-    targets = [_box(size, faded, faded), _box(size, grey, TARGET), _box(size, faded, faded)]
-    groups = [_box(size, grey, BORDERS[1]), _box(size, other, BORDERS[0]), _box(size, grey, BORDERS[1])]
+    gray, faded, other = (90, 110, 130), (215, 220, 226), (196, 176, 150)
+    targets = [_box(size, faded, faded), _box(size, gray, TARGET), _box(size, faded, faded)]
+    groups = [_box(size, gray, BORDERS[1]), _box(size, other, BORDERS[0]), _box(size, gray, BORDERS[1])]
     entries = [
         (np.concatenate(targets, 1), "Targets: the tokens into which others may be merged in this block."),
         (

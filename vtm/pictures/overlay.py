@@ -11,7 +11,7 @@ from vtm.pictures.canvas import Canvas
 from vtm.pictures.captions import blocks, described, seconds, shortened
 from vtm.pictures.colors import Bytes
 from vtm.pictures.layers import Painter, Scale, enlarge
-from vtm.pictures.legend import LETTER, Key
+from vtm.pictures.legend import LETTER, Legend
 from vtm.pictures.view import ClipView
 from vtm.video.writing import write_video
 
@@ -19,10 +19,10 @@ _FPS = 2  # steps in a second, slow enough to follow
 _SIDE = 280  # pixels of a small picture
 _GAP, _MARGIN, _TOP, _LABEL = 8, 16, 172, 34
 _SMALL, _NORMAL, _LARGE = 16, 19, 24  # pixels of type
-_GREY = "0.35"
+_GRAY = "0.35"
 
 
-def write_film(path: Path, view: ClipView, *, title: str) -> None:
+def write_overlay(path: Path, view: ClipView, *, title: str) -> None:
     """Write an H.264 video of two steps in a second: the frame, and all layers of all blocks.
 
     Args:
@@ -43,20 +43,20 @@ def _frames(view: ClipView, title: str) -> Iterator[Bytes]:
     tall = len(names) * (height + _GAP) - _GAP  # of the frame, beside all layers
     first = _MARGIN + tall + _LABEL + _GAP  # where the small pictures begin
     room = first + len(painters) * (width + _GAP) - _GAP - _MARGIN
-    key = Key(scale, width=room, size=_SMALL)
+    legend = Legend(scale, width=room, size=_SMALL)
     bottom = _TOP + tall + _MARGIN  # of the pictures
-    canvas = Canvas(_even(room + 2 * _MARGIN), _even(bottom + key.height + _MARGIN))
+    canvas = Canvas(_even(room + 2 * _MARGIN), _even(bottom + legend.height + _MARGIN))
     canvas.write(_MARGIN, 14, shortened(title, int(room / _LARGE / LETTER)), _LARGE, va="top", weight="bold")
     prediction = shortened(described(view.scores), int(room / _NORMAL / LETTER))
-    canvas.write(_MARGIN, 48, prediction, _NORMAL, va="top", color=_GREY)
+    canvas.write(_MARGIN, 48, prediction, _NORMAL, va="top", color=_GRAY)
     for number, (_, name, facts) in enumerate(blocks(view)):
         x = first + number * (width + _GAP)
         canvas.write(x, _TOP - 10 - 1.25 * _SMALL * len(facts), name, _NORMAL, va="bottom", weight="bold")
-        canvas.write(x, _TOP - 8, "\n".join(facts), _SMALL, va="bottom", color=_GREY)
+        canvas.write(x, _TOP - 8, "\n".join(facts), _SMALL, va="bottom", color=_GRAY)
     for number, name in enumerate(names):
         y = _TOP + number * (height + _GAP) + height / 2
         canvas.write(first - _LABEL / 2, y, name, _NORMAL, rotation=90, ha="center", va="center")
-    key.draw(canvas, _MARGIN, bottom)
+    legend.draw(canvas, _MARGIN, bottom)
     background = canvas.picture()
     for place, time in enumerate(view.times):
         drawn = background.copy()

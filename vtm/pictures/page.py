@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vtm.pictures.captions import blocks, seconds
-from vtm.pictures.colors import BORDERS, Bytes, group_colours
-from vtm.pictures.layers import FADED, HEAT_COLOURS, HEAT_SHARE, Scale
+from vtm.pictures.colors import BORDERS, Bytes, group_colors
+from vtm.pictures.layers import FADED, HEAT_COLORS, HEAT_SHARE, Scale
 from vtm.pictures.view import BlockView, ClipView
 from vtm.system.atomic import write_atomically
 
@@ -42,7 +42,7 @@ def write_page(path: Path, view: ClipView, *, title: str) -> None:
         "frames": [_jpeg(frame) for frame in view.frames.movedim(1, -1).numpy()],
         "scale": Scale.of(view),
         "blocks": [_block(view.frames, *block) for block in blocks(view)],
-        "heat": HEAT_COLOURS.tolist(),
+        "heat": HEAT_COLORS.tolist(),
         "heatShare": HEAT_SHARE,
         "borders": BORDERS.tolist(),
         "faded": FADED,
@@ -54,14 +54,14 @@ def write_page(path: Path, view: ClipView, *, title: str) -> None:
 
 def _block(frames: Tensor, block: BlockView, name: str, facts: list[str]) -> dict[str, Any]:
     """Collect what the page draws of a block."""
-    colours = group_colours(frames, block)
+    colors = group_colors(frames, block)
     return {
         "name": name,
         "facts": ", ".join(facts),
         "group": _base64(block.group.numpy().astype("<u4")),
         "target": _base64(block.target.numpy().astype(np.uint8)),
-        "fill": _base64(colours.fill),
-        "border": _base64(colours.border.astype(np.uint8)),
+        "fill": _base64(colors.fill),
+        "border": _base64(colors.border.astype(np.uint8)),
         "saliency": None if block.saliency is None else _base64(block.saliency.numpy().astype("<f4")),
     }
 

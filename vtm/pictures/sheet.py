@@ -13,7 +13,7 @@ from vtm.pictures.canvas import DPI, Canvas
 from vtm.pictures.captions import blocks, described, seconds, shortened
 from vtm.pictures.colors import Bytes
 from vtm.pictures.layers import Layer, Painter, Scale, enlarge
-from vtm.pictures.legend import LETTER, Key
+from vtm.pictures.legend import LETTER, Legend
 from vtm.pictures.view import ClipView
 from vtm.system.atomic import write_atomically
 
@@ -21,7 +21,7 @@ _SIDE = 250  # pixels of a frame
 _GAP, _BLOCK_GAP = 10, 36
 _LEFT, _TOP, _MARGIN = 232, 196, 36
 _SMALL, _NORMAL, _LARGE = 32, 38, 44  # pixels of type
-_GREY = "0.35"
+_GRAY = "0.35"
 _UPWARDS: dict[str, Any] = {"rotation": 90, "ha": "center", "va": "center"}
 
 
@@ -64,24 +64,24 @@ def _sheet(view: ClipView, title: str, prediction: str, columns: int) -> Canvas:
 
     height, width = pictures.shape[1:3]
     room = max(count * (width + _GAP) - _GAP, 4 * _SIDE)  # of text
-    key = Key(scale, width=room, size=_SMALL)
+    legend = Legend(scale, width=room, size=_SMALL)
     heights = [len(layers) * (height + _GAP) - _GAP for _, _, layers in parts]
-    tall = _TOP + sum(heights) + len(parts) * _BLOCK_GAP + key.height + _MARGIN
+    tall = _TOP + sum(heights) + len(parts) * _BLOCK_GAP + legend.height + _MARGIN
     canvas = Canvas(_LEFT + room + _MARGIN, tall)
     canvas.write(_LEFT, 24, shortened(title, int(room / _LARGE / LETTER)), _LARGE, va="top", weight="bold")
-    canvas.write(_LEFT, 84, shortened(prediction, int(room / _NORMAL / LETTER)), _NORMAL, va="top", color=_GREY)
+    canvas.write(_LEFT, 84, shortened(prediction, int(room / _NORMAL / LETTER)), _NORMAL, va="top", color=_GRAY)
     for column, place in enumerate(places):
         x = _LEFT + column * (width + _GAP) + width / 2
         canvas.write(x, _TOP - 12, seconds(view.times[place]), _NORMAL, va="bottom", ha="center")
     y = _TOP
     for (name, facts, layers), high in zip(parts, heights, strict=True):
         canvas.write(36, y + high / 2, name, _NORMAL, weight="bold", **_UPWARDS)
-        canvas.write(122, y + high / 2, "\n".join(facts), _SMALL, color=_GREY, **_UPWARDS)
+        canvas.write(122, y + high / 2, "\n".join(facts), _SMALL, color=_GRAY, **_UPWARDS)
         for number, layer in enumerate(layers):
             top = y + number * (height + _GAP)
             canvas.write(_LEFT - 30, top + height / 2, layer.name, _NORMAL, **_UPWARDS)
             for column, picture in enumerate(layer.pictures):
                 canvas.show(_LEFT + column * (width + _GAP), top, picture)
         y += high + _BLOCK_GAP
-    key.draw(canvas, _LEFT, y)
+    legend.draw(canvas, _LEFT, y)
     return canvas

@@ -91,7 +91,7 @@ def _notes(table: Table) -> list[str]:
         notes.append(f"The runs are of several versions of the source: {', '.join(commits)}.")
     notes += [
         f"Seed {earlier.seed} of one setting was run twice: {later.folder} counts, {earlier.folder} does not."
-        for earlier, later in table.again
+        for earlier, later in table.superseded
     ]
     figures = {name: figure for run in runs for name, figure in run.content["published"].get("figures", {}).items()}
     if figures:

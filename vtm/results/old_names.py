@@ -28,9 +28,9 @@ _MOVED = {
     "vtm.picture_logger.PictureLogger": "vtm.training.picture_logger.PictureLogger",
     "vtm.results.ResultsWriter": "vtm.training.results_writer.ResultsWriter",
     "vtm.tasks.Classification": "vtm.tasks.classification.Classification",
-    "vtm.tasks.MeanOutput": "vtm.tasks.fusion.MeanOutput",
+    "vtm.tasks.MeanOutput": "vtm.tasks.fusion.AveragedLogits",
     "vtm.tasks.Regression": "vtm.tasks.regression.Regression",
-    "vtm.tasks.TwoLosses": "vtm.tasks.fusion.TwoLosses",
+    "vtm.tasks.TwoLosses": "vtm.tasks.fusion.AuxiliaryLoss",
 }
 
 

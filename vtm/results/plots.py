@@ -28,9 +28,9 @@ _STYLE: dict[Any, Any] = {
     "pdf.fonttype": 42,  # text as text
 }
 # colours that people with any colour vision can tell apart (Okabe and Ito), and markers for those who print in grey
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C8C00")
+_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C8C00")
 _MARKERS = "osD^vPX*"
-_GREY = "0.45"
+_GRAY = "0.45"
 Boxes = NDArray[np.float64]
 
 
@@ -98,20 +98,22 @@ def _seeds(table: Table) -> Figure:
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     axes.grid(axis="y", visible=False)
-    for place, row in enumerate(table.rows):
-        colour, _ = _look(place)
+    for position, row in enumerate(table.rows):
+        color, _ = _style(position)
         values = [run.test["value"] for run in row.runs]
         middle = (len(values) - 1) / 2
-        heights = [place + 0.3 * (i - middle) / max(1, len(values) - 1) for i in range(len(values))]
-        axes.scatter(values, heights, s=22, color=colour, alpha=0.75, linewidths=0, zorder=3)
+        heights = [position + 0.3 * (i - middle) / max(1, len(values) - 1) for i in range(len(values))]
+        axes.scatter(values, heights, s=22, color=color, alpha=0.75, linewidths=0, zorder=3)
         mean, sd = row.score
-        axes.errorbar(mean, place, xerr=sd or 0, color="black", marker="|", markersize=13, capsize=3, lw=1.2, zorder=4)
+        axes.errorbar(
+            mean, position, xerr=sd or 0, color="black", marker="|", markersize=13, capsize=3, lw=1.2, zorder=4
+        )
     for name, style, value in (
         ("floor", "--", table.rows[0].mean(lambda run: run.test.get("floor"))),
         ("oracle", ":", table.rows[0].mean(lambda run: run.test.get("details", {}).get("oracle"))),
     ):
         if value is not None:
-            axes.axvline(value, color=_GREY, ls=style, lw=1.2, label=name)
+            axes.axvline(value, color=_GRAY, ls=style, lw=1.2, label=name)
     axes.set_yticks(range(len(table.rows)), [row.label for row in table.rows])
     axes.set_ylim(len(table.rows) - 0.5, -0.5)
     axes.set_xlabel(f"test {_metric(table)}")
@@ -125,23 +127,25 @@ def _costs(table: Table) -> Figure:
     figure = Figure(figsize=(11, 3.9), layout="constrained")
     canvas = FigureCanvasAgg(figure)
     panels = figure.subplots(1, len(COSTS), sharey=True)
-    found = [[point for place, row in enumerate(table.rows) if (point := _point(place, row, cost))] for cost in COSTS]
+    found = [
+        [point for position, row in enumerate(table.rows) if (point := _point(position, row, cost))] for cost in COSTS
+    ]
     for axes, cost, points in zip(panels, COSTS, found, strict=True):
         for point in points:
-            colour, marker = _look(point.place)
+            color, marker = _style(point.position)
             axes.errorbar(
-                point.x, point.y, xerr=[[point.x - point.low], [point.high - point.x]], yerr=point.sd, color=colour,
+                point.x, point.y, xerr=[[point.x - point.low], [point.high - point.x]], yerr=point.sd, color=color,
                 marker=marker, markersize=6, elinewidth=1, capsize=2,
             )  # fmt: skip
         sides = (cost.lower_is_better, table.lower_is_better)
         front = pareto_front([(point.x, point.y) for point in points], lower_is_better=sides)
         if len(front) > 1:
-            axes.plot(*zip(*front, strict=True), color=_GREY, ls="--", lw=1, zorder=1, label="Pareto front")
+            axes.plot(*zip(*front, strict=True), color=_GRAY, ls="--", lw=1, zorder=1, label="Pareto front")
         axes.margins(0.18)
         axes.locator_params(axis="x", nbins=5)
         axes.set_xlabel(f"{cost.name}, {'lower' if cost.lower_is_better else 'higher'} is better")
         if not points:
-            axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", color=_GREY)
+            axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", color=_GRAY)
     panels[0].set_ylabel(f"test {_metric(table)}")
     handles = [handle for axes in panels for handle in axes.get_legend_handles_labels()[0]]
     if handles:
@@ -153,7 +157,7 @@ def _costs(table: Table) -> Figure:
 
 
 class _Point(NamedTuple):
-    place: int  # of the row
+    position: int  # of the row
     x: float
     low: float
     high: float
@@ -161,32 +165,32 @@ class _Point(NamedTuple):
     sd: float
 
 
-def _point(place: int, row: Row, cost: Cost) -> _Point | None:
+def _point(position: int, row: Row, cost: Cost) -> _Point | None:
     """Place a row in a panel; None without a finite score or a cost."""
     found = [value for run in row.runs if (value := cost.of(run)) is not None]
     x = row.median(cost.of)
     mean, sd = row.score
     if x is None or not math.isfinite(mean):
         return None
-    return _Point(place, x, min(found), max(found), mean, sd or 0.0)
+    return _Point(position, x, min(found), max(found), mean, sd or 0.0)
 
 
 def _put_labels(axes: Axes, points: Sequence[_Point], names: Sequence[str], canvas: FigureCanvasAgg) -> None:
     """Write each name near its point, where name and leader cover least of what is there already."""
     pixels = axes.figure.dpi / 72  # of a point of type
     inside = np.array([axes.get_window_extent().extents])
-    centres = [np.array(axes.transData.transform((point.x, point.y))) for point in points]
+    centers = [np.array(axes.transData.transform((point.x, point.y))) for point in points]
     lines = [np.array(line.get_xydata()) for line in axes.lines]
     front = [_boxes(axes.transData.transform(line), pixels) for line in lines if len(line) > 1]
-    marks = [_mark(axes, point, centre, pixels) for point, centre in zip(points, centres, strict=True)]
+    marks = [_mark(axes, point, center, pixels) for point, center in zip(points, centers, strict=True)]
     labels: list[Boxes] = []
     leaders: list[Boxes] = []
     for number in sorted(range(len(points)), key=lambda number: -points[number].y):
-        point, centre = points[number], centres[number]
-        colour, _ = _look(point.place)
+        point, center = points[number], centers[number]
+        color, _ = _style(point.position)
         note = axes.annotate(
-            names[point.place], (point.x, point.y), xytext=(0, 0), textcoords="offset points", ha="center",
-            va="center", fontsize=8, arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.7, "shrinkA": 0},
+            names[point.position], (point.x, point.y), xytext=(0, 0), textcoords="offset points", ha="center",
+            va="center", fontsize=8, arrowprops={"arrowstyle": "-", "color": color, "lw": 0.7, "shrinkA": 0},
         )  # fmt: skip
         note.set_in_layout(False)
         size = note.get_window_extent(canvas.get_renderer())
@@ -196,8 +200,8 @@ def _put_labels(axes: Axes, points: Sequence[_Point], names: Sequence[str], canv
         choices: list[tuple[float, int, Boxes, Boxes, Boxes]] = []
         for gap, angle in product(range(5, 75, 5), (math.pi / 8 * step for step in range(16))):
             offset = np.array([math.cos(angle), math.sin(angle)]) * (half + gap * pixels)
-            box = np.concatenate([centre + offset - half, centre + offset + half])
-            leader = _boxes(np.array([centre, centre + offset]), pixels)
+            box = np.concatenate([center + offset - half, center + offset + half])
+            leader = _boxes(np.array([center, center + offset]), pixels)
             crossed = sum(_overlap(part, others) for part in leader)
             outside = 4 * half.prod() - _overlap(box, inside)
             cost = 5 * (_overlap(box, everything) + crossed) + 10 * outside + gap
@@ -208,14 +212,14 @@ def _put_labels(axes: Axes, points: Sequence[_Point], names: Sequence[str], canv
         leaders.append(leader)
 
 
-def _mark(axes: Axes, point: _Point, centre: Boxes, pixels: float) -> Boxes:
+def _mark(axes: Axes, point: _Point, center: Boxes, pixels: float) -> Boxes:
     """Cover a point and its error bars by boxes (k, 4)."""
     bars = [
         [(point.low, point.y), (point.high, point.y)],
         [(point.x, point.y - point.sd), (point.x, point.y + point.sd)],
     ]
     boxes = [_boxes(axes.transData.transform(bar), pixels) for bar in bars]
-    return np.concatenate([*boxes, [[*(centre - 4 * pixels), *(centre + 4 * pixels)]]])
+    return np.concatenate([*boxes, [[*(center - 4 * pixels), *(center + 4 * pixels)]]])
 
 
 def _boxes(line: Boxes, width: float) -> Boxes:
@@ -231,9 +235,9 @@ def _overlap(box: Boxes, others: Boxes) -> float:
     return float(sides.clip(min=0).prod(axis=1).sum())
 
 
-def _look(place: int) -> tuple[str, str]:
+def _style(position: int) -> tuple[str, str]:
     """Choose colour and marker of a row."""
-    return _COLOURS[place % len(_COLOURS)], _MARKERS[(place + place // len(_COLOURS)) % len(_MARKERS)]
+    return _COLORS[position % len(_COLORS)], _MARKERS[(position + position // len(_COLORS)) % len(_MARKERS)]
 
 
 def _metric(table: Table) -> str:

@@ -88,7 +88,7 @@ class Table:
     metric: str
     columns: tuple[str, ...]
     rows: tuple[Row, ...]
-    again: tuple[tuple[Run, Run], ...]
+    superseded: tuple[tuple[Run, Run], ...]
 
     @property
     def runs(self) -> list[Run]:
@@ -147,11 +147,11 @@ def _table(runs: list[Run]) -> Table:
     columns = _columns(runs)
     settings = list(zip(*columns.values(), strict=True)) if columns else [()] * len(runs)
     groups: dict[Setting, dict[int, Run]] = {}
-    again = []
+    superseded = []
     for setting, run in zip(settings, runs, strict=True):
         seeds = groups.setdefault(setting, {})
         if (earlier := seeds.get(run.seed)) is not None:
-            again.append((earlier, run))
+            superseded.append((earlier, run))
         seeds[run.seed] = run
     experiment, metric = runs[0].content["experiment"], runs[0].test["metric"]
     rows = [
@@ -163,7 +163,7 @@ def _table(runs: list[Run]) -> Table:
         )
         for setting, seeds in groups.items()
     ]
-    return Table(experiment, runs[0].content["task"], metric, tuple(columns), tuple(rows), tuple(again))
+    return Table(experiment, runs[0].content["task"], metric, tuple(columns), tuple(rows), tuple(superseded))
 
 
 def _columns(runs: list[Run]) -> dict[str, Setting]:

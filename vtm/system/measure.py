@@ -18,7 +18,7 @@ import torch
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 
-def synchronise(device: torch.device | str) -> None:
+def synchronize(device: torch.device | str) -> None:
     """Wait until a GPU has done what it was given; a CPU always has."""
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)
@@ -29,10 +29,10 @@ def median_seconds(call: Callable[[], Any], *, device: torch.device | str, repea
     call()
     seconds = []
     for _ in range(repeats):
-        synchronise(device)
+        synchronize(device)
         start = time.perf_counter()
         call()
-        synchronise(device)
+        synchronize(device)
         seconds.append(time.perf_counter() - start)
     return statistics.median(seconds)
 

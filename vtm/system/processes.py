@@ -12,7 +12,7 @@ def host_name() -> str:
     return socket.gethostname().replace(".", "_")
 
 
-class Place(NamedTuple):
+class ProcessRank(NamedTuple):
     """Say which of the processes of a job this one is."""
 
     local_rank: int
@@ -20,11 +20,11 @@ class Place(NamedTuple):
     world_size: int
 
 
-def place() -> Place:
+def process_rank() -> ProcessRank:
     """Ask torchrun or SLURM, whichever started this process."""
     names = (("LOCAL_RANK", "SLURM_LOCALID"), ("RANK", "SLURM_PROCID"), ("WORLD_SIZE", "SLURM_NTASKS"))
     local_rank, rank, world_size = (next((int(os.environ[n]) for n in pair if n in os.environ), None) for pair in names)
-    return Place(local_rank or 0, rank or 0, world_size or 1)
+    return ProcessRank(local_rank or 0, rank or 0, world_size or 1)
 
 
 def started_by_slurm() -> bool:

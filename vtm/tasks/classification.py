@@ -77,8 +77,8 @@ class Classification(Task):
         if self.balanced and self.class_weights is not None:
             self.class_weights.copy_(balanced_weights(classes.long(), self.num_outputs))
 
-    def floor(self, train_targets: Iterable[float], targets: Iterable[float]) -> float:
-        return majority_floor(map(int, train_targets), map(int, targets))
+    def baseline(self, train_targets: Iterable[float], targets: Iterable[float]) -> float:
+        return majority_baseline(map(int, train_targets), map(int, targets))
 
     def _path_loss(self, logits: Tensor, target: Tensor) -> Tensor:
         if self.class_weights is None:
@@ -95,7 +95,7 @@ class Classification(Task):
         return logits.float().softmax(1)
 
 
-def majority_floor(train_targets: Iterable[int], targets: Iterable[int]) -> float:
+def majority_baseline(train_targets: Iterable[int], targets: Iterable[int]) -> float:
     """Compute the accuracy of always answering with the most frequent class of the training videos.
 
     Of equally frequent classes, the one with the lower index counts.

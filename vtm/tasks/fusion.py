@@ -18,7 +18,7 @@ class Fusion(Protocol):
 
 
 @dataclass(frozen=True)
-class TwoLosses:
+class AuxiliaryLoss:
     """Let each path predict on its own, as in figure 6 of the VTM paper: main + weight * aux.
 
     Args:
@@ -33,7 +33,7 @@ class TwoLosses:
 
 
 @dataclass(frozen=True)
-class MeanOutput:
+class AveragedLogits:
     """Let both paths predict together: the loss of the mean of their outputs."""
 
     def __call__(self, path_loss: PathLoss, main: Tensor, aux: Tensor, target: Tensor) -> dict[str, Tensor]:

@@ -76,7 +76,7 @@ class VideoMetric(Metric, ABC):
         Raises:
             ValueError: There are none, or the clips of a video disagree about its target.
         """
-        votes, targets, _ = vote(*self._clips())
+        votes, targets, _ = average_clips(*self._clips())
         return self._values(votes, targets).mean().to(self.device, torch.float32)
 
     def summary(self, *, clusters: Sequence[Hashable] | None = None) -> dict[str, Any]:
@@ -96,7 +96,7 @@ class VideoMetric(Metric, ABC):
         with self.sync_context():
             scores, target, video = self._clips()
             damaged = dim_zero_cat(self.damaged).cpu()
-        votes, targets, videos = vote(scores, target, video)
+        votes, targets, videos = average_clips(scores, target, video)
         if clusters is not None and int(videos[-1]) >= len(clusters):
             raise ValueError(f"expected a cluster for each video up to {int(videos[-1])}, got {len(clusters)} clusters")
         values = self._values(votes, targets)
@@ -190,7 +190,7 @@ class VideoMSE(VideoMetric):
         return {}
 
 
-def vote(scores: Tensor, target: Tensor, video: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def average_clips(scores: Tensor, target: Tensor, video: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Average the scores of the clips of each video, on the CPU.
 
     Args:

@@ -56,8 +56,8 @@ class Regression(Task):
                 f"{values[first].item()}: correct the annotations"
             )
 
-    def floor(self, train_targets: Iterable[float], targets: Iterable[float]) -> float:
-        return mean_floor(train_targets, targets)
+    def baseline(self, train_targets: Iterable[float], targets: Iterable[float]) -> float:
+        return mean_baseline(train_targets, targets)
 
     def _path_loss(self, logits: Tensor, target: Tensor) -> Tensor:
         return F.mse_loss(logits.squeeze(1), target.float())
@@ -67,7 +67,7 @@ class Regression(Task):
         return logits.float().squeeze(1)
 
 
-def mean_floor(train_targets: Iterable[float], targets: Iterable[float]) -> float:
+def mean_baseline(train_targets: Iterable[float], targets: Iterable[float]) -> float:
     """Compute the mean squared error of always answering with the mean of the training videos.
 
     Raises:

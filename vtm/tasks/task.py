@@ -27,7 +27,7 @@ class Task(nn.Module, ABC):
 
     Args:
         num_outputs: As above.
-        fusion: Makes one loss of both paths, such as `TwoLosses`.
+        fusion: Makes one loss of both paths, such as `AuxiliaryLoss`.
     """
 
     name: str
@@ -79,7 +79,7 @@ class Task(nn.Module, ABC):
         """
 
     @abstractmethod
-    def floor(self, train_targets: Iterable[float], targets: Iterable[float]) -> float:
+    def baseline(self, train_targets: Iterable[float], targets: Iterable[float]) -> float:
         """Compute the metric, on the evaluated targets, of the best answer that looks at no video."""
 
     @abstractmethod

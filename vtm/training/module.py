@@ -106,11 +106,11 @@ class VTMModule(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Let the clips of each video vote."""
-        self._summarise("val", self.val_metric)
+        self._summarize("val", self.val_metric)
 
     def on_test_epoch_end(self) -> None:
         """Let the clips of each video vote."""
-        self._summarise("test", self.test_metric)
+        self._summarize("test", self.test_metric)
 
     def summary(self, stage: str) -> dict[str, Any]:
         """Return the last result on "val" or "test", with all that a score needs to mean something.
@@ -168,7 +168,7 @@ class VTMModule(L.LightningModule):
             self.log(f"{stage}/motion_from_codec", share, batch_size=len(batch.id), on_epoch=True, sync_dist=True)
         return {"output": output}
 
-    def _summarise(self, stage: Split, metric: VideoMetric) -> None:
+    def _summarize(self, stage: Split, metric: VideoMetric) -> None:
         if self.trainer.state.fn != TrainerFn.FITTING:
             self.summaries[stage] = self._describe(stage, metric)
         value = metric.compute()
@@ -189,7 +189,7 @@ class VTMModule(L.LightningModule):
         plans = self.model.plan(data.protocol.num_frames, *self.encoder.grid.shape)
         left = [plan.windows * (plan.num_tokens - plan.merge_count) for plan in plans]
         return summary | {
-            "floor": self.task.floor(data.train_targets().tolist(), targets),
+            "floor": self.task.baseline(data.train_targets().tolist(), targets),
             "missing": len(missing),
             "missing_ids": missing,
             "ids_sha256": ids_sha256(ids),

@@ -12,7 +12,7 @@ from vtm.data.dataset import Batch
 from vtm.models import HeadOutput
 from vtm.pictures import ClipView
 from vtm.pictures.captions import decimal
-from vtm.pictures.features import feature_colours
+from vtm.pictures.features import feature_colors
 from vtm.pictures.sheet import draw_sheet
 from vtm.tasks.task import ranked
 from vtm.training.module import VTMModule
@@ -70,7 +70,7 @@ def _sheet(module: VTMModule, output: HeadOutput, batch: Batch) -> tuple[Any, st
     grid, inputs = module.encoder.grid, batch.inputs[0]
     if inputs.is_floating_point():
         tokens = inputs[: len(times)].flatten(1, 2)[:, grid.prefix :]
-        frames = feature_colours(tokens.unflatten(1, (grid.height, grid.width)))
+        frames = feature_colors(tokens.unflatten(1, (grid.height, grid.width)))
     else:
         frames = inputs[:: module.encoder.frames.frames_per_step][: len(times)]
     names = data.class_names

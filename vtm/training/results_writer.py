@@ -13,7 +13,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from vtm.data.dataset import Batch
 from vtm.results.record import describe_run, write_results
 from vtm.results.summary import results_report
-from vtm.system.measure import PeakMemory, device_name, synchronise
+from vtm.system.measure import PeakMemory, device_name, synchronize
 from vtm.training.checkpoint import read_checkpoint
 
 
@@ -136,11 +136,11 @@ class _Steps:
         self._device = device
         if not self._rates and device.type == "cuda":
             self._memory = PeakMemory(device).__enter__()
-        synchronise(device)
+        synchronize(device)
         self._start = time.perf_counter()
 
     def end(self, batch: Batch) -> None:
-        synchronise(self._device)
+        synchronize(self._device)
         seconds = time.perf_counter() - self._start
         if not self._rates and self._memory is not None:
             self._memory.__exit__(None, None, None)

@@ -147,8 +147,8 @@ def test_three_to_five_shots_move(seed):
     frames = np.stack(list(scene.render(0, np.random.default_rng(seed)))).astype(float)
     change = np.abs(np.diff(frames, axis=0)).mean((1, 2, 3))
     assert (change > 0.2).mean() > 0.9
-    colour = frames.mean((1, 2))  # drifts in a shot and jumps at a cut
-    assert 2 <= (np.abs(np.diff(colour, axis=0)).sum(1) > 30).sum() <= 4
+    color = frames.mean((1, 2))  # drifts in a shot and jumps at a cut
+    assert 2 <= (np.abs(np.diff(color, axis=0)).sum(1) > 30).sum() <= 4
 
 
 HUES = {"red": 0, "orange": 30, "yellow": 58, "green": 120, "cyan": 180, "blue": 230, "purple": 275, "pink": 320}
@@ -164,8 +164,8 @@ def test_both_colours_of_the_class_and_no_others_survive_the_encoder(make, tmp_p
         pixels = frames.permute(0, 2, 3, 1)[colourful] / 255
         hues = 360 * np.array([colorsys.rgb_to_hsv(*pixel)[0] for pixel in pixels.tolist()])
         near = [
-            (np.abs((hues - HUES[colour] + 180) % 360 - 180) < 20).mean()
-            for colour in module.class_names[video.target].split("-")
+            (np.abs((hues - HUES[color] + 180) % 360 - 180) < 20).mean()
+            for color in module.class_names[video.target].split("-")
         ]
         assert min(near) > 0.2
         assert sum(near) > 0.8
@@ -188,5 +188,5 @@ def test_impossible_scenes_are_refused(changes, says):
 
 def test_every_class_has_two_colours_of_its_own():
     names = replace(SMALL, num_classes=4).class_names
-    colours = [colour for name in names for colour in name.split("-")]
-    assert sorted(colours) == sorted(HUES)
+    colors = [color for name in names for color in name.split("-")]
+    assert sorted(colors) == sorted(HUES)

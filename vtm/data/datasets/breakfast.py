@@ -2,7 +2,7 @@
 
 from typing import Unpack
 
-from vtm.data.datamodule import Loading, Split, VideoDataModule
+from vtm.data.datamodule import LoaderOptions, Split, VideoDataModule
 from vtm.data.datasets.annotations import name_classes, read_rows
 from vtm.data.source import Video
 from vtm.video.listing import VideoIndex
@@ -24,8 +24,8 @@ class BreakfastDataModule(VideoDataModule):
             checkpoints are then chosen on test videos.
     """
 
-    def __init__(self, *, hold_out: bool, **loading: Unpack[Loading]) -> None:
-        super().__init__(**loading)
+    def __init__(self, *, hold_out: bool, **options: Unpack[LoaderOptions]) -> None:
+        super().__init__(**options)
         self.hold_out = hold_out
         self._class_names: list[str] | None = None
 

@@ -7,7 +7,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple, Unpack
 
-from vtm.data.datamodule import Loading, Split, VideoDataModule
+from vtm.data.datamodule import LoaderOptions, Split, VideoDataModule
 from vtm.data.datasets.annotations import name_classes, read_rows
 from vtm.data.source import Video
 from vtm.video.listing import VideoIndex
@@ -34,8 +34,8 @@ class COINDataModule(VideoDataModule):
             the test split is the validation split too, as in ViS4mer: checkpoints are then chosen on test videos.
     """
 
-    def __init__(self, *, hold_out: bool, **loading: Unpack[Loading]) -> None:
-        super().__init__(**loading)
+    def __init__(self, *, hold_out: bool, **options: Unpack[LoaderOptions]) -> None:
+        super().__init__(**options)
         self.hold_out = hold_out
         self._entries: dict[str, Entry] | None = None
 

@@ -15,7 +15,7 @@ from typing import NamedTuple, Unpack
 import numpy as np
 from numpy.typing import NDArray
 
-from vtm.data.datamodule import Loading, Split, VideoDataModule
+from vtm.data.datamodule import LoaderOptions, Split, VideoDataModule
 from vtm.data.datasets.annotations import read_rows
 from vtm.data.source import Video
 from vtm.system.atomic import write_atomically
@@ -79,8 +79,8 @@ class Scene:
     @property
     def class_names(self) -> list[str]:
         """Name the classes by their two colours, which are neighbours on the colour wheel."""
-        colours = list(_HUES)
-        return [f"{colours[2 * k]}-{colours[2 * k + 1]}" for k in range(self.num_classes)]
+        colors = list(_HUES)
+        return [f"{colors[2 * k]}-{colors[2 * k + 1]}" for k in range(self.num_classes)]
 
     def render(self, label: int, rng: np.random.Generator) -> Iterator[NDArray[np.uint8]]:
         """Draw the frames (H, W, 3) of a video of one class; the same state of the generator gives the same video."""
@@ -119,16 +119,16 @@ class Scene:
         angle, speed = rng.uniform(0, 2 * np.pi), rng.uniform(0.5, 1.5) * self.pan_speed / self.fps
         start = rng.integers(0, _PERIOD, 2)
         pan = (start + np.outer(np.arange(length), speed * np.array([np.sin(angle), np.cos(angle)]))).astype(int)
-        colours = sorted({colour for name in self.class_names for colour in name.split("-")})
+        colors = sorted({color for name in self.class_names for color in name.split("-")})
         moving = []
         for number in range(self.num_distractors):
-            grey = np.full(3, rng.uniform(20, 235))
-            pale = 0.4 * _rgb(colours[rng.integers(len(colours))]) + 0.6 * grey
-            colour = grey if number % 2 else pale
+            gray = np.full(3, rng.uniform(20, 235))
+            pale = 0.4 * _rgb(colors[rng.integers(len(colors))]) + 0.6 * gray
+            color = gray if number % 2 else pale
             size = int(self.object_size * rng.uniform(0.6, 1.2))
             box = (0, 0, self.height, self.width)
             moving.append(
-                (_shape(size, colour, rng), _bounce(length, box, size, speed=self.distractor_speed / self.fps, rng=rng))
+                (_shape(size, color, rng), _bounce(length, box, size, speed=self.distractor_speed / self.fps, rng=rng))
             )
         for frame, (top, left) in enumerate((pan % _PERIOD).tolist()):
             picture = ground[top : top + self.height, left : left + self.width].copy()
@@ -149,9 +149,16 @@ class DemoDataModule(VideoDataModule):
     """
 
     def __init__(
-        self, *, scene: Scene, num_train: int, num_val: int, num_test: int, data_seed: int, **loading: Unpack[Loading]
+        self,
+        *,
+        scene: Scene,
+        num_train: int,
+        num_val: int,
+        num_test: int,
+        data_seed: int,
+        **options: Unpack[LoaderOptions],
     ) -> None:
-        super().__init__(**loading)
+        super().__init__(**options)
         self.scene = scene
         self.counts: dict[Split, int] = {"train": num_train, "val": num_val, "test": num_test}
         self.data_seed = data_seed
@@ -221,22 +228,22 @@ class _Sprite(NamedTuple):
     """Hold a small picture to be painted into a frame."""
 
     mask: NDArray[np.bool_]  # (S, S, 1)
-    colour: NDArray[np.int16]  # (S, S, 3)
+    color: NDArray[np.int16]  # (S, S, 3)
 
 
-def _rgb(colour: str) -> NDArray[np.float64]:
+def _rgb(color: str) -> NDArray[np.float64]:
     """Look up a bright colour, (3,) in 0 to 255."""
-    return 255 * np.array(colorsys.hsv_to_rgb(_HUES[colour] / 360, 0.9, 0.95))
+    return 255 * np.array(colorsys.hsv_to_rgb(_HUES[color] / 360, 0.9, 0.95))
 
 
 def _two_colour_disc(size: int, first: str, second: str) -> _Sprite:
     """Draw the mark of a class: a disc whose quarters have two colours by turns."""
     y, x = np.mgrid[:size, :size] - (size - 1) / 2
-    colour = np.where(((y > 0) == (x > 0))[..., None], _rgb(first), _rgb(second))
-    return _Sprite((np.hypot(y, x) <= size / 2)[..., None], colour.astype(np.int16))
+    color = np.where(((y > 0) == (x > 0))[..., None], _rgb(first), _rgb(second))
+    return _Sprite((np.hypot(y, x) <= size / 2)[..., None], color.astype(np.int16))
 
 
-def _shape(size: int, colour: NDArray[np.float64], rng: np.random.Generator) -> _Sprite:
+def _shape(size: int, color: NDArray[np.float64], rng: np.random.Generator) -> _Sprite:
     """Draw a disc, square, triangle, ring or cross in one colour."""
     y, x = np.mgrid[:size, :size] / (size - 1) * 2 - 1
     radius = np.hypot(y, x)
@@ -247,9 +254,7 @@ def _shape(size: int, colour: NDArray[np.float64], rng: np.random.Generator) -> 
         (radius <= 1) & (radius >= 0.6),
         np.minimum(abs(y), abs(x)) <= 0.33,
     ]
-    return _Sprite(
-        masks[rng.integers(len(masks))][..., None], np.broadcast_to(colour, (size, size, 3)).astype(np.int16)
-    )
+    return _Sprite(masks[rng.integers(len(masks))][..., None], np.broadcast_to(color, (size, size, 3)).astype(np.int16))
 
 
 def _texture(side: int, rng: np.random.Generator) -> NDArray[np.int16]:
@@ -291,4 +296,4 @@ def _bounce(
 def _paint(picture: NDArray[np.int16], sprite: _Sprite, corner: tuple[int, int]) -> None:
     size = len(sprite.mask)
     top, left = corner
-    np.copyto(picture[top : top + size, left : left + size], sprite.colour, where=sprite.mask)
+    np.copyto(picture[top : top + size, left : left + size], sprite.color, where=sprite.mask)

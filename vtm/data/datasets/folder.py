@@ -9,7 +9,7 @@ from math import isfinite
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple, Unpack
 
-from vtm.data.datamodule import SPLITS, Loading, Split, VideoDataModule
+from vtm.data.datamodule import SPLITS, LoaderOptions, Split, VideoDataModule
 from vtm.data.source import Video
 from vtm.video.listing import SUFFIXES, entries, is_video, walk
 
@@ -33,8 +33,8 @@ class FolderDataModule(VideoDataModule):
         regression: The labels are numbers to predict, and not the names of classes; they come from the table.
     """
 
-    def __init__(self, *, regression: bool, **loading: Unpack[Loading]) -> None:
-        super().__init__(**loading)
+    def __init__(self, *, regression: bool, **options: Unpack[LoaderOptions]) -> None:
+        super().__init__(**options)
         self.regression = regression
         self._items: list[_Item] | None = None
 

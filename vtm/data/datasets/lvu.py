@@ -4,7 +4,7 @@ from collections.abc import Callable
 from math import log
 from typing import Unpack
 
-from vtm.data.datamodule import SPLITS, Loading, Split, VideoDataModule
+from vtm.data.datamodule import SPLITS, LoaderOptions, Split, VideoDataModule
 from vtm.data.datasets.annotations import name_classes, read_rows
 from vtm.data.source import Video
 from vtm.video.listing import VideoIndex
@@ -46,8 +46,8 @@ class LVUDataModule(VideoDataModule):
         task: The name of one of the nine folders of lists.
     """
 
-    def __init__(self, *, task: str, **loading: Unpack[Loading]) -> None:
-        super().__init__(**loading)
+    def __init__(self, *, task: str, **options: Unpack[LoaderOptions]) -> None:
+        super().__init__(**options)
         if task not in (*_CLASSES, *_VALUES):
             raise ValueError(f"expected as task one of {', '.join((*_CLASSES, *_VALUES))}, got {task}")
         self.task = task

@@ -17,9 +17,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vtm.data.datamodule import SPLITS, Loading, Split, VideoDataModule
+from vtm.data.datamodule import SPLITS, LoaderOptions, Split, VideoDataModule
 from vtm.data.sampling import ClipProtocol
-from vtm.data.source import Content, EncoderSpec, Video
+from vtm.data.source import EncoderSpec, StepData, Video
 
 _KEPT_BYTES = 2**29  # of clips, in each process that loads them
 
@@ -131,11 +131,11 @@ class Needles:
     def _regions(self, rng: np.random.Generator) -> NDArray[np.int64]:
         """Tell for every token which pattern is nearest, on a torus over which all of them drift: (T, H, W)."""
         side = np.array([self.height, self.width])
-        centres = rng.uniform(0, side, size=(self.num_patterns, 2))
+        centers = rng.uniform(0, side, size=(self.num_patterns, 2))
         drift = rng.uniform(-0.5, 0.5, size=2)  # tokens per frame
         places = np.stack(np.meshgrid(np.arange(self.height), np.arange(self.width), indexing="ij"), axis=-1)
         moved = places + drift * np.arange(self.frames)[:, None, None, None]  # (T, H, W, 2)
-        away = (moved[..., None, :] - centres) % side  # (T, H, W, patterns, 2)
+        away = (moved[..., None, :] - centers) % side  # (T, H, W, patterns, 2)
         nearest: NDArray[np.int64] = (np.minimum(away, side - away) ** 2).sum(-1).argmin(-1)
         return nearest
 
@@ -183,13 +183,13 @@ class NeedleSource:
         """Tell how long a clip is, at one frame per second."""
         return float(self.clips.frames)
 
-    def read(self, video: Video, times: list[float]) -> Content:
+    def read(self, video: Video, times: list[float]) -> StepData:
         """Give the frames at some times."""
         clip = self.clip(video)
         frames = [int(time) for time in times]
         motion = clip.motion[frames] if self.motion else None
         drawn = torch.ones(len(frames), dtype=torch.bool)
-        return Content(clip.features[frames], motion, drawn if self.motion else None, substituted=~drawn)
+        return StepData(clip.features[frames], motion, drawn if self.motion else None, substituted=~drawn)
 
     def expect(self, video: Video, protocol: ClipProtocol, *, train: bool) -> None:
         """Expect nothing."""
@@ -212,11 +212,11 @@ class NeedleDataModule(VideoDataModule):
     source: NeedleSource
 
     def __init__(
-        self, *, clips: Needles, num_train: int, num_val: int, num_test: int, **loading: Unpack[Loading]
+        self, *, clips: Needles, num_train: int, num_val: int, num_test: int, **options: Unpack[LoaderOptions]
     ) -> None:
-        if getattr(loading["source"], "func", None) is not NeedleSource:
+        if getattr(options["source"], "func", None) is not NeedleSource:
             raise ValueError("needle clips are drawn, not read from videos or features: leave out data/source")
-        super().__init__(**loading | {"source": partial(loading["source"], clips=clips)})
+        super().__init__(**options | {"source": partial(options["source"], clips=clips)})
         if [int(time) for time in self.protocol.times(0.0, float(clips.frames))] != list(range(clips.frames)):
             raise ValueError(
                 f"needle clips are seen whole: expected data.protocol.num_frames = data.clips.frames = {clips.frames}, "
