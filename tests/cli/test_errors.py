@@ -122,8 +122,8 @@ def test_sigterm_is_left_to_who_handles_it_already():
 
 def test_nobody_has_to_read_on():
     code = (
-        "from vtm.cli.errors import errors_in_one_sentence; from vtm.system.progress import Progress\n"
-        "with errors_in_one_sentence(), Progress('predict', 1) as progress: progress.print('an answer')"
+        "from vtm.cli.errors import concise_errors; from vtm.system.progress import Progress\n"
+        "with concise_errors(), Progress('predict', 1) as progress: progress.print('an answer')"
     )
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen([sys.executable, "-c", code], **pipes) as process:

@@ -232,7 +232,7 @@ def test_an_interruption_ends_all_processes_without_a_traceback(tmp_path, sent):
     )
     (tmp_path / "starts.py").write_text(
         f"import pathlib, signal, sys, vtm.cli.errors, vtm.cli.launch\n{heard}folder = pathlib.Path(sys.argv[1])\n"
-        "with vtm.cli.errors.errors_in_one_sentence():\n"
+        "with vtm.cli.errors.concise_errors():\n"
         "    try: vtm.cli.launch.start_processes(2, folder / 'waits.py', folder)\n"
         "    except (KeyboardInterrupt, SystemExit): print('interrupted')"
     )

@@ -182,14 +182,14 @@ FULL = """
 import resource, signal, sys, torch
 from pathlib import Path
 from vtm.features.file import FeatureWriter
-from vtm.encoders.rounding import pack
+from vtm.encoders.rounding import quantize
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 try:
     with FeatureWriter(Path(sys.argv[1]), [0.0, 1.0], (8, 8, 512), "float32", {}) as writer:
         for _ in range(2):
             one = torch.zeros(1)
-            writer.add(pack(torch.zeros(1, 8, 8, 512), "float32"), torch.zeros(1, 8, 8), one.bool(), one.long())
+            writer.add(quantize(torch.zeros(1, 8, 8, 512), "float32"), torch.zeros(1, 8, 8), one.bool(), one.long())
 except OSError as error:
     print("refused", error.errno)
 """

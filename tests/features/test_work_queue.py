@@ -78,7 +78,7 @@ def test_what_another_has_stored_meanwhile_is_not_taken(tmp_path):
     assert next(taken, None) is None
     assert "b" in ours.stored
     store(tmp_path, "a")
-    ours.look_again()
+    ours.refresh()
     assert ours.stored == {"a", "b"}
 
 

@@ -18,7 +18,7 @@ HEADER = ",".join(COLUMNS) + "\n"
 OTHER = """
 import sys
 from pathlib import Path
-from vtm.inference.prediction import Prediction, Window
+from vtm.inference.prediction import Prediction, Segment
 from vtm.inference.table import PredictionTable
 
 with PredictionTable(Path(sys.argv[1]), "abc", classes=1) as table:
@@ -27,7 +27,7 @@ with PredictionTable(Path(sys.argv[1]), "abc", classes=1) as table:
         if sys.stdin.readline() == "fail\\n":
             table.add_failure(video, "broken there")
         else:
-            table.add(Prediction(str(video), 4.5, None, [1.5], [Window(0.0, 4.5, [1.5])], short=False, damaged=False))
+            table.add(Prediction(str(video), 4.5, None, [1.5], [Segment(0.0, 4.5, [1.5])], short=False, damaged=False))
 """
 
 

@@ -41,7 +41,7 @@ def test_each_call_is_timed_between_two_waits_for_the_device(monkeypatch: pytest
         clock.now += 4.0 * (clock.calls - len(waits) // 2)
 
     monkeypatch.setattr(measure.time, "perf_counter", lambda: clock.now)
-    monkeypatch.setattr(measure, "synchronise", wait)
+    monkeypatch.setattr(measure, "synchronize", wait)
     assert median_seconds(clock, device="cuda", repeats=2) == 5.0
     assert len(waits) == 4
 

@@ -102,7 +102,7 @@ def _arguments() -> dict[str, Any]:
     parser.add_argument("--batch", type=_counts, default="1,16", help="the first is used in all tables (1,16)")
     parser.add_argument("--precision", type=_precisions, default="32-true,bf16-mixed", help="likewise")
     parser.add_argument("--out", type=Path, help="folder; default: runs/benchmark/<stamp>")
-    given = vars(parser.parse_args())
+    given = vars(parser.parse_intermixed_args())
     given["overrides"] = tuple(given["overrides"])
     given["out"] = given["out"] or Path("runs/benchmark") / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     return given

@@ -25,7 +25,7 @@ def quantize(tokens: Tensor, storage: StorageDtype) -> Quantized:
     Raises:
         ValueError: the format is unknown, or a token is not finite or too large for it.
 
-    >>> pack(torch.tensor([[1.0, -2.0]]), "int8").values
+    >>> quantize(torch.tensor([[1.0, -2.0]]), "int8").values
     tensor([[  64, -127]], dtype=torch.int8)
     """
     if storage not in _FORMATS:
@@ -49,7 +49,7 @@ def quantize(tokens: Tensor, storage: StorageDtype) -> Quantized:
 def dequantize(quantized: Quantized) -> Tensor:
     """Return tokens (..., C) in float32.
 
-    >>> unpack(pack(torch.tensor([[0.0, 0.1], [3.0, 4.0]]), "bfloat16"))
+    >>> dequantize(quantize(torch.tensor([[0.0, 0.1], [3.0, 4.0]]), "bfloat16"))
     tensor([[0.0000, 0.1001],
             [3.0000, 4.0000]])
     """

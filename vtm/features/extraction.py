@@ -212,7 +212,7 @@ def _estimate(work: WorkQueue, encoder: Encoder, device: torch.device, steps: in
     if needed > free:
         raise OSError(
             f"{folder} has room for {free / 1e9:.3g} GB, but about {needed / 1e9:.3g} GB are needed; choose another "
-            "disk with data.source.address=<folder>, or encoder.storage_dtype=int8"
+            "disk with data.source.address=<folder>, or encoder.storage=int8"
         )
 
 

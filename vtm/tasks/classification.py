@@ -103,7 +103,7 @@ def majority_baseline(train_targets: Iterable[int], targets: Iterable[int]) -> f
     Raises:
         ValueError: One of the two is empty.
 
-    >>> majority_floor([0, 1, 1], [1, 0, 1, 2])
+    >>> majority_baseline([0, 1, 1], [1, 0, 1, 2])
     0.5
     """
     train, test = Counter(map(int, train_targets)), Counter(map(int, targets))

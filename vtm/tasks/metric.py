@@ -204,7 +204,7 @@ def average_clips(scores: Tensor, target: Tensor, video: Tensor) -> tuple[Tensor
     Raises:
         ValueError: The clips of a video disagree about its target.
 
-    >>> vote(torch.tensor([0.2, 0.4, 0.9]), torch.tensor([1.0, 1.0, 2.0]), torch.tensor([7, 7, 3]))[0]
+    >>> average_clips(torch.tensor([0.2, 0.4, 0.9]), torch.tensor([1.0, 1.0, 2.0]), torch.tensor([7, 7, 3]))[0]
     tensor([0.9000, 0.3000], dtype=torch.float64)
     """
     videos = torch.tensor(sorted(set(video.tolist())))

@@ -73,7 +73,7 @@ def mean_baseline(train_targets: Iterable[float], targets: Iterable[float]) -> f
     Raises:
         ValueError: One of the two is empty.
 
-    >>> mean_floor([1.0, 3.0], [2.0, 4.0])
+    >>> mean_baseline([1.0, 3.0], [2.0, 4.0])
     2.0
     """
     train, test = list(map(float, train_targets)), list(map(float, targets))
