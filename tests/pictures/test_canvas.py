@@ -9,7 +9,6 @@ import zlib
 import numpy as np
 from matplotlib import font_manager, image
 
-from vtm.pictures import canvas as module
 from vtm.pictures.canvas import Canvas
 
 
@@ -78,7 +77,9 @@ def test_letters_that_no_font_has_are_drawn_without_a_warning():
     assert drawn.min() < 128
 
 
-def test_of_the_families_those_that_are_installed_are_tried_in_turn(monkeypatch):
-    installed = ["Noto Sans CJK JP", "Comic Neue", "DejaVu Sans"]
-    monkeypatch.setattr(font_manager.fontManager, "get_font_names", lambda: installed)
-    assert module._families.__wrapped__() == ["DejaVu Sans", "Noto Sans CJK JP"]
+def test_text_is_in_the_family_of_matplotlib_and_then_in_others_that_are_installed():
+    canvas = Canvas(300, 40)
+    canvas.write(5, 30, "料理", 20)
+    first, *others = canvas.figure.texts[0].get_fontfamily()
+    assert first == "DejaVu Sans"
+    assert set(others) <= set(font_manager.fontManager.get_font_names())
