@@ -1,4 +1,4 @@
-"""The README's Python runs and gives what its comments say; its links and commands exist."""
+"""The Python of every README runs and gives what its comments say; links, files, choices and options exist."""
 
 import re
 from pathlib import Path
@@ -9,21 +9,33 @@ import torch
 from vtm.export import export
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-COMMANDS = sorted(
-    set(
-        re.findall(
-            r"(?:experiment|ablation|trainer|merging|callbacks|logger|encoder|data/source|data/protocol)=[a-z0-9_]+",
-            README,
-        )
-    )
+PAGES = {
+    page: page.read_text(encoding="utf-8")
+    for pattern in ("README.md", "conf/README.md", "data/README.md", "vtm/*/README.md")
+    for page in sorted(ROOT.glob(pattern))
+}
+BLOCKS = [block for text in PAGES.values() for block in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)]
+GROUPS = "|".join(
+    str(folder.relative_to(ROOT / "conf")) for folder in (ROOT / "conf").rglob("*") if any(folder.glob("*.yaml"))
 )
+CHOICES = {choice for text in PAGES.values() for choice in re.findall(rf"(?<![\w/.])(?:{GROUPS})=[a-z0-9_]+", text)}
+LINKS = {(page, link) for page, text in PAGES.items() for link in re.findall(r"\]\((?!https?:)([^)\s]+)\)", text)}
+FILES = {
+    name
+    for text in PAGES.values()
+    for name in re.findall(r"(?:(?:vtm|conf|tests|notebooks)/[\w/]+|\.github/\w+)\.(?:py|yaml|md|ipynb|png)", text)
+}
+
+
+def anchors(page: Path) -> set[str]:
+    """The names by which GitHub links to the sections of a page."""
+    titles = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles}
 
 
 @pytest.fixture(scope="module")
 def names(tmp_path_factory, make_checkpoint, make_video) -> dict:
-    """What the README's Python expects to be there: a model in two formats, a video, features."""
+    """What the Python of the pages expects to be there: a model in two formats, a video, features."""
     folder = tmp_path_factory.mktemp("readme")
     small = ("merging=none", "model.window_frames=[4]", "model.channels=[8]")  # whose graphs take a second, not ten
     checkpoint = make_checkpoint(folder / "a.ckpt", "data/protocol=windows", "data.protocol.num_frames=4", *small)
@@ -34,7 +46,7 @@ def names(tmp_path_factory, make_checkpoint, make_video) -> dict:
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.split("\n")[0])
-def test_the_python_of_the_readme_gives_the_shapes_in_its_comments(block, names, monkeypatch):
+def test_the_python_gives_the_shapes_in_its_comments(block, names, monkeypatch):
     names = dict(names)
     monkeypatch.chdir(names["folder"])
     exec(block, names)
@@ -42,27 +54,30 @@ def test_the_python_of_the_readme_gives_the_shapes_in_its_comments(block, names,
         assert tuple(eval(expression, names).shape) == eval(shape)
 
 
-def test_the_readme_shows_the_library():
+def test_the_pages_are_found_and_show_the_library():
+    assert {str(page.parent.relative_to(ROOT)) for page in PAGES} >= {".", "conf", "data", "vtm/merging"}
     assert any("TokenMerger" in block for block in BLOCKS)
+    assert {"experiment=demo", "data/source=features"} <= CHOICES
 
 
-@pytest.mark.parametrize("anchor", sorted(set(re.findall(r"\]\(#([\w-]+)\)", README))))
-def test_every_section_that_the_readme_links_to_exists(anchor):
-    titles = re.findall(r"^#+ (.*)$", README, flags=re.MULTILINE)
-    assert anchor in {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles}
+def test_the_first_page_stays_short():
+    assert len(PAGES[ROOT / "README.md"].splitlines()) <= 200
 
 
-@pytest.mark.parametrize("choice", COMMANDS)
-def test_every_choice_that_the_readme_names_exists(choice):
+@pytest.mark.parametrize(("page", "link"), sorted(LINKS), ids=lambda value: str(value).removeprefix(f"{ROOT}/"))
+def test_every_link_leads_to_a_file_and_a_section(page, link):
+    name, _, anchor = link.partition("#")
+    target = page.parent / name if name else page
+    assert target.exists()
+    assert not anchor or anchor in anchors(target)
+
+
+@pytest.mark.parametrize("choice", sorted(CHOICES))
+def test_every_choice_exists(choice):
     group, option = choice.split("=")
-    assert (ROOT / "conf" / group / f"{option}.yaml").is_file()
+    assert option in ("null", "true", "false") or (ROOT / "conf" / group / f"{option}.yaml").is_file()
 
 
-@pytest.mark.parametrize(
-    "path",
-    sorted(
-        set(re.findall(r"(?:(?:vtm|conf|data|tests|notebooks)/[\w/]+|\.github/\w+)\.(?:py|yaml|md|ipynb|png)", README))
-    ),
-)
-def test_every_file_that_the_readme_names_exists(path):
+@pytest.mark.parametrize("path", sorted(FILES))
+def test_every_file_exists(path):
     assert (ROOT / path).is_file()

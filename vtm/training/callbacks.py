@@ -52,7 +52,7 @@ class EpochSeed(Callback):
 class BestCheckpoint(ModelCheckpoint):
     """Keep the weights of the epoch with the highest `val/score`, among equal ones of that with the lowest `val/loss`.
 
-    A validation set of a few dozen videos often gives several epochs the same score; the README has a comparison.
+    A validation set of a few dozen videos often gives several epochs the same score; conf/README.md has a comparison.
 
     Args:
         dirpath: folder of the file `best.ckpt`.
