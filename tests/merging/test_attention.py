@@ -1,4 +1,4 @@
-"""Attention with a bias on its keys, against the formula."""
+"""Tests of attention with a bias on its keys, against the explicit formula."""
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ def test_attention_bias_has_the_gradient_of_the_explicit_formula():
     q, k, v = torch.randn(3, 1, 5, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     bias = torch.randn(1, 5, dtype=torch.float64, requires_grad=True)
     weights = torch.randn(1, 5, 6, dtype=torch.float64)
-    ours = torch.autograd.grad((attention(q, k, v, num_heads=1, key_bias=bias) * weights).sum(), bias)[0]
+    actual = torch.autograd.grad((attention(q, k, v, num_heads=1, key_bias=bias) * weights).sum(), bias)[0]
     scores = q @ k.mT / 6**0.5 + bias[:, None]
-    theirs = torch.autograd.grad((scores.softmax(-1) @ v * weights).sum(), bias)[0]
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-10)
+    expected = torch.autograd.grad((scores.softmax(-1) @ v * weights).sum(), bias)[0]
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-10)

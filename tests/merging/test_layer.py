@@ -1,4 +1,4 @@
-"""TokenMerger against the loops of tests/reference.py; ToMe's case, sampling, gradients, compilation and export."""
+"""Tests of TokenMerger: equal to the loops of tests/reference.py, sampling, gradients, compilation and export."""
 
 import copy
 import functools
@@ -51,7 +51,7 @@ all_strategies = pytest.mark.parametrize("name", STRATEGIES)
 def random_case(
     num_tokens: int, *, seed: int, batch: int = 3, real_fraction: float | None = None, garbage: float = float("nan")
 ) -> tuple[reference.LoopTokens, Tensor, Grid]:
-    """Tokens, keys (B, N, D) in float64 and the grid they come from."""
+    """Return tokens, keys (B, N, D) in float64, and their grid."""
     tokens = reference.random_tokens(
         batch, num_tokens, DIM, seed=seed, frame=FRAME, real_fraction=real_fraction, garbage=garbage
     )
@@ -88,7 +88,7 @@ def make_merger(
 def run_loops(
     merger: TokenMerger, name: str, weighting: str, tokens: reference.LoopTokens, keys: Tensor
 ) -> tuple[reference.LoopTokens, reference.Groups, Tensor]:
-    """What the merger should give, in evaluation."""
+    """Return what the merger should return in evaluation."""
     tokens = tokens._replace(saliency=reference.saliency_estimate(keys, merger.saliency.u.weight))
     targets = STRATEGIES[name][1](tokens, reference.Area(*FRAME), merger.partition_factor)
     count = reference.count_merged(merger.merge_count, keys.shape[1] - targets.shape[1])
@@ -99,7 +99,7 @@ def run_loops(
 
 
 def assert_close(found: Tokens, expected: reference.LoopTokens) -> None:
-    """Compare the real tokens of every field that floats, and all positions and masks."""
+    """Compare the floating-point fields of real tokens, and the positions and masks of all tokens."""
     real = torch.ones_like(expected.size, dtype=torch.bool) if expected.mask is None else expected.mask
     for name in ("x", "size", "motion", "saliency"):
         torch.testing.assert_close(
@@ -142,7 +142,7 @@ def test_merger_equals_the_loops(name: str, num_tokens: int) -> None:
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
 @pytest.mark.parametrize("real_fraction", [0.1, 0.6])
 def test_masked_merger_equals_the_loops(name: str, weighting: str, real_fraction: float) -> None:
-    # Every masked source is merged here, so that groups of the package and the loops are numbered alike.
+    # Merge every masked source, so that the package and the loops number the groups alike.
     tokens, keys, grid = random_case(31, seed=1, real_fraction=real_fraction)
     merger = make_merger(name, partition_factor=3, merge_count=1.0, weighting=weighting)
     result = merger(Tokens(*tokens), keys, grid)
@@ -151,7 +151,7 @@ def test_masked_merger_equals_the_loops(name: str, weighting: str, real_fraction
         real = tokens.mask[row]
         assert [n for n in found if real[n]] == [n for n in targets[row].tolist() if real[n]]
     assert not result.tokens.x[result.tokens.mask].isnan().any()
-    if name not in ("motion", "saliency") or real_fraction == 0.6:  # elsewhere any masked token may be a target
+    if name not in ("motion", "saliency") or real_fraction == 0.6:  # otherwise any masked token may be a target
         assert_close(result.tokens, expected)
 
 
@@ -200,7 +200,7 @@ def test_a_fraction_is_the_same_as_its_count(num_tokens: int, partition_factor: 
     assert torch.equal(by_fraction.grouping.index, by_count.grouping.index)
 
 
-def test_a_fraction_that_floats_cannot_hold_is_not_rounded_down() -> None:
+def test_a_fraction_that_is_inexact_in_floating_point_is_not_rounded_down() -> None:
     tokens, keys, grid = random_case(180, seed=0)
     assert 0.7 * 90 < 63
     assert make_merger("uniform", merge_count=0.7)(Tokens(*tokens), keys, grid).grouping.num_groups == 180 - 63
@@ -220,7 +220,7 @@ def test_a_count_above_the_sources_is_an_error_that_prints_both() -> None:
 
 
 @pytest.mark.parametrize("merge_count", [-0.1, 1.5, -1])
-def test_a_merge_count_of_no_meaning_is_an_error(merge_count: int | float) -> None:
+def test_an_invalid_merge_count_is_an_error(merge_count: int | float) -> None:
     tokens, keys, grid = random_case(13, seed=0)
     with pytest.raises(ValueError, match="merge_count"):
         make_merger("uniform", merge_count=merge_count)(Tokens(*tokens), keys, grid)
@@ -242,7 +242,7 @@ def test_keys_of_another_shape_are_an_error_that_prints_both(shape: tuple[int, i
 
 
 @pytest.mark.parametrize("use", ["partition", "weighting"])
-def test_saliency_that_nobody_estimates_is_an_error(use: str) -> None:
+def test_saliency_without_an_estimator_is_an_error(use: str) -> None:
     tokens, keys, grid = random_case(13, seed=0)
     tokens = tokens._replace(saliency=None)
     merger = make_merger(
@@ -278,7 +278,7 @@ def test_no_merger_changes_nothing() -> None:
 
 
 @all_strategies
-def test_grouping_and_weights_of_the_result_repeat_the_merge(name: str) -> None:
+def test_grouping_and_weights_of_the_result_reproduce_the_merge(name: str) -> None:
     tokens, keys, grid = random_case(31, seed=0)
     result = make_merger(name, weighting="saliency").train()(Tokens(*tokens), keys, grid)
     other = torch.randn(3, 31, DIM, dtype=torch.float64)
@@ -302,7 +302,7 @@ def test_training_samples_and_evaluation_does_not(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["motion", "saliency"])
-def test_sampling_can_be_asked_for_in_evaluation(name: str) -> None:
+def test_sampling_can_be_enabled_in_evaluation(name: str) -> None:
     tokens, keys, grid = random_case(48, seed=0)
     merger = make_merger(name, sample_in_eval=True)
 
@@ -319,7 +319,7 @@ def test_sampling_can_be_asked_for_in_evaluation(name: str) -> None:
 
 @pytest.mark.parametrize("weighting", ["plain", "size"])
 @pytest.mark.parametrize("num_tokens", [2, 12, 13, 61])
-def test_tomes_case_is_tome(weighting: str, num_tokens: int) -> None:
+def test_uniform_partition_with_factor_two_is_tome(weighting: str, num_tokens: int) -> None:
     tokens, keys, grid = random_case(num_tokens, seed=3)
     if weighting == "plain":
         tokens = tokens._replace(size=torch.ones_like(tokens.size))
@@ -334,7 +334,7 @@ def test_tomes_case_is_tome(weighting: str, num_tokens: int) -> None:
         torch.testing.assert_close(merged.size, size.gather(1, order))
 
 
-def test_saliency_weighting_teaches_u_as_in_the_loops() -> None:
+def test_saliency_weighting_gives_u_the_gradient_of_the_loops() -> None:
     tokens, keys, grid = random_case(31, seed=0)
     merger = make_merger("saliency", weighting="saliency")
     u, keys = merger.saliency.u.weight, keys.requires_grad_()
@@ -347,7 +347,7 @@ def test_saliency_weighting_teaches_u_as_in_the_loops() -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
 
 
-def test_plain_averaging_teaches_u_nothing() -> None:
+def test_plain_averaging_gives_u_no_gradient() -> None:
     tokens, keys, grid = random_case(31, seed=0)
     x = tokens.x.requires_grad_()
     merger = make_merger("saliency")
@@ -359,7 +359,7 @@ def test_plain_averaging_teaches_u_nothing() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @all_strategies
-def test_narrow_dtypes_stay_and_stay_finite(name: str, dtype: torch.dtype) -> None:
+def test_half_precision_is_kept_and_stays_finite(name: str, dtype: torch.dtype) -> None:
     tokens, keys, grid = random_case(31, seed=0)
     given = Tokens(tokens.x.to(dtype), tokens.size.float(), tokens.position, tokens.motion.float())
     merger = make_merger(name, weighting="saliency").to(dtype)
@@ -386,7 +386,7 @@ def test_deepcopy_and_state_dict_carry_u() -> None:
 
 
 class Pipeline(nn.Module):
-    """Partition with every strategy, then match and merge, all from plain tensors."""
+    """Partition with every strategy, then match and merge, from plain tensors to plain tensors."""
 
     def __init__(self, grid: Grid) -> None:
         super().__init__()
@@ -403,7 +403,7 @@ class Pipeline(nn.Module):
 
 
 class Merger(nn.Module):
-    """A TokenMerger that takes and gives whole Tokens, which must therefore pass through the tracer."""
+    """A module with Tokens as input and output, which the tracer must therefore support."""
 
     def __init__(self, merger: TokenMerger, grid: Grid) -> None:
         super().__init__()
@@ -427,7 +427,7 @@ def merger_inputs(batch: int, *, seed: int, masked: bool) -> tuple[Tokens, Tenso
 
 
 def mark_batch_dynamic(inputs: object) -> None:
-    """Let the compiler make one graph for every batch size, and fail if that cannot be."""
+    """Make the compiler use one graph for all batch sizes, or fail."""
     for leaf in torch.utils._pytree.tree_leaves(inputs):
         torch._dynamo.mark_dynamic(leaf, 0)
 

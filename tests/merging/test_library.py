@@ -1,4 +1,4 @@
-"""Merging between the layers of somebody else's transformer: training, checkpoints, processes, compilers, copies."""
+"""Tests of merging between the layers of a foreign transformer: training, checkpointing, DDP, compilers, copies."""
 
 import copy
 import io
@@ -43,12 +43,12 @@ LEARNED = partial(
     weighting=partial(saliency_weights, beta=2.0),
     saliency_weight=0.0,
 )
-DETERMINISTIC = partial(LEARNED, partition=uniform_partition)  # in training too; the estimator learns all the same
+DETERMINISTIC = partial(LEARNED, partition=uniform_partition)  # in training too; the estimator still learns
 COUNTS = [24, 15, 10]  # tokens before, between and after the two layers
 
 
 class Layer(nn.Module):
-    """An ordinary pre-norm layer, which knows nothing of merging."""
+    """An ordinary pre-norm transformer layer without merging."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ class Layer(nn.Module):
 
 
 class Host(nn.Module):
-    """A transformer with mergers between its layers, which classifies every token of its input."""
+    """A transformer with mergers between its layers that classifies every input token."""
 
     def __init__(self, make_merger: partial[TokenMerger] = LEARNED, *, checkpointed: bool = False) -> None:
         super().__init__()
@@ -93,7 +93,7 @@ class Host(nn.Module):
 
 
 def make_host(make_merger: partial[TokenMerger] = LEARNED, *, checkpointed: bool = False) -> Host:
-    """A host with the weights of seed 0, and estimators that prefer some tokens."""
+    """Create a host with the weights of seed 0 and estimators that prefer some tokens."""
     torch.manual_seed(0)
     host = Host(make_merger, checkpointed=checkpointed)
     for merger in host.mergers:
@@ -148,7 +148,7 @@ def test_layers_see_fewer_and_fewer_tokens_and_the_head_all() -> None:
     assert host.encode(Tokens.from_sequence(batch()[0]))[0].x.shape[1] == COUNTS[-1]
 
 
-def test_dense_outputs_are_those_of_the_group_that_a_token_went_to() -> None:
+def test_dense_outputs_of_a_token_are_the_outputs_of_its_group() -> None:
     host, x = make_host().eval(), batch()[0]
     tokens, groupings = host.encode(Tokens.from_sequence(x))
     dense, per_group = host(x), host.head(tokens.x)
@@ -170,7 +170,7 @@ def test_padding_changes_no_real_token() -> None:
 
 
 @pytest.mark.parametrize("make_merger", [UNIFORM, LEARNED], ids=["uniform", "sampled"])
-def test_activation_checkpoints_change_neither_loss_nor_gradients(make_merger: partial[TokenMerger]) -> None:
+def test_activation_checkpointing_changes_neither_loss_nor_gradients(make_merger: partial[TokenMerger]) -> None:
     found = []
     for checkpointed in (False, True):
         host = make_host(make_merger, checkpointed=checkpointed).train()
@@ -205,7 +205,9 @@ def test_two_processes_have_the_gradients_of_one_on_the_whole_batch(tmp_path: Pa
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     code = "import runpy, sys; names = runpy.run_path(sys.argv[1]); names['train_one_of_two'](*eval(sys.argv[2]))"
-    given = [[__file__, repr((rank, port, str(tmp_path)))] for rank in range(2)]  # not forked: autograd has threads
+    given = [
+        [__file__, repr((rank, port, str(tmp_path)))] for rank in range(2)
+    ]  # not forked, because autograd has threads
     processes = [subprocess.Popen([sys.executable, "-c", code, *arguments]) for arguments in given]
     assert [process.wait(timeout=120) for process in processes] == [0, 0]
     host = make_host(DETERMINISTIC)
@@ -248,7 +250,7 @@ def test_copies_of_a_host_compute_the_same(twin_of) -> None:
     assert host.mergers[0].saliency.u.weight.abs().max() > 0
 
 
-def test_a_state_dict_from_disk_brings_the_estimators_along() -> None:
+def test_a_state_dict_from_disk_restores_the_estimators() -> None:
     host, x = make_host().eval(), batch()[0]
     file = io.BytesIO()
     torch.save(host.state_dict(), file)
@@ -259,10 +261,10 @@ def test_a_state_dict_from_disk_brings_the_estimators_along() -> None:
     assert torch.equal(other(x), host(x))
 
 
-def test_what_a_host_merged_can_be_sent_to_another_process() -> None:
+def test_merged_tokens_and_groupings_can_be_sent_to_another_process() -> None:
     tokens, groupings = make_host().encode(Tokens.from_sequence(batch()[0].requires_grad_()))
     file = io.BytesIO()
-    torch.save((tokens, groupings), file)  # with gradients, as pickle alone would not
+    torch.save((tokens, groupings), file)  # unlike pickle, this also works for tensors that require gradients
     file.seek(0)
     same_tokens, same_groupings = torch.load(file, weights_only=False)
     assert torch.equal(same_tokens.x, tokens.x)
@@ -301,20 +303,20 @@ def test_autocast_is_close_to_full_precision() -> None:
         (Tokens.from_sequence(torch.zeros(2, 12, 8)), (3, 12, WIDTH), ValueError, r"\(2, 12, 16\).*\(3, 12, 16\)"),
         (Tokens.from_sequence(torch.zeros(2, 12, 8)), (2, 2, 12, 8), ValueError, r"\(2, 12, 16\).*\(2, 2, 12, 8\)"),
     ],
-    ids=["no tokens", "width", "batch", "heads"],
+    ids=["not Tokens", "width", "batch", "heads"],
 )
 def test_wrong_input_is_one_error_that_prints_both_sides(tokens, keys, error, says) -> None:
     with pytest.raises(error, match=says):
         UNIFORM()(tokens, torch.zeros(keys))
 
 
-def test_tokens_of_another_number_than_their_sizes_are_an_error_that_prints_both() -> None:
+def test_sizes_of_another_length_are_an_error_that_prints_both() -> None:
     tokens = Tokens.from_sequence(torch.zeros(2, 12, WIDTH))
     with pytest.raises(ValueError, match=r"size.*\(2, 11\).*\(2, 12\)"):
         replace(tokens, x=tokens.x[:, 1:])
 
 
-def test_a_merger_without_a_grid_names_what_it_lacks() -> None:
+def test_a_merger_without_a_grid_is_an_error_that_names_it() -> None:
     tokens = Tokens.from_sequence(torch.zeros(2, 12, WIDTH))
     assert UNIFORM()(tokens, tokens.x).tokens.x.shape == (2, 8, WIDTH)
     with pytest.raises(ValueError, match="grid"):

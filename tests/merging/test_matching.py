@@ -1,4 +1,4 @@
-"""Bipartite matching against the loops of tests/reference.py, with zero keys, masks, half precision and wrong input."""
+"""Tests of bipartite matching: equal to the loops of tests/reference.py, zero keys, masks, half precision, errors."""
 
 from typing import Any, ClassVar
 
@@ -12,7 +12,7 @@ from vtm.merging import Grouping, match_bipartite, matching
 
 
 def random_case(num_tokens: int, num_targets: int, *, seed: int, channels: int = 8) -> tuple[Tensor, Tensor]:
-    """Keys (3, N, D) in float64 and targets (3, M), different in each clip."""
+    """Return keys (3, N, D) in float64 and targets (3, M), different in each clip."""
     generator = torch.Generator().manual_seed(seed)
     keys = torch.randn(3, num_tokens, channels, generator=generator, dtype=torch.float64)
     order = torch.rand(3, num_tokens, generator=generator).argsort(dim=1)
@@ -49,7 +49,7 @@ def test_every_group_has_its_anchor_and_anchors_ascend(merge_count: int) -> None
     assert torch.equal(grouping.index.gather(1, grouping.anchor), torch.arange(31 - merge_count).expand(3, -1))
 
 
-def test_merge_count_zero_leaves_every_token_alone() -> None:
+def test_merge_count_zero_leaves_every_token_unmerged() -> None:
     keys, targets = random_case(13, 5, seed=0)
     grouping = match_bipartite(keys, targets, 0)
     alone = torch.arange(13).expand(3, -1)
@@ -71,7 +71,7 @@ def test_one_target_takes_every_merged_source() -> None:
     assert torch.equal(grouping.anchor, targets)
 
 
-def test_key_length_does_not_matter() -> None:
+def test_the_norm_of_keys_does_not_matter() -> None:
     keys, targets = random_case(31, 6, seed=1)
     lengths = 10 ** (4 * torch.rand(3, 31, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64) - 2)
     assert_same(match_bipartite(keys * lengths, targets, 20), reference.match_loops(keys, targets, 20))
@@ -172,7 +172,7 @@ def test_long_float16_keys_do_not_overflow() -> None:
     assert_same(match_bipartite(keys, targets, 20), reference.match_loops(keys, targets, 20))
 
 
-def test_ties_fall_the_same_way_every_time() -> None:
+def test_ties_are_broken_the_same_way_every_time() -> None:
     keys = torch.randint(-1, 2, (3, 60, 3), generator=torch.Generator().manual_seed(0)).float()
     targets = random_case(60, 20, seed=7)[1]
     first, second = (match_bipartite(keys, targets, 17) for _ in range(2))
@@ -195,7 +195,7 @@ def test_merge_count_outside_the_sources_is_an_error_that_prints_both(merge_coun
     assert "7" in str(error.value)
 
 
-def test_shapes_that_do_not_agree_are_errors_that_print_both() -> None:
+def test_shapes_that_do_not_match_are_errors_that_print_both() -> None:
     keys, targets = random_case(12, 5, seed=0)
     with pytest.raises(ValueError, match="targets") as error:
         match_bipartite(keys, targets[:2], 3)
@@ -212,23 +212,23 @@ def test_shapes_that_do_not_agree_are_errors_that_print_both() -> None:
 
 @pytest.mark.parametrize("products_at_once", [1, 7, 6 * 31, 2 * 6 * 31, 10**6])
 @pytest.mark.parametrize("masked", [False, True])
-def test_matching_in_parts_equals_matching_at_once(
+def test_matching_in_parts_equals_matching_in_one_part(
     products_at_once: int, masked: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(matching, "PRODUCTS_AT_ONCE", products_at_once)
     keys, targets = random_case(31, 6, seed=3)
     mask = torch.arange(31).expand(3, -1) < torch.tensor([[31], [20], [9]]) if masked else None
-    closed = None if mask is None else ~mask.gather(1, targets)
+    masked_targets = None if mask is None else ~mask.gather(1, targets)
     target_keys = keys.gather(1, targets[..., None].expand(-1, -1, 8))
-    best, choice = matching._largest_product(keys, target_keys, closed)
-    best_in_parts, choice_in_parts = matching._largest_product_in_parts(keys, target_keys, closed)
+    best, choice = matching._largest_product(keys, target_keys, masked_targets)
+    best_in_parts, choice_in_parts = matching._largest_product_in_parts(keys, target_keys, masked_targets)
     torch.testing.assert_close(best_in_parts, best, rtol=0, atol=1e-14)
     assert torch.equal(choice_in_parts, choice)
     assert_same(match_bipartite(keys, targets, 20, mask=mask), reference.match_loops(keys, targets, 20, mask=mask))
 
 
 @pytest.mark.parametrize(("products_at_once", "largest"), [(1, 6), (50, 48), (6 * 31 + 5, 6 * 31), (400, 2 * 6 * 31)])
-def test_matching_holds_no_more_products_than_it_may(
+def test_matching_in_parts_respects_its_memory_limit(
     products_at_once: int, largest: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Products(TorchDispatchMode):

@@ -1,4 +1,4 @@
-"""Merging, unmerging and composing against the loops of tests/reference.py: masks, gradients, half precision."""
+"""Tests of merge, unmerge and compose: equal to the loops of tests/reference.py, masks, gradients, half precision."""
 
 import copy
 import dataclasses
@@ -15,7 +15,7 @@ HALF = [torch.bfloat16, torch.float16]
 
 
 def random_groups(num_tokens: int, merge_count: int, *, batch: int = 2, seed: int = 0) -> reference.Groups:
-    """Send `merge_count` tokens of each clip at random to the others; no key is involved."""
+    """Assign `merge_count` random tokens of each clip to random other tokens."""
     generator = torch.Generator().manual_seed(seed)
     order = torch.rand(batch, num_tokens, generator=generator).argsort(dim=1)
     anchor = order[:, merge_count:].sort(dim=1).values
@@ -29,7 +29,7 @@ def cast(tokens: reference.LoopTokens, dtype: torch.dtype) -> reference.LoopToke
 
 
 def make_weights(kind: str, tokens: reference.LoopTokens) -> tuple[Tensor | None, Tensor | None]:
-    """The package's weights and the loops'."""
+    """Return the weights for the package and for the loops."""
     given = Tokens(*tokens)
     if kind == "size":
         return size_weights(given), reference.size_weights_loops(tokens)
@@ -70,7 +70,7 @@ def test_merged_tokens_equal_the_loops(kind: str, num_tokens: int) -> None:
 
 @pytest.mark.parametrize("kind", ["plain", "size", "motion", "saliency"])
 @pytest.mark.parametrize("real_fraction", [0.0, 0.2, 0.7, 1.0])
-def test_masked_tokens_count_nothing(kind: str, real_fraction: float) -> None:
+def test_masked_tokens_have_no_weight(kind: str, real_fraction: float) -> None:
     tokens = reference.random_tokens(3, 31, seed=0, real_fraction=real_fraction)
     weights, loop_weights = make_weights(kind, tokens)
     for merge_count in (0, 11, 25, 30):
@@ -99,7 +99,7 @@ def test_merge_count_zero_is_the_bit_identical_identity(kind: str, dtype: torch.
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, *HALF])
 @pytest.mark.parametrize("kind", ["plain", "size", "motion", "saliency"])
-def test_a_token_that_stays_alone_keeps_its_bits(kind: str, dtype: torch.dtype) -> None:
+def test_an_unmerged_token_is_bit_identical(kind: str, dtype: torch.dtype) -> None:
     tokens = cast(reference.random_tokens(2, 31, seed=0), dtype)
     groups = random_groups(31, 11)
     merged = merge(Tokens(*tokens), Grouping(*groups), weights=make_weights(kind, tokens)[0])
@@ -111,7 +111,7 @@ def test_a_token_that_stays_alone_keeps_its_bits(kind: str, dtype: torch.dtype) 
         assert torch.equal(after[counts == 1], chosen[counts == 1]), name
 
 
-def test_one_group_of_all_is_the_mean() -> None:
+def test_one_group_of_all_tokens_is_the_mean() -> None:
     tokens = reference.random_tokens(2, 13, seed=0)
     merged = merge(Tokens(*tokens), Grouping(*random_groups(13, 12)))
     torch.testing.assert_close(merged.x[:, 0], tokens.x.mean(dim=1))
@@ -150,7 +150,7 @@ def test_the_scale_of_the_weights_does_not_matter() -> None:
         torch.testing.assert_close(merge(tokens, Grouping(*groups), weights=weights * scale).x, expected.x)
 
 
-def test_optional_fields_stay_absent() -> None:
+def test_optional_fields_stay_none() -> None:
     tokens = reference.random_tokens(2, 12, seed=0)
     merged = merge(Tokens(tokens.x, tokens.size, tokens.position), Grouping(*random_groups(12, 5)))
     assert merged.motion is None
@@ -158,7 +158,7 @@ def test_optional_fields_stay_absent() -> None:
     assert merged.mask is None
 
 
-def test_the_input_is_left_as_it_was() -> None:
+def test_the_input_is_not_modified() -> None:
     tokens = Tokens(*reference.random_tokens(2, 12, seed=0, real_fraction=0.5, garbage=1.0))
     before = copy.deepcopy(tokens)
     merge(tokens, Grouping(*random_groups(12, 5)), weights=size_weights(tokens))
@@ -249,14 +249,14 @@ def test_saliency_weights_pass_gradients_to_saliency() -> None:
     torch.testing.assert_close(*gradients, rtol=1e-12, atol=1e-12)
 
 
-def test_unmerge_equals_the_loops_and_merging_again_gives_it_back() -> None:
+def test_unmerge_equals_the_loops_and_merging_again_inverts_it() -> None:
     tokens, groups = reference.random_tokens(2, 31, seed=0), random_groups(31, 20)
     merged = merge(Tokens(*tokens), Grouping(*groups))
     dense = unmerge(merged.x, Grouping(*groups))
     assert dense.shape == (2, 31, 8)
     assert torch.equal(dense, reference.unmerge_loops(merged.x, groups))
-    again = merge(Tokens(*tokens._replace(x=dense)), Grouping(*groups))
-    torch.testing.assert_close(again.x, merged.x)
+    remerged = merge(Tokens(*tokens._replace(x=dense)), Grouping(*groups))
+    torch.testing.assert_close(remerged.x, merged.x)
 
 
 def test_unmerge_passes_gradients() -> None:
@@ -310,7 +310,7 @@ def test_size_weighted_merging_in_two_steps_is_merging_once() -> None:
         torch.testing.assert_close(getattr(once, name), getattr(stepwise, name))
 
 
-def test_shapes_that_do_not_agree_are_errors_that_print_both() -> None:
+def test_shapes_that_do_not_match_are_errors_that_print_both() -> None:
     tokens, groups = Tokens(*reference.random_tokens(2, 12, seed=0)), random_groups(12, 5)
     grouping = Grouping(*groups)
     with pytest.raises(ValueError, match="weights") as error:
@@ -330,7 +330,7 @@ def test_shapes_that_do_not_agree_are_errors_that_print_both() -> None:
 
 
 @pytest.mark.parametrize("masked", [False, True])
-def test_a_batch_without_items_is_merged_to_one_without_items(masked: bool) -> None:
+def test_an_empty_batch_is_merged_to_an_empty_batch(masked: bool) -> None:
     mask = torch.ones(0, 12, dtype=torch.bool) if masked else None
     tokens = Tokens(torch.zeros(0, 12, 8), torch.zeros(0, 12), torch.zeros(0, 12, 3), torch.zeros(0, 12), None, mask)
     index, anchor = torch.zeros(0, 12, dtype=torch.int64), torch.zeros(0, 5, dtype=torch.int64)

@@ -1,4 +1,4 @@
-"""Partition strategies against the loops of tests/reference.py, under masks, sampling, ties and wrong input."""
+"""Tests of the partition strategies: equal to the loops of tests/reference.py, masks, sampling, ties, errors."""
 
 import functools
 from collections import Counter
@@ -40,14 +40,14 @@ def grid_of(tokens: reference.LoopTokens, frame: tuple[int, int]) -> Grid:
 
 
 def full_frames(batch: int, frames: int, height: int, width: int) -> Tokens:
-    """Every token of every frame, none merged yet."""
+    """Return all tokens of all frames before any merging."""
     position = torch.cartesian_prod(torch.arange(frames), torch.arange(height), torch.arange(width))
     position = position.view(1, -1, 3).expand(batch, -1, -1)
     return Tokens(torch.randn(*position.shape[:2], 4), torch.ones(position.shape[:2]), position)
 
 
 def scored_tokens(scores: Tensor) -> Tokens:
-    """Tokens in one row of a frame whose motion and saliency are the given scores (B, N)."""
+    """Return tokens in one row of a frame with the scores (B, N) as motion and saliency."""
     batch, num_tokens = scores.shape
     position = torch.zeros(batch, num_tokens, 3, dtype=torch.int64)
     position[..., 2] = torch.arange(num_tokens)
@@ -113,7 +113,7 @@ def test_masked_content_changes_no_target(name: str, sample: bool) -> None:
 @scored_strategies
 @pytest.mark.parametrize("sample", [False, True])
 @pytest.mark.parametrize("level", [-1e4, 0.0, 1e4])
-def test_no_score_is_too_low_to_go_before_a_masked_token(name: str, sample: bool, level: float) -> None:
+def test_real_tokens_of_any_score_come_before_masked_ones(name: str, sample: bool, level: float) -> None:
     whole = scored_tokens(level + torch.rand(8, 30, generator=torch.Generator().manual_seed(0)))
     mask = torch.rand(8, 30, generator=torch.Generator().manual_seed(1)) < 0.4
     tokens = Tokens(whole.x, whole.size, whole.position, whole.motion, whole.saliency, mask)
@@ -130,7 +130,7 @@ def test_uniform_takes_every_nth_token(partition_factor: int) -> None:
 
 @pytest.mark.parametrize("partition_factor", [2, 5, 6, 10])
 @pytest.mark.parametrize("size", [(5, 8, 8), (5, 14, 14), (5, 7, 7), (6, 9, 13), (5, 16, 12)])
-def test_middle_holds_half_or_a_sixth_of_the_targets(size: tuple[int, int, int], partition_factor: int) -> None:
+def test_center_has_half_or_a_sixth_of_the_targets(size: tuple[int, int, int], partition_factor: int) -> None:
     tokens, grid = full_frames(2, *size), Grid(*size)
     num_tokens = size[0] * size[1] * size[2]
     num_targets = -(-num_tokens // partition_factor)
@@ -143,7 +143,7 @@ def test_middle_holds_half_or_a_sixth_of_the_targets(size: tuple[int, int, int],
 
 
 @pytest.mark.parametrize(("name", "wanted"), [("center", 15), ("boundary", 5)])
-def test_middle_is_found_by_position_after_merging(name: str, wanted: int) -> None:
+def test_center_is_found_by_position_after_merging(name: str, wanted: int) -> None:
     partition, _ = STRATEGIES[name]
     tokens, grid = full_frames(3, 4, 6, 6), Grid(4, 6, 6)
     order = torch.rand(3, 144, generator=torch.Generator().manual_seed(0)).argsort(1)[:, :90].sort(1).values
@@ -154,9 +154,9 @@ def test_middle_is_found_by_position_after_merging(name: str, wanted: int) -> No
     assert count_inside(targets, kept, grid) == [wanted] * 3
 
 
-def test_center_fills_from_outside_when_the_middle_is_short() -> None:
+def test_center_partition_takes_more_targets_outside_if_the_center_has_too_few() -> None:
     tokens = full_frames(1, 1, 4, 4)
-    kept = [0, 1, 2, 3, 4, 5, 7, 8, 11, 12, 13, 14]  # of the middle 5, 6, 9, 10 only 5 is left
+    kept = [0, 1, 2, 3, 4, 5, 7, 8, 11, 12, 13, 14]  # of the central tokens 5, 6, 9, 10 only 5 is left
     few = Tokens(tokens.x[:, kept], tokens.size[:, kept], tokens.position[:, kept])
     targets = center_partition(few, Grid(1, 4, 4), 2)
     assert targets.shape == (1, 6)
@@ -191,7 +191,7 @@ def test_equal_motion_gives_distinct_targets_every_time(sample: bool) -> None:
 
 
 @pytest.mark.parametrize("factor", [2, 4, 6, 10])
-def test_targets_of_a_still_picture_are_spread_evenly(factor: int) -> None:
+def test_targets_of_a_static_scene_are_spread_evenly(factor: int) -> None:
     targets = motion_partition(scored_tokens(torch.full((1, 2000), 3.0)), Grid(1, 1, 2000), factor)[0]
     assert targets.diff().max() <= 2 * factor
     assert max(abs(int((targets // 100 == part).sum()) - 100 / factor) for part in range(20)) <= 3
@@ -210,7 +210,7 @@ def test_targets_of_an_untrained_estimator_are_spread_evenly() -> None:
     )
 
 
-def test_tied_motion_never_displaces_greater_motion() -> None:
+def test_breaking_ties_never_prefers_smaller_motion() -> None:
     motion = torch.tensor([[1.0, 0.0, 1.0, 5.0, 1.0, 0.0, 2.0, 1.0]])
     targets = motion_partition(scored_tokens(motion), Grid(1, 1, 8), 2)[0].tolist()
     assert {3, 6} < set(targets)
@@ -238,7 +238,7 @@ def test_noise_is_never_rounded_to_half_precision(name: str, dtype: torch.dtype)
 
 
 @all_strategies
-def test_without_sampling_nothing_random_is_drawn(name: str) -> None:
+def test_without_sampling_no_random_numbers_are_drawn(name: str) -> None:
     tokens = reference.random_tokens(2, 24, seed=0)
     generator = torch.Generator().manual_seed(0)
     before, global_before = generator.get_state(), torch.get_rng_state()
@@ -313,7 +313,7 @@ def test_rows_of_one_batch_draw_independently(name: str) -> None:
 
 @scored_strategies
 @pytest.mark.parametrize("windows", [1, 3])
-def test_one_generator_per_clip_makes_draws_independent_of_neighbours(name: str, windows: int) -> None:
+def test_one_generator_per_clip_makes_draws_independent_of_other_clips(name: str, windows: int) -> None:
     scores = torch.randn(4 * windows, 30, generator=torch.Generator().manual_seed(0))
 
     def draw(clips: list[int]) -> Tensor:
@@ -347,7 +347,7 @@ def test_strategies_without_areas_need_no_grid(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["center", "boundary"])
-def test_strategies_with_areas_name_the_grid_they_lack(name: str) -> None:
+def test_strategies_with_areas_need_a_grid(name: str) -> None:
     with pytest.raises(ValueError, match=r"grid.*None.*Grid\(T, H, W\)"):
         STRATEGIES[name][0](Tokens(*reference.random_tokens(2, 12, seed=0)), None, 3)
 
@@ -361,7 +361,7 @@ def test_partition_factor_below_one_is_an_error(name: str, partition_factor: int
 
 
 @pytest.mark.parametrize(("partition", "inside"), [(center_partition, 3), (boundary_partition, 1)])
-def test_a_prefix_counts_as_outside_of_the_middle(partition, inside):
+def test_prefix_tokens_are_outside_the_center(partition, inside):
     grid = FeatureGrid(4, 4, prefix=1)
     tokens = Tokens.from_features(torch.zeros(1, 1, *grid.shape, 3), grid)
     targets = partition(tokens, Grid(1, 4, 4), 4)[0].tolist()  # 5 of 17

@@ -1,4 +1,4 @@
-"""Tokens and groupings as values: built from grids and sequences, checked, copied, flattened as pytrees."""
+"""Tests of Tokens and Grouping: built from grids and sequences, checked, copied, flattened as pytrees."""
 
 import copy
 import dataclasses
@@ -14,7 +14,7 @@ from vtm.merging import FeatureGrid, Grid, Grouping, Tokens, match_bipartite
 
 
 def random_grouping() -> Grouping:
-    """Merge 5 of 2 x 12 tokens."""
+    """Return a random merge of 5 of 12 tokens, in a batch of 2."""
     keys = torch.randn(2, 12, 4, generator=torch.Generator().manual_seed(0))
     return match_bipartite(keys, torch.tensor([[0, 5], [1, 7]]), 5)
 
@@ -61,7 +61,7 @@ def test_tokens_of_a_grid_equal_the_loops(masked: bool) -> None:
         assert value is None or torch.equal(found.to(value.dtype), value), name
 
 
-def test_grid_has_its_three_sides() -> None:
+def test_grid_has_frames_height_and_width() -> None:
     grid = Grid(4, 5, 6)
     assert (grid.frames, grid.height, grid.width) == (4, 5, 6)
 
@@ -120,7 +120,7 @@ def test_windows_that_do_not_divide_the_rows_are_an_error() -> None:
         Grouping.identity(6, 13).join_windows(4)
 
 
-def test_a_prefix_lies_outside_of_the_frame_and_does_not_move():
+def test_prefix_tokens_have_no_position_in_the_frame_and_no_motion():
     grid = FeatureGrid(2, 3, prefix=2)
     motion = grid.lay_out(torch.rand(4, 2, 3))
     assert motion.shape == (4, *grid.shape) == (4, 1, 8)
@@ -133,7 +133,7 @@ def test_a_prefix_lies_outside_of_the_frame_and_does_not_move():
     assert tokens.motion.reshape(4, 8)[:, 2:].gt(0).all()
 
 
-def test_without_a_prefix_features_are_laid_out_as_a_grid():
+def test_features_without_a_prefix_equal_from_grid():
     x, motion, mask = torch.randn(2, 3, 2, 2, 4), torch.rand(2, 3, 2, 2), torch.tensor([[True, True, False]] * 2)
     given = {"motion": motion, "mask": mask}
     one, other = Tokens.from_features(x, FeatureGrid(2, 2), **given), Tokens.from_grid(x, **given)

@@ -1,4 +1,4 @@
-"""Weights of tokens in the average of their group, against the loops of tests/reference.py."""
+"""Tests of the weights of tokens in averages, against the loops of tests/reference.py."""
 
 import math
 from collections.abc import Callable
@@ -22,29 +22,29 @@ Weigh = Callable[[Tokens], Tensor]
         (partial(saliency_weights, beta=3.0), partial(reference.saliency_weights_loops, beta=3.0)),
     ],
 )
-def test_weights_are_what_their_name_says(weigh: Weigh, loops: Callable[[reference.LoopTokens], Tensor]) -> None:
+def test_weights_equal_the_loops(weigh: Weigh, loops: Callable[[reference.LoopTokens], Tensor]) -> None:
     tokens = reference.random_tokens(2, 12, seed=0)
     weights, expected = weigh(Tokens(*tokens)), loops(tokens)
     assert weights.shape == (2, 12)
     assert (weights >= 0).all()
-    # Only ratios matter, so any common factor per clip would do as well.
+    # Only ratios matter, so each clip is compared up to a common factor.
     torch.testing.assert_close(weights / weights[:, :1], expected / expected[:, :1], rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize(
     ("weigh", "name"), [(motion_weights, "motion"), (partial(saliency_weights, beta=3.0), "saliency")]
 )
-def test_weights_of_absent_scores_are_an_error_that_names_them(weigh: Weigh, name: str) -> None:
+def test_missing_scores_are_an_error_that_names_them(weigh: Weigh, name: str) -> None:
     tokens = reference.random_tokens(2, 12, seed=0)._replace(motion=None, saliency=None)
     with pytest.raises(ValueError, match=rf"needs tokens\.{name} \(B, N\), got None"):
         weigh(Tokens(*tokens))
 
 
-def test_salient_tokens_win_up_to_the_largest_beta_and_larger_ones_are_refused() -> None:
+def test_salient_tokens_dominate_up_to_the_largest_beta_and_larger_ones_are_refused() -> None:
     tokens = Tokens.from_grid(torch.zeros(1, 1, 1, 3, 1))
     tokens = Tokens(tokens.x, tokens.size, tokens.position, saliency=torch.tensor([[-0.5, -0.9, -1.0]]))
     weights = saliency_weights(tokens, beta=40.0)
     assert (weights > 0).all()
     assert weights[0, 1] / weights[0, 0] == pytest.approx(math.exp(-16), rel=1e-4)
-    with pytest.raises(ValueError, match="between -40 and 40"):
+    with pytest.raises(ValueError, match=r"beta in \[-40, 40\]"):
         saliency_weights(tokens, beta=41.0)

@@ -12,21 +12,21 @@ from torch import Tensor
 def attention(
     q: Tensor, k: Tensor, v: Tensor, *, num_heads: int, key_bias: Tensor | None = None, mask: Tensor | None = None
 ) -> Tensor:
-    """Attend with softmax(QKᵀ/√d + 1bᵀ) V in each head, without ever writing an N × N matrix (equations 8 and 10).
+    """Compute softmax(QKᵀ/√d + 1bᵀ) V in each head without storing an N × N matrix (equations 8 and 10).
 
-    The bias b acts on keys only, so it rides along as one more channel: q′ = [q, 1], k′ = [k, b√d]. The fast kernels
-    want the same width of all three inputs, and on GPUs a multiple of 8.
+    The bias b depends only on the key, so it is appended as one more channel: q′ = [q, 1], k′ = [k, b√d]. The fast
+    kernels require equal widths of q, k and v and, on GPUs, a multiple of 8.
 
     Args:
         q: (B, N, C) queries; C = num_heads · d.
         k: (B, N, C) keys.
         v: (B, N, C) values.
         num_heads: number of heads.
-        key_bias: (B, N) added to the logits of each key, in all heads; λs in the auxiliary path.
-        mask: (B, N) bool, True = real; other keys are left out. A row without a real key attends to all.
+        key_bias: (B, N), added to the logits of each key in all heads; λs in the auxiliary path.
+        mask: (B, N) bool, True = real; masked keys are ignored. A row without real keys attends to all keys.
 
     Returns:
-        (B, N, C).
+        outputs (B, N, C).
     """
     head_dim = q.shape[-1] // num_heads
     q, k, v = (t.reshape(*t.shape[:2], num_heads, head_dim).transpose(1, 2) for t in (q, k, v))  # (B, heads, N, d)

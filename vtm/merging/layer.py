@@ -1,4 +1,4 @@
-"""The merging core as modules: `TokenMerger` = partition ∘ match ∘ merge, and the saliency it may need."""
+"""The merging layers: `TokenMerger` = partition ∘ match ∘ merge, its saliency estimator, and `NoMerger`."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from vtm.merging.weights import motion_weights
 
 
 class Merged(NamedTuple):
-    """What one merge did.
+    """The result of one merge.
 
     Attributes:
-        tokens: the N − R tokens that remain.
-        grouping: which of them each of the N tokens went to.
-        targets: (B, M) int64, the tokens chosen as targets.
-        weights: (B, N), of the tokens in the average of their group; None for a plain average.
-        saliency: (B, N), what was estimated of the tokens before the merge; None without an estimator.
+        tokens: the N − R tokens after the merge.
+        grouping: the token after the merge that each of the N tokens belongs to.
+        targets: (B, M) int64, indices of the target tokens.
+        weights: (B, N), weights of the tokens in the average of their group; None for a plain average.
+        saliency: (B, N), saliency estimated before the merge; None without an estimator.
     """
 
     tokens: Tokens
@@ -35,13 +35,13 @@ class Merged(NamedTuple):
 
 
 class SaliencyEstimator(nn.Module):
-    """Estimate saliency from attention keys: s = tanh(K u_s), equation 9.
+    """A saliency estimator on attention keys: s = tanh(K u_s), equation 9.
 
-    At first u_s is zero: no token is preferred until the task has asked for it. From random values a strong bias in the
-    auxiliary attention hides what it should find, as often as not.
+    u_s starts at zero, so that no token is preferred before training. With random initial values and a strong bias in
+    the auxiliary attention, training often misses the salient tokens.
 
     Args:
-        dim: D, the width of the keys, all heads concatenated.
+        dim: D, width of the keys, all heads concatenated.
     """
 
     def __init__(self, dim: int) -> None:
@@ -50,25 +50,26 @@ class SaliencyEstimator(nn.Module):
         nn.init.zeros_(self.u.weight)
 
     def forward(self, keys: Tensor) -> Tensor:
-        """Map keys (B, N, D) to saliency (B, N) in (−1, 1); half precision gives fp32, which tells tokens apart."""
+        """Map keys (B, N, D) to saliency (B, N) in (−1, 1), in fp32 at least: half precision causes ties."""
         with torch.autocast(keys.device.type, enabled=False):
             dtype = torch.float32 if keys.dtype in (torch.float16, torch.bfloat16) else keys.dtype
             return torch.tanh(F.linear(keys.to(dtype), self.u.weight.to(dtype))[..., 0])
 
 
 class TokenMerger(nn.Module):
-    """Merge the R sources that resemble one of M targets most.
+    """A layer that merges the R sources most similar to one of M targets.
 
     Args:
-        dim: D, the width of the keys.
-        partition: the strategy that chooses the targets, such as `uniform_partition`.
-        partition_factor: γ; of N tokens, M = ⌈N/γ⌉ are targets.
+        dim: D, width of the keys.
+        partition: strategy that chooses the targets, such as `uniform_partition`.
+        partition_factor: γ; M = ⌈N/γ⌉ of the N tokens are targets.
         merge_count: R, as a fraction of the N − M sources (a float in [0, 1]) or as a number of tokens (an int).
-        weighting: maps tokens to their weights (B, N) in the average, such as `size_weights`; None: plain average.
-        saliency_weight: λ, the strength of the bias that an auxiliary attention adds for each key's saliency
-            (equation 10); "scale" for the attention's own logit scale 1/√d, equation 10 to the letter. In a network
-            without such an attention any number has the saliency estimated. None: it is not.
-        sample_in_eval: sample the targets in evaluation as in training, rather than take the best ones.
+        weighting: function from tokens to their weights (B, N) in the average, such as `size_weights`; None for a
+            plain average.
+        saliency_weight: λ, factor of the saliency in the bias of the auxiliary attention (equation 10); "scale" for
+            1/√d, the scale of the attention logits, as written in equation 10. None disables the saliency estimator;
+            any other value enables it, even in a network without auxiliary attention.
+        sample_in_eval: whether to sample the targets in evaluation too, instead of taking the best ones.
     """
 
     def __init__(
@@ -102,12 +103,12 @@ class TokenMerger(nn.Module):
 
     @property
     def estimates_saliency(self) -> bool:
-        """Tell whether the merger has a saliency estimator, which an auxiliary attention teaches."""
+        """Whether the merger has a saliency estimator, trained through an auxiliary attention."""
         return self.saliency is not None
 
     @property
     def needs_motion(self) -> bool:
-        """Tell whether the strategy or the weighting goes by `tokens.motion`."""
+        """Whether the strategy or the weighting needs `tokens.motion`."""
         parts = (self.partition, self.weighting)
         return any(getattr(part, "func", part) in (motion_partition, motion_weights) for part in parts)
 
@@ -115,7 +116,7 @@ class TokenMerger(nn.Module):
         """Return M and R for N tokens.
 
         Raises:
-            ValueError: if merge_count is a number of tokens, and larger than the number of sources.
+            ValueError: if merge_count is a number of tokens larger than the number of sources.
         """
         targets = num_targets(num_tokens, self.partition_factor)
         sources = num_tokens - targets
@@ -131,23 +132,23 @@ class TokenMerger(nn.Module):
     def forward(
         self, tokens: Tokens, keys: Tensor, grid: Grid | None = None, *, generator: Generators = None
     ) -> Merged:
-        """Merge tokens by their keys (B, N, D).
+        """Merge tokens by the similarity of their keys.
 
         Args:
             tokens: N tokens per batch item.
             keys: (B, N, D) attention keys, all heads concatenated.
-            grid: the token grid of the window before any merging; None will do for strategies without areas.
-            generator: of the sampling noise, see `vtm.merging.partition`; None under activation checkpointing, which
-                draws twice and winds back the global generators only.
+            grid: token grid of the window before any merging; may be None if the strategy does not use areas.
+            generator: generator or generators of the sampling noise, see `vtm.merging.partition`. Must be None under
+                activation checkpointing, which draws twice and restores only the state of the global generators.
 
         Raises:
-            TypeError: on anything but `Tokens`.
-            ValueError: on keys of another shape, or where the strategy or the weighting lacks what it needs.
+            TypeError: if `tokens` is not a `Tokens`.
+            ValueError: if the keys have another shape, or an input of the strategy or the weighting is missing.
         """
         if not isinstance(tokens, Tokens):
             raise TypeError(
-                f"expected Tokens, got {type(tokens).__name__}: make them of x (B, N, C) by Tokens.from_sequence(x), "
-                f"of x (B, T, H, W, C) by Tokens.from_grid(x)"
+                f"expected Tokens, got {type(tokens).__name__}: use Tokens.from_sequence(x) for x (B, N, C), "
+                f"or Tokens.from_grid(x) for x (B, T, H, W, C)"
             )
         expected = (*tokens.x.shape[:2], self.dim)
         if tuple(keys.shape) != expected:
@@ -168,7 +169,7 @@ class TokenMerger(nn.Module):
 
 
 class NoMerger(nn.Module):
-    """Merge nothing: the paper's baseline. All tokens are targets, and pass through untouched."""
+    """A layer that merges nothing, the baseline of the paper: all tokens are targets and pass unchanged."""
 
     saliency = None
     saliency_weight = None
@@ -186,7 +187,7 @@ class NoMerger(nn.Module):
     def forward(
         self, tokens: Tokens, keys: Tensor, grid: Grid | None = None, *, generator: Generators = None
     ) -> Merged:
-        """Return the tokens as they are."""
+        """Return the tokens unchanged."""
         batch, num_tokens = tokens.x.shape[:2]
         grouping = Grouping.identity(batch, num_tokens, device=tokens.x.device)
         return Merged(tokens, grouping, grouping.index, None, None)

@@ -1,4 +1,4 @@
-"""Which source joins which target: bipartite matching on attention keys (VTM paper, equations 3 and 5)."""
+"""Bipartite matching of sources to targets by their attention keys (VTM paper, equations 3 and 5)."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from torch import Tensor
 from vtm.merging.partition import true_indices
 from vtm.merging.tokens import Grouping
 
-PRODUCTS_AT_ONCE = 2**21  # keys by targets; in fp32 8 MB, which the caches of today's processors hold
+PRODUCTS_AT_ONCE = 2**21  # keys × targets; 8 MB in fp32, which fit into the cache of a current CPU
 
 
 def match_bipartite(keys: Tensor, targets: Tensor, merge_count: int, *, mask: Tensor | None = None) -> Grouping:
-    """Send the `merge_count` sources that resemble a target most to that target; all others stay alone.
+    """Assign the `merge_count` sources most similar to a target to that target; all others stay unmerged.
 
-    A source goes to the target of highest cosine similarity of keys, all heads concatenated (equation 3); of the
-    N − M sources, only the R most similar ones are merged (equation 5). A zero key has similarity 0. Similarities of
-    half-precision keys are computed in fp32. No gradient flows through a match.
+    Each source is matched to the target with the highest cosine similarity of keys, all heads concatenated (equation
+    3); of the N − M sources, only the R most similar ones are merged (equation 5). A zero key has similarity 0.
+    Similarities of half-precision keys are computed in fp32. No gradient flows through the matching.
 
     Args:
         keys: (B, N, D).
         targets: (B, M) int64, ascending, unique in each row.
         merge_count: R, between 0 and N − M.
-        mask: (B, N) bool, True = real. Masked sources are merged first, and attract no real source.
+        mask: (B, N) bool, True = real. Masked sources are merged first; real sources avoid masked targets.
 
     Returns:
-        A grouping of N tokens into N − R groups.
+        grouping of N tokens into N − R groups.
 
     Raises:
-        ValueError: on shapes that do not fit, or R outside [0, N − M].
-        TypeError: on keys that are not floating or targets that are not int64.
+        ValueError: if the shapes do not match, or R is outside [0, N − M].
+        TypeError: if the keys are not floating point or the targets are not int64.
 
     >>> keys = torch.tensor([[[1.0, 0.0], [0.0, 1.0], [0.9, 0.1], [0.6, 0.6]]])
     >>> match_bipartite(keys, torch.tensor([[0, 1]]), 1)
@@ -56,14 +56,14 @@ def match_bipartite(keys: Tensor, targets: Tensor, merge_count: int, *, mask: Te
     similarity = similarity.scatter(1, targets, -torch.inf)  # a target is never merged away
     merged = torch.zeros_like(similarity, dtype=torch.bool)
     merged = merged.scatter(1, similarity.topk(merge_count, dim=1, sorted=False).indices, True)
-    group = (~merged).cumsum(1) - 1  # of every token that stays
+    group = (~merged).cumsum(1) - 1  # right for unmerged tokens only
     index = torch.where(merged, group.gather(1, targets.gather(1, choice)), group)
     num_groups = num_tokens - merge_count
     return Grouping(index, num_groups, anchor=true_indices(~merged, num_groups))
 
 
 def _best_target(keys: Tensor, targets: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Find for every token the target of highest cosine similarity: that similarity and its place, both (B, N)."""
+    """Return the highest cosine similarity of each token to a target, and the rank of that target; both (B, N)."""
     with torch.autocast(keys.device.type, enabled=False):
         keys = keys.float() if keys.dtype in (torch.float16, torch.bfloat16) else keys
         keys = keys if mask is None else keys.masked_fill(~mask[..., None], 0)
@@ -74,17 +74,17 @@ def _best_target(keys: Tensor, targets: Tensor, mask: Tensor | None) -> tuple[Te
         find = _largest_product
         if keys.device.type == "cpu" and not torch.compiler.is_compiling():
             find = _largest_product_in_parts
-        best, choice = find(keys, target_keys, masked_targets)  # the norm of a source does not move its maximum
-        return (best / norm).clamp(min=-2), choice  # above the -inf that marks targets
+        best, choice = find(keys, target_keys, masked_targets)  # the norm of a source does not change the argmax
+        return (best / norm).clamp(min=-2), choice  # greater than the -inf that marks targets
 
 
 def _largest_product(keys: Tensor, target_keys: Tensor, masked_targets: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Find the largest product of every key with a target, and which target that is: both (B, N).
+    """Return the largest dot product of each key with a target key, and the rank of that target; both (B, N).
 
     Args:
         keys: (B, N, D).
         target_keys: (B, M, D).
-        closed: (B, M) bool, True = chosen only if all are closed; None when none is.
+        masked_targets: (B, M) bool, True = chosen only if all targets are masked; None if all are real.
     """
     products = keys @ target_keys.mT  # (B, N, M)
     if masked_targets is not None:
@@ -96,14 +96,14 @@ def _largest_product(keys: Tensor, target_keys: Tensor, masked_targets: Tensor |
 def _largest_product_in_parts(
     keys: Tensor, target_keys: Tensor, masked_targets: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Do as `_largest_product`, equal up to rounding, with at most `PRODUCTS_AT_ONCE` products (or M) in memory."""
+    """Compute `_largest_product`, up to rounding, with at most `PRODUCTS_AT_ONCE` products (or M) in memory."""
     num_tokens, num_targets = keys.shape[1], target_keys.shape[1]
     rows = max(1, PRODUCTS_AT_ONCE // (num_tokens * num_targets))
     width = max(1, PRODUCTS_AT_ONCE // num_targets)
     masks = repeat(None) if masked_targets is None else masked_targets.split(rows)
-    found = []
+    chunks = []
     for some_keys, some_targets, some_masked in zip(keys.split(rows), target_keys.split(rows), masks, strict=False):
         parts = [_largest_product(part, some_targets, some_masked) for part in some_keys.split(width, dim=1)]
-        found.append([torch.cat(values, dim=1) for values in zip(*parts, strict=True)])
-    best, choice = (torch.cat(values) for values in zip(*found, strict=True))
+        chunks.append([torch.cat(values, dim=1) for values in zip(*parts, strict=True)])
+    best, choice = (torch.cat(values) for values in zip(*chunks, strict=True))
     return best, choice

@@ -1,6 +1,6 @@
-"""What can be done with tokens and a grouping: merge, unmerge, compose (VTM paper, equation 4).
+"""Operations on groupings of tokens: merge, unmerge, compose (VTM paper, equation 4).
 
-Merging is a segment mean, unmerging a gather, and tracking the composition of two index tensors.
+A merge is a segment mean, an unmerge is a gather, and tokens are tracked by composing index tensors.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from vtm.merging.tokens import Grouping, Tokens, accumulator, check_shape
 def merge(tokens: Tokens, grouping: Grouping, *, weights: Tensor | None = None) -> Tokens:
     """Average the tokens of each group: y_i = (x_i + Σ x_j) / (1 + |M_i|), equation 4.
 
-    Sizes add up, a position is the anchor's, motion and saliency are averaged as x is, and a group is real if any of
-    its tokens is. Masked tokens weigh nothing; a group whose weights are all zero takes the plain average. Without a
-    merge (num_groups = N) the tokens come back untouched.
+    Sizes are summed; motion and saliency are averaged like x; the position of a group is the position of its anchor; a
+    group is real if any of its tokens is real. Masked tokens have weight zero; a group whose weights are all zero gets
+    the plain average. If nothing is merged (num_groups = N), the tokens are returned unchanged.
 
     Args:
         tokens: N tokens per batch item.
-        grouping: N tokens to num_groups.
-        weights: (B, N), non-negative weights in the average; None for the plain one.
+        grouping: groups of the N tokens.
+        weights: (B, N), non-negative weights in the average; None for the plain average.
 
     Returns:
         num_groups tokens per batch item, in the dtype of the input (half precision is accumulated in fp32).
 
     Raises:
-        ValueError: on shapes that do not fit.
+        ValueError: if the shapes do not match.
 
     >>> tokens = Tokens.from_grid(torch.tensor([1.0, 2.0, 6.0]).reshape(1, 3, 1, 1, 1))
     >>> grouping = Grouping(torch.tensor([[0, 1, 0]]), 2, torch.tensor([[0, 1]]))
@@ -58,7 +58,7 @@ def merge(tokens: Tokens, grouping: Grouping, *, weights: Tensor | None = None) 
 
 
 def unmerge(x: Tensor, grouping: Grouping) -> Tensor:
-    """Give every token the value of its group: (B, num_groups, C) -> (B, N, C).
+    """Copy the value of each group to all of its tokens: (B, num_groups, C) -> (B, N, C).
 
     >>> grouping = Grouping(torch.tensor([[0, 1, 0]]), 2, torch.tensor([[0, 1]]))
     >>> unmerge(torch.tensor([[[3.5], [2.0]]]), grouping).flatten()
@@ -71,7 +71,7 @@ def unmerge(x: Tensor, grouping: Grouping) -> Tensor:
 
 
 def compose(first: Grouping, second: Grouping) -> Grouping:
-    """Follow tokens through two merges, `first` and then `second`.
+    """Compose two groupings, `first` and then `second`, into one.
 
     >>> first = Grouping(torch.tensor([[0, 1, 0]]), 2, torch.tensor([[0, 1]]))
     >>> compose(first, Grouping(torch.tensor([[0, 0]]), 1, torch.tensor([[1]])))
@@ -88,10 +88,10 @@ def _shares(
     """Return each token's share in the average of its group, (B, N); the shares of a group sum to one.
 
     Args:
-        grouping: N tokens to num_groups.
-        dtype: of the tokens that will be averaged; half precision gets shares in fp32.
-        weights: (B, N), non-negative; None for equal shares. A group with no weight at all has equal shares.
-        mask: (B, N) bool; masked tokens have no share in a group that has a real one.
+        grouping: groups of the N tokens.
+        dtype: dtype of the tokens to average; the shares are in fp32 for half precision.
+        weights: (B, N), non-negative; None for equal shares. A group with zero total weight has equal shares.
+        mask: (B, N) bool; masked tokens have no share in a group with real tokens.
     """
     dtype = accumulator(dtype)
     equal = torch.ones_like(grouping.index, dtype=dtype)
@@ -106,9 +106,9 @@ def _shares(
 def _average(
     x: Tensor, grouping: Grouping, share: Tensor, bags: tuple[Tensor, Tensor] | None, *, mask: Tensor | None = None
 ) -> Tensor:
-    """Average x (B, N, C) over each group by their shares (B, N): (B, num_groups, C), in the dtype of x.
+    """Sum x (B, N, C) over each group, weighted by the shares (B, N): (B, num_groups, C), in the dtype of x.
 
-    Masked tokens are left out even where they hold NaN.
+    Masked tokens are ignored even if they are NaN.
     """
     if mask is not None:
         x = x.masked_fill(~mask[..., None], 0)
@@ -121,10 +121,10 @@ def _average(
 
 
 def _bags(grouping: Grouping) -> tuple[Tensor, Tensor] | None:
-    """List the tokens of all batch items group by group, (B · N,), and where each group starts, (B · num_groups,).
+    """Return all tokens of the batch sorted by group, (B · N,), and the start of each group, (B · num_groups,).
 
-    So one pass over x averages it, without the (B, N, C) product and several times faster than scatter_add. None under
-    a compiler: compilers fuse the product, and every export format knows scatter_add.
+    They let `embedding_bag` average x in one pass, without the (B, N, C) product and several times faster than
+    scatter_add. None while compiling: compilers fuse the product, and every export format supports scatter_add.
     """
     if torch.compiler.is_compiling():
         return None
@@ -133,7 +133,7 @@ def _bags(grouping: Grouping) -> tuple[Tensor, Tensor] | None:
 
 
 def _group_sum(values: Tensor, grouping: Grouping) -> Tensor:
-    """Add up the values of each group, (B, N, C) -> (B, num_groups, C)."""
+    """Sum the values of each group: (B, N, C) -> (B, num_groups, C)."""
     batch, _, channels = values.shape
     rows = _flat_groups(grouping)[:, None].expand(-1, channels)
     sums = values.new_zeros(batch * grouping.num_groups, channels)
@@ -141,11 +141,11 @@ def _group_sum(values: Tensor, grouping: Grouping) -> Tensor:
 
 
 def _flat_groups(grouping: Grouping) -> Tensor:
-    """Number the groups of all batch items in one row: (B, N) -> (B · N,)."""
+    """Number the groups across the batch: (B, N) -> (B · N,)."""
     first = torch.arange(grouping.index.shape[0], device=grouping.index.device) * grouping.num_groups
     return (grouping.index + first[:, None]).flatten()
 
 
 def _group_total(weights: Tensor, grouping: Grouping) -> Tensor:
-    """Give every token the total weight of its group, (B, N) -> (B, N)."""
+    """Return the total weight of the group of each token: (B, N) -> (B, N)."""
     return unmerge(_group_sum(weights[..., None], grouping), grouping)[..., 0]

@@ -1,13 +1,13 @@
-"""Which tokens become merge targets: the partition strategies of the VTM paper, section 3.
+"""Partition strategies: the choice of the merge targets among the tokens (VTM paper, section 3).
 
-Every strategy has one signature, `strategy(tokens, grid, partition_factor, *, sample=False, generator=None)`, and
-returns exactly M = ⌈N/γ⌉ targets per batch item as (B, M) int64, ascending and without repeats. All other tokens are
-sources. Masked (padded) tokens become targets only when the real ones do not suffice. `grid` is that of the window
-before any merging; only the strategies that divide frames into areas need one.
+All strategies share the signature `strategy(tokens, grid, partition_factor, *, sample=False, generator=None)` and
+return exactly M = ⌈N/γ⌉ targets per batch item as (B, M) int64, ascending and without repeats. All other tokens are
+sources. Masked (padded) tokens become targets only if there are fewer than M real ones. `grid` is the token grid of the
+window before any merging; only the strategies that divide frames into areas need it.
 
-`generator` is None (the device's global one), a `torch.Generator`, or one generator per clip: the B rows are split
-evenly among them, so that a clip's draw does not depend on its neighbours in the batch. Noise is drawn on the
-generator's device, so a CPU generator gives the same targets on every machine.
+`generator` is None (the global generator of the device), a `torch.Generator`, or a sequence with one generator per
+clip: the B rows are split evenly among them, so that the targets of a clip do not depend on the other clips of the
+batch. Noise is drawn on the device of the generator, so a CPU generator yields the same targets on every machine.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Generators = torch.Generator | Sequence[torch.Generator] | None
 
 
 class Partition(Protocol):
-    """The signature that all strategies share."""
+    """The signature of all strategies."""
 
     def __call__(
         self,
@@ -38,7 +38,7 @@ class Partition(Protocol):
 
 
 def num_targets(num_tokens: int, partition_factor: int) -> int:
-    """Count the targets, M = ⌈N/γ⌉.
+    """Return the number of targets, M = ⌈N/γ⌉.
 
     >>> num_targets(13, 6)
     3
@@ -51,10 +51,10 @@ def num_targets(num_tokens: int, partition_factor: int) -> int:
 def uniform_partition(
     tokens: Tokens, grid: Grid | None, partition_factor: int, *, sample: bool = False, generator: Generators = None
 ) -> Tensor:
-    """Take every γ-th token: 0, γ, 2γ, … (naïve VTM, equation 1 counted from 0).
+    """Choose every γ-th token: 0, γ, 2γ, … (naïve VTM, equation 1 counted from 0).
 
-    With a mask, of n real tokens those of rank ⌊jγn/N⌋ are taken, as evenly and as many; if n < M, all of them and
-    the first masked ones. `sample` and `generator` change nothing.
+    With a mask, the targets are the real tokens of rank ⌊jγn/N⌋, where n is the number of real tokens; if n < M, all
+    real tokens and the first masked ones. `sample` and `generator` are ignored.
 
     >>> uniform_partition(Tokens.from_grid(torch.zeros(1, 1, 2, 5, 3)), Grid(1, 2, 5), 4)
     tensor([[0, 4, 8]])
@@ -73,11 +73,11 @@ def uniform_partition(
 def center_partition(
     tokens: Tokens, grid: Grid | None, partition_factor: int, *, sample: bool = False, generator: Generators = None
 ) -> Tensor:
-    """Take ⌈M/2⌉ targets from the middle H/2 × W/2 of the frames, the rest from outside.
+    """Choose ⌈M/2⌉ targets from the central H/2 × W/2 of the frames and the rest from outside it.
 
-    In other words factor γ/2 in the middle and 3γ/2 around it. Targets are spread evenly within each area, in token
-    order. An area with too few tokens gives all it has, and the other one fills up. Areas are told from token
-    positions, so this also works after merging. `sample` and `generator` change nothing.
+    This is a partition factor of γ/2 in the center and 3γ/2 around it. Targets are spread evenly within each area, in
+    token order. If an area has too few tokens, all of them are targets and the other area supplies the rest. Areas are
+    derived from token positions, so the strategy also works after merging. `sample` and `generator` are ignored.
 
     >>> center_partition(Tokens.from_grid(torch.zeros(1, 1, 4, 4, 3)), Grid(1, 4, 4), 4)
     tensor([[ 6,  7, 10, 15]])
@@ -89,9 +89,9 @@ def center_partition(
 def boundary_partition(
     tokens: Tokens, grid: Grid | None, partition_factor: int, *, sample: bool = False, generator: Generators = None
 ) -> Tensor:
-    """Take round(M/6) targets from the middle H/2 × W/2 of the frames, the rest from outside.
+    """Choose round(M/6) targets, halves rounded up, from the central H/2 × W/2 of the frames and the rest from outside.
 
-    The counterpart of `center_partition`, with factor 3γ/2 in the middle; a half is rounded up.
+    The counterpart of `center_partition`, with a partition factor of 3γ/2 in the center.
 
     >>> boundary_partition(Tokens.from_grid(torch.zeros(1, 1, 4, 4, 3)), Grid(1, 4, 4), 4)
     tensor([[ 3, 10, 11, 15]])
@@ -105,8 +105,8 @@ def motion_partition(
 ) -> Tensor:
     """Prefer tokens that move: p = softmax(v), v the motion magnitude `tokens.motion` in pixels per frame.
 
-    With `sample`, M targets are drawn without replacement (Gumbel-top-k); without, the M largest v are taken. Of tokens
-    with equal motion, as in a picture that stands still, those taken are spread over all of them.
+    With `sample`, M targets are drawn without replacement (Gumbel-top-k); otherwise, the M largest v are taken. Among
+    tokens with equal motion, as in a static scene, the targets are spread evenly.
 
     >>> tokens = Tokens.from_grid(torch.zeros(1, 1, 2, 2, 3), motion=torch.tensor([[[[0.0, 3.0], [2.0, 1.0]]]]))
     >>> motion_partition(tokens, Grid(1, 2, 2), 2)
@@ -114,7 +114,8 @@ def motion_partition(
     """
     if tokens.motion is None:
         raise ValueError(
-            "motion_partition needs tokens.motion (B, N), got None: pass it; if the data give none, choose otherwise"
+            "motion_partition needs tokens.motion (B, N), got None: pass it, or use another partition if the data have "
+            "no motion"
         )
     if sample:
         return _by_score(tokens.motion, tokens, partition_factor, sample, generator)
@@ -126,8 +127,8 @@ def saliency_partition(
 ) -> Tensor:
     """Prefer salient tokens: p = softmax(s), s the learned saliency `tokens.saliency` (learnable VTM, equation 9).
 
-    With `sample`, M targets are drawn without replacement (Gumbel-top-k); without, the M largest s are taken. Of tokens
-    with equal saliency, as before any training, those taken are spread over all of them.
+    With `sample`, M targets are drawn without replacement (Gumbel-top-k); otherwise, the M largest s are taken. Among
+    tokens with equal saliency, as before training, the targets are spread evenly.
     """
     if tokens.saliency is None:
         raise ValueError("saliency_partition needs tokens.saliency (B, N), got None: estimate it first")
@@ -137,17 +138,17 @@ def saliency_partition(
 
 
 def true_indices(chosen: Tensor, count: int) -> Tensor:
-    """List the places of the `count` true entries of each row, ascending: (B, N) bool -> (B, count) int64.
+    """Return the indices of the true entries of each row, ascending: (B, N) bool -> (B, count) int64.
 
-    Every row must hold exactly `count` true entries; nothing is sorted and the device is not synchronised.
+    Every row must have exactly `count` true entries. Nothing is sorted and the device is not synchronized.
 
     >>> true_indices(torch.tensor([[True, False, True], [False, True, True]]), 2)
     tensor([[0, 2],
             [1, 2]])
     """
-    places = torch.arange(chosen.shape[1], device=chosen.device).expand(chosen.shape)
-    slots = torch.where(chosen, chosen.cumsum(1) - 1, count)  # the slot `count` swallows the false entries
-    return places.new_zeros(chosen.shape[0], count + 1).scatter(1, slots, places)[:, :count]
+    indices = torch.arange(chosen.shape[1], device=chosen.device).expand(chosen.shape)
+    slots = torch.where(chosen, chosen.cumsum(1) - 1, count)  # false entries go to slot `count`, which is dropped
+    return indices.new_zeros(chosen.shape[0], count + 1).scatter(1, slots, indices)[:, :count]
 
 
 def _by_score(scores: Tensor, tokens: Tokens, factor: int, sample: bool, generator: Generators) -> Tensor:
@@ -162,11 +163,13 @@ def _by_score(scores: Tensor, tokens: Tokens, factor: int, sample: bool, generat
 
 
 def _spread_ties(scores: Tensor, step: float) -> Tensor:
-    """Add multiples of the golden ratio, of which any top part is spread evenly, times so little that they decide ties.
+    """Break ties by adding small offsets, so that the largest of equal scores are spread evenly over the row.
+
+    The offsets are multiples of the golden ratio modulo 1, times `step`.
 
     Args:
         scores: (B, N).
-        step: what is added at most.
+        step: upper bound of the offsets.
     """
     order = torch.arange(scores.shape[1], device=scores.device) * 40503 % 65536 / 65536
     return scores.to(torch.promote_types(scores.dtype, torch.float32)) + step * order
@@ -201,7 +204,7 @@ def _by_area(tokens: Tokens, grid: Grid | None, count: int, *, inside_count: int
 
 
 def _evenly(area: Tensor, count: Tensor) -> Tensor:
-    """Take `count` (B, 1) of the n tokens of `area` (B, N): rank r iff ⌊(r+1)·count/n⌋ > ⌊r·count/n⌋."""
+    """Choose `count` (B, 1) of the n tokens of `area` (B, N): those of rank r with ⌊(r+1)·count/n⌋ > ⌊r·count/n⌋."""
     rank = area.cumsum(1) - 1
     size = area.sum(1, keepdim=True).clamp(min=1)
     return area & (
@@ -210,7 +213,7 @@ def _evenly(area: Tensor, count: Tensor) -> Tensor:
 
 
 def _fill(taken: Tensor, real: Tensor, count: int) -> Tensor:
-    """Complete `taken` (B, N) to `count` per row: the first real tokens left, then the first masked ones."""
+    """Add tokens to `taken` (B, N) up to `count` per row: the first remaining real ones, then the first masked ones."""
     for candidates in (real & ~taken, ~real):
         missing = count - taken.sum(1, keepdim=True)
         taken = taken | (candidates & (candidates.cumsum(1) <= missing))

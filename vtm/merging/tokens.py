@@ -1,4 +1,4 @@
-"""What is merged and how: tokens, their grid, and groupings of tokens, all of them pytrees."""
+"""The data types of merging: tokens, their grid, and groupings of tokens."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.utils._pytree import register_pytree_node
 
 
 class Grid(NamedTuple):
-    """The original token grid of a window: T frames of H × W tokens, before any merging."""
+    """The token grid of a window before any merging: T frames of H × W tokens."""
 
     frames: int
     height: int
@@ -20,14 +20,14 @@ class Grid(NamedTuple):
 
 
 class FeatureGrid(NamedTuple):
-    """Layout of the tokens of one step: H × W tokens of the frame, after P others such as CLS.
+    """The layout of the tokens of one step: P prefix tokens, such as CLS, then H × W tokens of the frame.
 
-    Without others, the features of a step are (H, W, C); with them they are a row, (1, P + H·W, C).
+    The features of a step have shape (H, W, C) without prefix tokens and (1, P + H·W, C) with them.
 
     Attributes:
         height: H.
         width: W.
-        prefix: P, tokens before those of the frame.
+        prefix: P, number of prefix tokens.
     """
 
     height: int
@@ -36,16 +36,16 @@ class FeatureGrid(NamedTuple):
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Return the first two axes of the features of a step."""
+        """First two dimensions of the features of a step."""
         return (1, self.prefix + self.height * self.width) if self.prefix else (self.height, self.width)
 
     @property
     def num_tokens(self) -> int:
-        """Return the number of tokens of a step."""
+        """Number of tokens of a step."""
         return self.prefix + self.height * self.width
 
     def lay_out(self, values: Tensor) -> Tensor:
-        """Put values of the frames' tokens (T, H, W) where the tokens are, (T, *shape); those of the prefix are 0.
+        """Arrange values (T, H, W) like the tokens, (T, *shape), with 0 for the prefix tokens.
 
         >>> FeatureGrid(1, 2, prefix=1).lay_out(torch.tensor([[[3.0, 4.0]]]))
         tensor([[[0., 3., 4.]]])
@@ -55,7 +55,7 @@ class FeatureGrid(NamedTuple):
         return nn.functional.pad(values.flatten(1), (self.prefix, 0))[:, None]
 
     def positions(self, device: torch.device | None = None) -> Tensor:
-        """List the place (y, x) of every token of a step, (P + H·W, 2); the prefix lies outside, at (-1, -1).
+        """Return the position (y, x) of every token of a step, (P + H·W, 2); prefix tokens are at (-1, -1).
 
         >>> FeatureGrid(1, 2, prefix=1).positions().tolist()
         [[-1, -1], [0, 0], [0, 1]]
@@ -68,16 +68,16 @@ class FeatureGrid(NamedTuple):
 
 @dataclass(frozen=True)
 class Tokens:
-    """Tokens of a batch of windows, in order of time.
+    """The tokens of a batch of windows, ordered by time.
 
     Attributes:
-        x: (B, N, C), any floating dtype.
-        size: (B, N), how many real tokens of the encoder each token stands for.
-        position: (B, N, 3) int64, (t, y, x) on the original grid, or (t, -1, -1) outside of it; of a merged token,
-            that of its anchor.
-        motion: (B, N) magnitude of motion in pixels per frame, or None.
+        x: (B, N, C), any floating-point dtype.
+        size: (B, N), number of real encoder tokens merged into each token.
+        position: (B, N, 3) int64, (t, y, x) on the original grid, (t, -1, -1) for prefix tokens; the position of a
+            merged token is the position of its anchor.
+        motion: (B, N), motion magnitude in pixels per frame, or None.
         saliency: (B, N) in (-1, 1), or None.
-        mask: (B, N) bool, True = real, False = padding; None when all are real.
+        mask: (B, N) bool, True = real, False = padding; None if all tokens are real.
     """
 
     x: Tensor
@@ -89,12 +89,12 @@ class Tokens:
 
     def __post_init__(self) -> None:
         shape = getattr(self.x, "shape", None)
-        if shape is None:  # a pytree being rebuilt around something other than tensors
+        if shape is None:  # a pytree may be rebuilt with leaves that are not tensors
             return
         if len(shape) != 3:
             raise ValueError(f"expected x (B, N, C), got shape {tuple(shape)}")
         if not self.x.is_floating_point():
-            raise TypeError(f"expected x of a floating dtype, got {self.x.dtype}")
+            raise TypeError(f"expected x of a floating-point dtype, got {self.x.dtype}")
         for name, tail in (("size", ()), ("position", (3,)), ("motion", ()), ("saliency", ()), ("mask", ())):
             if (value := getattr(self, name)) is not None:
                 layout = "(B, N, 3)" if tail else "(B, N)"
@@ -104,11 +104,11 @@ class Tokens:
 
     @classmethod
     def from_grid(cls, x: Tensor, *, motion: Tensor | None = None, mask: Tensor | None = None) -> Tokens:
-        """Lay out a window of features as tokens, frame by frame, row by row.
+        """Flatten a window of features to tokens, frame by frame and row by row.
 
         Args:
-            x: (B, T, H, W, C) features.
-            motion: (B, T, H, W) magnitude of motion in pixels per frame.
+            x: features (B, T, H, W, C).
+            motion: (B, T, H, W), motion magnitude in pixels per frame.
             mask: (B, T) bool, True = real frame.
 
         >>> Tokens.from_grid(torch.zeros(1, 2, 1, 2, 3)).position[0].tolist()
@@ -122,12 +122,12 @@ class Tokens:
     def from_features(
         cls, x: Tensor, grid: FeatureGrid, *, motion: Tensor | None = None, mask: Tensor | None = None
     ) -> Tokens:
-        """Lay out a window of features as tokens, step by step, in the layout that an encoder has.
+        """Flatten a window of features in the layout of an encoder to tokens, step by step.
 
         Args:
-            x: (B, T, *grid.shape, C) features.
-            grid: of a step. Tokens of its prefix get the place (t, -1, -1), outside of the frame.
-            motion: (B, T, *grid.shape) magnitude of motion in pixels per frame.
+            x: features (B, T, *grid.shape, C).
+            grid: layout of the tokens of a step. Prefix tokens get the position (t, -1, -1).
+            motion: (B, T, *grid.shape), motion magnitude in pixels per frame.
             mask: (B, T) bool, True = real step.
 
         >>> Tokens.from_features(torch.zeros(1, 1, 1, 2, 3), FeatureGrid(1, 1, prefix=1)).position[0].tolist()
@@ -154,10 +154,10 @@ class Tokens:
 
     @classmethod
     def from_sequence(cls, x: Tensor, *, mask: Tensor | None = None) -> Tokens:
-        """Take tokens in a row, of a transformer on any data: token n has the position (n, 0, 0).
+        """Wrap a sequence of tokens without a grid; token n gets the position (n, 0, 0).
 
         Args:
-            x: (B, N, C).
+            x: features (B, N, C).
             mask: (B, N) bool, True = real.
 
         >>> Tokens.from_sequence(torch.zeros(1, 3, 4)).position[0].tolist()
@@ -170,14 +170,15 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Grouping:
-    """A merge as one integer tensor: which group each token goes to.
+    """The assignment of each token to a group in one merge.
 
-    Groups are numbered by ascending anchor; the anchor of a group is its target, or the lone unmerged source.
+    Groups are numbered by ascending anchor; the anchor of a group is its target, or its only token if that is an
+    unmerged source.
 
     Attributes:
-        index: (B, N) int64 in [0, num_groups).
-        num_groups: N − R, a Python integer.
-        anchor: (B, num_groups) int64, the token that gives each group its position.
+        index: (B, N) int64 in [0, num_groups), group of each token.
+        num_groups: N − R.
+        anchor: (B, num_groups) int64, token whose position the group takes.
     """
 
     index: Tensor
@@ -186,7 +187,7 @@ class Grouping:
 
     @classmethod
     def identity(cls, batch: int, num_tokens: int, *, device: torch.device | None = None) -> Grouping:
-        """Put every token in a group of its own.
+        """Create a grouping that leaves every token in its own group.
 
         >>> Grouping.identity(1, 3).index
         tensor([[0, 1, 2]])
@@ -195,9 +196,9 @@ class Grouping:
         return cls(index, num_tokens, index)
 
     def join_windows(self, windows: int) -> Grouping:
-        """Read the grouping of W windows of a clip as one grouping of the clip: (B·W, N) -> (B, W·N).
+        """Join the groupings of the W windows of a clip to one grouping of the clip: (B·W, N) -> (B, W·N).
 
-        Windows follow one another in time; group g of window w becomes group w·num_groups + g.
+        Windows are ordered by time; group g of window w becomes group w·num_groups + g.
 
         >>> Grouping.identity(2, 2).join_windows(2).index
         tensor([[0, 1, 2, 3]])
@@ -214,18 +215,18 @@ class Grouping:
 
 
 def accumulator(dtype: torch.dtype) -> torch.dtype:
-    """Choose the dtype in which sums of values are held: fp32 for half precision, otherwise their own."""
+    """Return the dtype in which to accumulate sums: fp32 for half precision, otherwise the dtype itself."""
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
 
 def check_shape(name: str, value: Tensor, expected: tuple[int, ...]) -> None:
-    """Raise a ValueError that prints both shapes where they differ."""
+    """Raise a ValueError if the shape of `value` is not the expected one."""
     if tuple(value.shape) != expected:
         raise ValueError(f"expected {name} = {expected}, got {tuple(value.shape)}")
 
 
 register_dataclass(Tokens)
-register_pytree_node(  # the number of groups is structure, not data, so that a map over tensors leaves it alone
+register_pytree_node(  # num_groups is part of the structure, so that tree_map over tensors leaves it alone
     Grouping,
     lambda grouping: ([grouping.index, grouping.anchor], grouping.num_groups),
     lambda tensors, num_groups: Grouping(index=(t := list(tensors))[0], num_groups=num_groups, anchor=t[1]),
@@ -234,7 +235,7 @@ register_pytree_node(  # the number of groups is structure, not data, so that a 
 
 
 def rewindow(tokens: Tokens, rows: int) -> Tokens:
-    """Read the same tokens as `rows` windows: neighbours in time are neighbours in memory, so x is not copied."""
+    """Regroup the tokens into `rows` windows; x is not copied, because tokens are ordered by time in memory."""
 
     def view(value: Tensor | None) -> Tensor | None:
         return None if value is None else value.reshape(rows, -1, *value.shape[2:])

@@ -1,4 +1,4 @@
-"""How much each token weighs in the average of its group (VTM paper, table 7, and by saliency)."""
+"""Weights of the tokens in the average of their group (VTM paper, table 7, and by saliency)."""
 
 from __future__ import annotations
 
@@ -9,29 +9,30 @@ from vtm.merging.tokens import Tokens
 
 
 def size_weights(tokens: Tokens) -> Tensor:
-    """Weigh tokens by how many of the encoder's tokens they stand for, as ToMe does: (B, N)."""
+    """Weight tokens by the number of encoder tokens merged into them, as in ToMe: (B, N)."""
     return tokens.size
 
 
 def motion_weights(tokens: Tokens) -> Tensor:
-    """Weigh tokens by their motion magnitude (VTM paper, table 7): (B, N)."""
+    """Weight tokens by their motion magnitude (VTM paper, table 7): (B, N)."""
     if tokens.motion is None:
         raise ValueError(
-            "motion_weights needs tokens.motion (B, N), got None: pass it; if the data give none, weigh otherwise"
+            "motion_weights needs tokens.motion (B, N), got None: pass it, or use other weights if the data have no "
+            "motion"
         )
     return tokens.motion
 
 
 def saliency_weights(tokens: Tokens, *, beta: float) -> Tensor:
-    """Weigh tokens by exp(β s), which keeps salient tokens undiluted and gives s a gradient: (B, N).
+    """Weight tokens by exp(β s): (B, N). Salient tokens dominate the average, and s receives a gradient.
 
-    The weights are divided by exp(|β|), which changes no average and keeps them finite.
+    The weights are divided by exp(|β|), which keeps them finite and does not change the averages.
 
     Raises:
-        ValueError: without saliency, or if |β| is so large that weights would vanish in fp32.
+        ValueError: if there is no saliency, or |β| is so large that weights would underflow in fp32.
     """
     if abs(beta) > 40:
-        raise ValueError(f"expected beta between -40 and 40, beyond which weights vanish in fp32, got {beta}")
+        raise ValueError(f"expected beta in [-40, 40], because weights underflow in fp32 beyond, got {beta}")
     if tokens.saliency is None:
         raise ValueError("saliency_weights needs tokens.saliency (B, N), got None: estimate it first")
     return torch.exp(beta * tokens.saliency - abs(beta))
