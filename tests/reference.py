@@ -1,8 +1,8 @@
-"""The algorithm of learnable video token merging again, as slow and obvious loops in float64.
+"""A reference implementation of learnable video token merging as slow, simple loops in float64.
 
-An oracle for the tests, written from the equations (Lee et al. 2024, section 3) and independent of the package: nothing
-is imported from `vtm`. Every loop runs over one clip, one token, one head at a time; autograd flows through the values,
-so gradients can be compared as well. No real token ever reads a masked one (`mask` False), so that one may hold NaN.
+It is written from the equations (Lee et al. 2024, section 3) and imports nothing from `vtm`, so that tests can compare
+the package with it. Loops run over one clip, one token and one head at a time. Values are differentiable, so gradients
+can be compared too. Real tokens never read masked ones (`mask` False), which may therefore be NaN.
 """
 
 import math
@@ -14,9 +14,9 @@ from torch import Tensor
 
 
 class LoopTokens(NamedTuple):
-    """A set of tokens: x (B, N, C), size (B, N), position (B, N, 3), the others (B, N) or None.
+    """The tokens of a batch: x (B, N, C), size (B, N), position (B, N, 3), the others (B, N) or None.
 
-    Size counts real tokens of the encoder: a masked token has size 0.
+    Size is the number of real encoder tokens, 0 for a masked token.
     """
 
     x: Tensor
@@ -28,7 +28,7 @@ class LoopTokens(NamedTuple):
 
 
 class Groups(NamedTuple):
-    """Which group each token joins: index (B, N), the number of groups, and the anchor (B, num_groups) of each."""
+    """The group of each token: index (B, N), the number of groups, and the anchor (B, num_groups) of each group."""
 
     index: Tensor
     num_groups: int
@@ -36,14 +36,14 @@ class Groups(NamedTuple):
 
 
 class Area(NamedTuple):
-    """Height and width, in tokens, of the frames that positions refer to."""
+    """The height and width of a frame in tokens, before any merging."""
 
     height: int
     width: int
 
 
 class BlockParameters(NamedTuple):
-    """Tensors of one block: norm.weight, norm.bias, qkv.weight, linear.weight, linear.bias per path, and u (1, C)."""
+    """The parameters of one block: norm.weight, norm.bias, qkv.weight, linear.weight, linear.bias per path; u (1, C)."""
 
     main: Mapping[str, Tensor]
     auxiliary: Mapping[str, Tensor] | None = None
@@ -51,7 +51,7 @@ class BlockParameters(NamedTuple):
 
 
 class BlockResult(NamedTuple):
-    """What one block gives: both paths after the merge, the groups, the targets and the saliency before the merge."""
+    """The output of one block: both paths after the merge; groups, targets and saliency before the merge."""
 
     tokens: LoopTokens
     auxiliary: Tensor | None
@@ -61,7 +61,7 @@ class BlockResult(NamedTuple):
 
 
 class NetworkResult(NamedTuple):
-    """What the network gives: logits (B, K) of both paths and the result of each block."""
+    """The output of the network: logits (B, K) of both paths and the result of each block."""
 
     logits: Tensor
     aux_logits: Tensor | None
@@ -81,12 +81,12 @@ def random_tokens(
     real_fraction: float | None = None,
     garbage: float = float("nan"),
 ) -> LoopTokens:
-    """Draw tokens as they are after some merging: any size, scattered over enough frames, in ascending order.
+    """Draw random tokens as after some merges: of any size, at random positions in several frames, ordered by time.
 
     Args:
-        frame: Height and width of a frame, in tokens.
-        real_fraction: Share of the tokens that are real, up to chance; None for no mask at all.
-        garbage: What masked tokens hold in x, motion and saliency.
+        frame: height and width of a frame, in tokens.
+        real_fraction: probability that a token is real; None for no mask.
+        garbage: value of masked tokens in x, motion and saliency.
     """
     generator = torch.Generator().manual_seed(seed)
     height, width = frame
@@ -108,16 +108,16 @@ def random_tokens(
     return LoopTokens(x, size, position, motion, saliency, mask)
 
 
-# Which tokens are targets
+# Partition
 
 
 def count_targets(num_tokens: int, partition_factor: int) -> int:
-    """Count the targets, M = ceil(N / gamma)."""
+    """Return the number of targets, M = ceil(N / gamma)."""
     return math.ceil(num_tokens / partition_factor)
 
 
 def uniform_loops(tokens: LoopTokens, grid: Area, partition_factor: int, noise: Tensor | None = None) -> Tensor:
-    """Take the real tokens of rank floor(j gamma n / N), then the first real ones left, then the first masked ones."""
+    """Choose the real tokens of rank floor(j gamma n / N), then the first other real ones, then the first masked ones."""
     chosen = []
     for real, masked in _real_and_masked(tokens):
         total = len(real) + len(masked)
@@ -130,31 +130,31 @@ def uniform_loops(tokens: LoopTokens, grid: Area, partition_factor: int, noise: 
 
 
 def center_loops(tokens: LoopTokens, grid: Area, partition_factor: int, noise: Tensor | None = None) -> Tensor:
-    """Take half of the targets, rounded up, from the middle quarter of the frames."""
+    """Choose half of the targets, rounded up, from the central quarter of the frames."""
     return _area_loops(tokens, grid, partition_factor, inside_count=lambda num_targets: (num_targets + 1) // 2)
 
 
 def boundary_loops(tokens: LoopTokens, grid: Area, partition_factor: int, noise: Tensor | None = None) -> Tensor:
-    """Take a sixth of the targets, a half rounded up, from the middle quarter of the frames."""
+    """Choose a sixth of the targets, halves rounded up, from the central quarter of the frames."""
     return _area_loops(
         tokens, grid, partition_factor, inside_count=lambda num_targets: math.floor(num_targets / 6 + 0.5)
     )
 
 
 def saliency_loops(tokens: LoopTokens, grid: Area, partition_factor: int, noise: Tensor | None = None) -> Tensor:
-    """Take the tokens of highest saliency, after Gumbel noise (B, N) if there is any."""
+    """Choose the tokens with the highest saliency plus optional Gumbel noise (B, N)."""
     return top_k_loops(tokens.saliency, partition_factor, noise=noise, mask=tokens.mask)
 
 
 def motion_loops(tokens: LoopTokens, grid: Area, partition_factor: int, noise: Tensor | None = None) -> Tensor:
-    """Take the tokens of most motion, after Gumbel noise (B, N) if there is any."""
+    """Choose the tokens with the largest motion plus optional Gumbel noise (B, N)."""
     return top_k_loops(tokens.motion, partition_factor, noise=noise, mask=tokens.mask)
 
 
 def top_k_loops(
     scores: Tensor, partition_factor: int, *, noise: Tensor | None = None, mask: Tensor | None = None
 ) -> Tensor:
-    """Take the M tokens of highest score + noise, masked ones last; of equal ones the first."""
+    """Choose the M tokens with the highest score + noise, masked tokens last; ties go to the first token."""
     batch, num_tokens = scores.shape
     chosen = []
     for b in range(batch):
@@ -171,12 +171,12 @@ def top_k_loops(
 
 
 def is_inside(y: int, x: int, grid: Area) -> bool:
-    """Say whether the middle of token (y, x) lies in the middle H/2 x W/2 of the frame."""
+    """Return whether the center of token (y, x) is in the central H/2 x W/2 of the frame."""
     return grid.height / 4 <= y + 0.5 < 3 * grid.height / 4 and grid.width / 4 <= x + 0.5 < 3 * grid.width / 4
 
 
 def spread(candidates: list[int], count: int) -> list[int]:
-    """Take `count` of the candidates evenly: rank r iff floor((r+1) k / n) > floor(r k / n)."""
+    """Choose k = `count` of the n candidates evenly: rank r iff floor((r+1) k / n) > floor(r k / n)."""
     n = len(candidates)
     return [candidates[r] for r in range(n) if (r + 1) * count // n > r * count // n]
 
@@ -206,25 +206,25 @@ def _real_and_masked(tokens: LoopTokens) -> list[tuple[list[int], list[int]]]:
     return [([n for n in range(num_tokens) if row[n]], [n for n in range(num_tokens) if not row[n]]) for row in rows]
 
 
-# Which source joins which target
+# Matching
 
 
 def cosine(a: Tensor, b: Tensor) -> float:
-    """Compute the cosine similarity of two vectors, 0 if one of them is zero."""
+    """Compute the cosine similarity of two vectors; 0 if one of them is zero."""
     first, second = a.double().tolist(), b.double().tolist()
     norms = math.sqrt(math.fsum(v * v for v in first)) * math.sqrt(math.fsum(v * v for v in second))
     return math.fsum(v * w for v, w in zip(first, second, strict=True)) / norms if norms > 0 else 0.0
 
 
 def count_merged(merge_count: int | float, num_sources: int) -> int:
-    """Read R: an int is a number of tokens, a float a fraction of the sources."""
+    """Return R from a number of tokens (int) or a fraction of the sources (float)."""
     return merge_count if isinstance(merge_count, int) else int(merge_count * num_sources + 1e-9)
 
 
 def match_loops(keys: Tensor, targets: Tensor, merge_count: int, *, mask: Tensor | None = None) -> Groups:
-    """Send the R sources most similar to some target to that target (equations 3 and 5), masked sources first.
+    """Assign the R sources most similar to a target to that target (equations 3 and 5), masked sources first.
 
-    A masked token has no key to compare: as a source it joins the first target, as a target its similarity is 0.
+    A masked source joins the first target; the similarity to a masked target is 0.
     """
     batch, num_tokens, _ = keys.shape
     all_index, all_anchor = [], []
@@ -250,13 +250,13 @@ def match_loops(keys: Tensor, targets: Tensor, merge_count: int, *, mask: Tensor
     return Groups(torch.tensor(all_index), num_tokens - merge_count, torch.tensor(all_anchor))
 
 
-# What a merged token is
+# Merging
 
 
 def merge_loops(tokens: LoopTokens, groups: Groups, *, weights: Tensor | None = None) -> LoopTokens:
-    """Average each group (equation 4), weighted if weights (B, N) are given; sizes add up.
+    """Average each group (equation 4), weighted if weights (B, N) are given; sizes are summed.
 
-    Masked tokens count only in a group that has no other; a group whose weights are all zero takes the plain average.
+    Masked tokens count only in groups without real ones; a group whose weights are all zero gets the plain average.
     """
     batch, num_tokens, _ = tokens.x.shape
     x, size, position, motion, saliency, mask = [], [], [], [], [], []
@@ -298,41 +298,41 @@ def merge_loops(tokens: LoopTokens, groups: Groups, *, weights: Tensor | None = 
 
 
 def unmerge_loops(x: Tensor, groups: Groups) -> Tensor:
-    """Give every token the value of its group: (B, num_groups, C) to (B, N, C)."""
+    """Copy the value of each group to all of its tokens: (B, num_groups, C) to (B, N, C)."""
     return torch.stack([torch.stack([x[b, g] for g in row]) for b, row in enumerate(groups.index.tolist())])
 
 
 def compose_loops(first: Groups, second: Groups) -> Groups:
-    """Follow each token of the first grouping through the second; anchors are tokens of the first."""
+    """Compose two groupings; anchors are tokens of the first one."""
     index = [[int(second.index[b, g]) for g in row] for b, row in enumerate(first.index.tolist())]
     anchor = [[int(first.anchor[b, g]) for g in row] for b, row in enumerate(second.anchor.tolist())]
     return Groups(torch.tensor(index), second.num_groups, torch.tensor(anchor))
 
 
 def size_weights_loops(tokens: LoopTokens) -> Tensor:
-    """Weigh a token by the number of original tokens in it."""
+    """Weight tokens by the number of encoder tokens merged into them."""
     return tokens.size.double()
 
 
 def motion_weights_loops(tokens: LoopTokens) -> Tensor:
-    """Weigh a token by its motion."""
+    """Weight tokens by their motion."""
     return tokens.motion.double()
 
 
 def saliency_weights_loops(tokens: LoopTokens, *, beta: float) -> Tensor:
-    """Weigh a token by exp(beta s)."""
+    """Weight tokens by exp(beta s)."""
     return torch.exp(beta * tokens.saliency.double())
 
 
-# ToMe's bipartite soft matching (Bolya et al. 2023, section 3), for the special case in which both must agree
+# ToMe's bipartite soft matching (Bolya et al. 2023, section 3), equal to the uniform partition with factor 2
 
 
 def tome_matching(keys: Tensor, x: Tensor, size: Tensor, merge_count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Merge with alternating sets: odd tokens look for the most similar even one, the R best edges are contracted.
+    """Merge with alternating sets: match odd tokens to the most similar even ones and merge the R best pairs.
 
     Returns:
-        Of each remaining token, unmerged odd ones first: size-weighted mean (B, N', C), size (B, N') and the number
-        (B, N') of the token it descends from.
+        of each remaining token, unmerged odd ones first: size-weighted mean (B, N', C), size (B, N') and index (B, N')
+        of its anchor.
     """
     unit = torch.nn.functional.normalize(keys, dim=-1)
     score, partner = (unit[:, 1::2] @ unit[:, ::2].mT).max(dim=-1)
@@ -364,12 +364,14 @@ def attention_loops(
     """Compute multi-head attention one query at a time (equations 8 and 10).
 
     Args:
-        q: (B, N, C); head h owns the channels from h C / num_heads on. `k` and `v` likewise.
+        q: queries (B, N, C); head h has the C / num_heads channels from h C / num_heads on.
+        k: keys (B, N, C).
+        v: values (B, N, C).
         key_bias: (B, N), added to every row of the N x N logits after the scale 1 / sqrt(d).
-        mask: (B, N), False for keys that nobody may see. Where there is none to see, the output is 0.
+        mask: (B, N), False for keys to ignore. The output of a row without real keys is 0.
 
     Returns:
-        (B, N, C), the heads concatenated.
+        outputs (B, N, C), the heads concatenated.
     """
     q, k, v = q.double(), k.double(), v.double()
     batch, num_tokens, channels = q.shape
@@ -391,7 +393,7 @@ def attention_loops(
 
 
 def layer_norm_loops(x: Tensor, weight: Tensor, bias: Tensor, *, eps: float) -> Tensor:
-    """Normalise every token over its channels."""
+    """Normalize every token over its channels."""
 
     def normalize(token: Tensor) -> Tensor:
         centred = token - token.mean()
@@ -407,7 +409,7 @@ def linear_loops(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tenso
 
 
 def gelu_loops(x: Tensor) -> Tensor:
-    """Compute the exact GELU, x times the normal distribution function of x."""
+    """Compute the exact GELU: x times the standard normal distribution function of x."""
     return x * 0.5 * (1 + torch.erf(x / math.sqrt(2)))
 
 
@@ -431,14 +433,14 @@ def block_loops(
     noise: Tensor | None = None,
     eps: float = 1e-5,
 ) -> BlockResult:
-    """Run one block, the main path and, where it has parameters and an input, the auxiliary one.
+    """Run the main path of one block, and the auxiliary path if it has parameters and an input.
 
     Args:
-        tokens: Input of the main path.
-        auxiliary: Input (B, N, C) of the auxiliary path, or None to leave that path out.
-        partition: One of the `*_loops` strategies above; None merges nothing.
-        merge_count: R, an int, or a fraction of the sources, a float.
-        saliency_weight: lambda, on the saliency of the main path in the logits of the auxiliary path (equation 10).
+        tokens: input of the main path.
+        auxiliary: input (B, N, C) of the auxiliary path; None to skip that path.
+        partition: one of the `*_loops` strategies above; None merges nothing.
+        merge_count: R, as a number of tokens (int) or a fraction of the sources (float).
+        saliency_weight: lambda, factor of the main path's saliency in the logits of the auxiliary path (equation 10).
         noise: (B, N), added to the scores of a sampled partition.
     """
     batch, num_tokens, channels = tokens.x.shape
@@ -485,15 +487,15 @@ def windows_loops(
     x, position, moves, real = [], [], [], []
     for b in range(batch):
         for start in range(0, frames, window_frames):
-            places = [
+            positions = [
                 (t, i, j) for t in range(start, start + window_frames) for i in range(height) for j in range(width)
             ]
-            x.append(torch.stack([features[b, t, i, j].double() for t, i, j in places]))
-            position.append(torch.tensor(places))
+            x.append(torch.stack([features[b, t, i, j].double() for t, i, j in positions]))
+            position.append(torch.tensor(positions))
             if motion is not None:
-                moves.append(torch.stack([motion[b, t, i, j].double() for t, i, j in places]))
+                moves.append(torch.stack([motion[b, t, i, j].double() for t, i, j in positions]))
             if mask is not None:
-                real.append(torch.tensor([bool(mask[b, t]) for t, _, _ in places]))
+                real.append(torch.tensor([bool(mask[b, t]) for t, _, _ in positions]))
     real_tokens = torch.stack(real) if real else None
     size = torch.ones(len(x), len(x[0]), dtype=torch.float64)
     return LoopTokens(
@@ -506,12 +508,12 @@ def windows_loops(
 
 
 def join_loops(values: Tensor, count: int) -> Tensor:
-    """Concatenate `count` neighbouring windows in order of time: (B W, N, ...) to (B W / count, N count, ...)."""
+    """Concatenate groups of `count` consecutive windows: (B W, N, ...) to (B W / count, N count, ...)."""
     return torch.stack([torch.cat(list(values[row : row + count])) for row in range(0, len(values), count)])
 
 
 def pool_loops(x: Tensor, mask: Tensor | None, *, windows: int) -> Tensor:
-    """Average the real tokens of all windows of a clip: (B windows, N, C) to (B, C); 0 where there are none."""
+    """Average the real tokens of all windows of a clip: (B windows, N, C) to (B, C); 0 if there are none."""
     pooled = []
     for start in range(0, len(x), windows):
         real = [
@@ -542,16 +544,16 @@ def network_loops(
     noise: Sequence[Tensor | None] | None = None,
     eps: float = 1e-5,
 ) -> NetworkResult:
-    """Run the whole network on features (B, T, H, W, C), in evaluation or, given auxiliary parameters, without dropout.
+    """Run the network without dropout on features (B, T, H, W, C), with auxiliary paths if they have parameters.
 
     Args:
-        blocks: Parameters of every block; those with windows longer than T are left out.
+        blocks: parameters of every block; blocks with windows longer than T are skipped.
         head: "weight" (K, C') and "bias" (K) of the linear head.
         window_frames: L_i of every block.
         motion: (B, T, H, W).
         mask: (B, T), True for real frames.
-        aux_head: Parameters of the head of the auxiliary path, the same head where None.
-        noise: One per block, (windows of all clips, tokens of a window), or None.
+        aux_head: parameters of the head of the auxiliary path; None for the same head.
+        noise: one tensor per block, (windows of all clips, tokens of a window), or None.
     """
     frames = features.shape[1]
     grid = Area(features.shape[2], features.shape[3])
