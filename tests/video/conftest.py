@@ -1,4 +1,4 @@
-"""A video that many tests read and none changes."""
+"""A video that many tests read and no test changes."""
 
 import pytest
 

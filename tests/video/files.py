@@ -1,4 +1,4 @@
-"""Write videos that move, copy them into other containers, and damage them."""
+"""Helpers that write moving videos, copy them into other containers, and damage them."""
 
 import av
 import numpy as np
@@ -7,14 +7,14 @@ from vtm.video.writing import write_video
 
 
 def packets(path):
-    """Find where the packets of a file lie, in the order of display: (position, size)."""
+    """List the position and size of the packets of a file in bytes, in display order."""
     with av.open(str(path)) as container:
         found = [(packet.pts, packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
     return [packet[1:] for packet in sorted(found)]
 
 
 def spoil(source, path, numbers, make=bytes):
-    """Overwrite the packets of some frames."""
+    """Write a copy of a file in which the packets of some frames are overwritten."""
     content = bytearray(source.read_bytes())
     for position, size in (packets(source)[number] for number in numbers):
         content[position : position + size] = make(size)
@@ -22,7 +22,7 @@ def spoil(source, path, numbers, make=bytes):
 
 
 def flip(path, seed, count=8):
-    """Flip bits anywhere but near the beginning and the end."""
+    """Flip random bits of a file, except near its beginning and end."""
     content, generator = bytearray(path.read_bytes()), np.random.default_rng(seed)
     for position in generator.integers(len(content) // 10, len(content) * 9 // 10, count):
         content[position] ^= 1 << int(generator.integers(8))
@@ -30,7 +30,7 @@ def flip(path, seed, count=8):
 
 
 def remux(source, path, **options):
-    """Copy the packets into another container."""
+    """Copy the packets of a file into another container."""
     with av.open(str(source)) as reader, av.open(path, "w", **options) as writer:
         stream = writer.add_stream_from_template(reader.streams.video[0])
         for packet in reader.demux(video=0):
@@ -40,7 +40,7 @@ def remux(source, path, **options):
 
 
 def moving(path, count=60, *, codec, fps=10, **options):
-    """Write a texture that moves, so that damage shows."""
+    """Write a video of a moving texture, in which damage is visible."""
     base = np.kron(np.random.default_rng(0).integers(0, 255, (18, 20, 3), np.uint8), np.ones((6, 6, 1), np.uint8))
     pictures = (np.roll(base, (2 * number, 3 * number), (0, 1))[:64, :96].copy() for number in range(count))
     write_video(path, pictures, fps=fps, codec=codec, options=options)

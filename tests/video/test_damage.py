@@ -1,4 +1,4 @@
-"""Damage counts as far as it reaches, and the nearest clean frame stands in."""
+"""Damaged frames are counted and replaced by the nearest clean frame."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Files that cannot be opened or decoded are one error, and leave nothing open."""
+"""Files that cannot be opened or decoded raise one error with the path, and no file stays open."""
 
 import os
 from pathlib import Path
@@ -53,7 +53,7 @@ def test_an_unknown_codec_is_one_error_with_the_path(stamps, tmp_path):
 def test_what_is_no_regular_file_is_not_opened(tmp_path, make):
     make(tmp_path / "pipe.mp4")
     for read in (duration, lambda path: read_frames(path, [0.0], size=16)):
-        with pytest.raises(VideoError, match=r"pipe\.mp4: cannot be read as a video \(it is no regular file\)"):
+        with pytest.raises(VideoError, match=r"pipe\.mp4: cannot be read as a video \(it is not a regular file\)"):
             read(tmp_path / "pipe.mp4")
 
 

@@ -1,4 +1,4 @@
-"""What is read of one group of pictures depends on no other read, in damaged files too."""
+"""The frames of a group of pictures do not depend on what else is read, even in damaged files."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Folders are listed as a whole, once, and whatever links there are."""
+"""Folders are listed completely, and each only once, whatever links they contain."""
 
 import os
 from pathlib import Path

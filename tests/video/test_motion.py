@@ -1,4 +1,4 @@
-"""Motion of videos whose true motion is known."""
+"""The measured motion agrees with the known motion of synthetic videos."""
 
 import gc
 import math
@@ -32,7 +32,7 @@ def pan(count=40):
 
 
 def patch(count=30, height=HEIGHT, width=WIDTH):
-    """Move a square of 32 pixels by 2 pixels to the right in each frame, over a background that stays."""
+    """Move a square of 32 pixels by 2 pixels to the right in each frame, over a still background."""
     background, square = texture(height, width), 255 - texture(32, 32, seed=1, step=4)
     for number in range(count):
         picture = background.copy()
@@ -71,11 +71,11 @@ def test_vectors_of_older_frames_are_outvoted(tmp_path):
 
 
 def cells(motion, least):
-    """List the cells that move."""
+    """Return the cells that move faster than `least`."""
     return {tuple(cell) for cell in (motion > least).nonzero().tolist()}
 
 
-SQUARE = {(1, 2), (1, 3), (1, 4), (2, 2), (2, 3), (2, 4)}  # of 8 x 8 on the centre: x 64..110 - 32, y 16..48, by 16
+SQUARE = {(1, 2), (1, 3), (1, 4), (2, 2), (2, 3), (2, 4)}  # of 8 x 8 on the center: x 64..110 - 32, y 16..48, by 16
 SETTINGS = [
     (False, None, SQUARE),
     (True, None, {(row, column) for row in (1, 2) for column in (2, 3, 4)}),  # x 64..110 by 24
@@ -159,7 +159,7 @@ def test_one_frame_does_not_move(tmp_path):
 
 
 def block(x, y, motion_x, motion_y, side=16, source=-1):
-    """Make one motion vector, of whole pixels."""
+    """Make one motion vector in whole pixels."""
     vector = np.zeros(1, [*BLOCK.descr, ("motion_scale", "u2")])
     vector[0] = (source, side, side, x, y, motion_x, motion_y, 1)
     return vector
@@ -187,7 +187,7 @@ def test_squashing_scales_each_direction_by_itself():
 
 
 def speed(frames, first, last):
-    """Tell the speed of one step in frames given as I, P or B, where number n moves by n pixels per frame."""
+    """Compute the speed of one step in frames of type I, P or B, where frame n moves by n pixels per frame."""
     collected = VectorMotion(np.array([first]), np.array([last]), (1, 1), size=16, squash=False)
     anchor = 0
     for row, kind in enumerate(frames):
@@ -202,12 +202,12 @@ def speed(frames, first, last):
 @pytest.mark.parametrize(
     ("frames", "step", "expected"),
     [
-        ("IPPPPPPP", (7, 7), 5.5),  # of 4, 5, 6 and 7
-        ("IBBPBBPBBP", (4, 4), 3),  # not the next one
-        ("IBBPBBPBBP", (0, 0), 3),  # unless there is none before
-        ("IPPPIPPPIPP", (5, 5), 5),  # nothing of the group before
-        ("IPPPPPPPPP", (1, 6), 3.5),  # all of the step
-        ("IPPPIBPPPP", (2, 6), 2.5),  # those of the step, 2, 3 and 6, and 1 to have four
+        ("IPPPPPPP", (7, 7), 5.5),  # median of 4, 5, 6 and 7
+        ("IBBPBBPBBP", (4, 4), 3),  # the last P-frame before the step, not the next one
+        ("IBBPBBPBBP", (0, 0), 3),  # the next P-frame, if there is none before
+        ("IPPPIPPPIPP", (5, 5), 5),  # no P-frame of the previous group
+        ("IPPPPPPPPP", (1, 6), 3.5),  # all P-frames of the step
+        ("IPPPIBPPPP", (2, 6), 2.5),  # the P-frames of the step, 2, 3 and 6, and 1 to make four
     ],
 )
 def test_which_p_frames_count(frames, step, expected):

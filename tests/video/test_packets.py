@@ -8,7 +8,7 @@ from vtm.video.packets import PacketTable, in_order
 
 @pytest.fixture
 def table():
-    """Frames at 0, 0.1, 0.2, 1.2 and 1.3 s after a start at 5 s; decoding can start at the first and the fourth."""
+    """A table of frames at 0, 0.1, 0.2, 1.2 and 1.3 s after a start at 5 s, with key frames first and fourth."""
     pts = np.array([5000, 5100, 5200, 6200, 6300])
     return PacketTable(pts, pts[[0, 3]], 6400, Fraction(1, 1000), "h264", None)
 
@@ -19,7 +19,7 @@ def test_length_counts_the_last_frame_and_not_the_offset(table):
 
 def test_a_time_belongs_to_the_last_frame_before_it(table):
     assert table.rows([0.0, 0.0999, 0.1, 0.1001, 1.1, 1.2, 9.0]).tolist() == [0, 1, 1, 1, 2, 3, 4]
-    assert table.rows([0.05, 0.0994]).tolist() == [0, 0]  # half a millisecond is the clock of Matroska
+    assert table.rows([0.05, 0.0994]).tolist() == [0, 0]  # half a millisecond is the rounding error of Matroska
 
 
 def test_a_stamp_belongs_to_its_frame_or_the_next(table):

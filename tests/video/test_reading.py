@@ -1,4 +1,4 @@
-"""The frames on screen at given times, of many codecs and containers, as upright squares."""
+"""The right frames are read at given times, from many codecs and containers, as upright squares."""
 
 import struct
 from fractions import Fraction
@@ -88,7 +88,7 @@ def test_time_stamps_rule_at_variable_rates_and_start_offsets(stamps, tmp_path, 
 def test_shortest_side_is_scaled_and_the_centre_cut_out(tmp_path):
     picture = np.zeros((60, 120, 3), np.uint8)
     picture[:, 30:60] = 255  # a square with one white half, and black outside of it
-    picture[::2, 60:90] = 255  # and one half that averages to grey
+    picture[::2, 60:90] = 255  # and one half that averages to gray
     write_video(tmp_path / "wide.mp4", [picture] * 3, fps=5, options={"crf": "1"})
     frame = read_frames(tmp_path / "wide.mp4", [0.0], size=30).pixels[0].float().mean(0)
     assert frame[3:-3, :13].min() > 245

@@ -1,4 +1,4 @@
-"""Durations and time stamps come from the packets, whatever headers say."""
+"""Durations and time stamps come from the packets, even if the header disagrees."""
 
 import io
 import tracemalloc
@@ -45,7 +45,7 @@ def test_a_damaged_time_stamp_does_not_move_the_others(stamps, tmp_path):
     content = bytearray(path.read_bytes())
     position, _ = packets(path)[10]
     header = content.index(b"\0\0\1\xe0", position)
-    content[header + 9] |= 0x08  # the highest bit but one of the PTS: half a day
+    content[header + 9] |= 0x08  # the second-highest bit of the PTS: half a day
     path.write_bytes(content)
     assert duration(path) == pytest.approx(4.0, abs=0.1)
     frames = read_frames(path, [0.2, 2.0, 3.0], size=stamps.size)
@@ -53,7 +53,7 @@ def test_a_damaged_time_stamp_does_not_move_the_others(stamps, tmp_path):
 
 
 class Pipe(io.RawIOBase):
-    """A file in which nothing can be corrected afterwards."""
+    """A file object that cannot seek, so that the muxer cannot correct its header."""
 
     def __init__(self, path):
         self.file = path.open("wb")

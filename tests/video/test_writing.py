@@ -1,4 +1,4 @@
-"""Written files are whole or absent."""
+"""Video files are written completely or not at all."""
 
 import numpy as np
 import pytest

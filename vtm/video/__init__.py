@@ -1,4 +1,4 @@
-"""Videos: find them, read the frames on screen at given times, measure durations and motion, write files.
+"""Video files: list and write them, read frames at given times, measure duration and motion.
 
-Only this folder imports PyAV. Times are in seconds from the first frame of a video.
+Only this package imports PyAV. Times are in seconds from the first frame of a video.
 """

@@ -1,4 +1,4 @@
-"""Open a video and decode it in order of display, whatever in it is damaged."""
+"""Open a video and decode its frames in display order, continuing after damaged packets."""
 
 from __future__ import annotations
 
@@ -15,48 +15,56 @@ from av.video.stream import VideoStream
 
 from vtm.video.packets import PacketTable
 
-# Decoders that leave out exactly the pictures no other picture needs. libdav1d (AV1) drops delayed ones as well.
+# Decoders that skip exactly the frames that no other frame references. libdav1d (AV1) also drops delayed frames.
 _SKIPS_EXACTLY = frozenset({"h264", "hevc", "mpeg2video", "mpeg4", "vp9"})
 
-# Containers whose seeks go by the time of decoding: to land before a key frame, aim at the one before.
+# Containers that seek by decoding time: to land before a key frame, seek to the key frame before it.
 SEEKS_LATE = frozenset({"mpeg", "mpegts"})
 
 
 class VideoError(Exception):
-    """Say that a file is not a video from which the wanted frames can be read, and which file it is."""
+    """Error for a file from which the requested frames cannot be read; the message names the file."""
 
 
 class TooShortError(VideoError):
-    """Say that a video ends before a time at which it is to be read."""
+    """Error for a video that ends before a requested time."""
 
 
 class Decoded(NamedTuple):
-    """Hold what came of a packet."""
+    """Result of decoding a packet."""
 
     pts: int | None
-    frame: VideoFrame | None  # None: it could not be decoded
-    place: int  # of the packet in the order of decoding
+    frame: VideoFrame | None  # None if the packet could not be decoded
+    position: int  # index of the packet in decoding order
 
     @property
     def bad(self) -> bool:
-        """Tell whether the packet could not be decoded, or only in part."""
+        """Whether the packet could not be decoded completely."""
         return self.frame is None or self.frame.is_corrupt
 
 
 @contextmanager
 def open_video(path: Path | str, vectors: bool = False) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """Open a file and its first video stream for decoding; every failure of FFmpeg inside becomes a VideoError."""
+    """Open a file and its best video stream for decoding.
+
+    Args:
+        path: video file.
+        vectors: export motion vectors with the frames.
+
+    Raises:
+        VideoError: if FFmpeg fails, while opening the file or inside the block.
+    """
     try:
         with av.open(local(path)) as container:
             try:
-                stream = container.streams.best("video")  # which is never a cover picture
-            except IndexError:  # PyAV did not take over all streams of a damaged header
+                stream = container.streams.best("video")  # never a cover picture
+            except IndexError:  # with a damaged header, PyAV may not list all streams
                 stream = None
             if not isinstance(stream, VideoStream):
                 raise VideoError(f"{path}: has no video stream")
             if getattr(stream, "codec_context", None) is None:
                 raise VideoError(f"{path}: FFmpeg has no decoder for its video stream; encode it as H.264")
-            stream.thread_type = "NONE"  # frame threads can hang on an early stop; workers are the parallelism
+            stream.thread_type = "NONE"  # frame threads can hang on an early stop; worker processes run in parallel
             stream.thread_count = 1
             if vectors:
                 stream.codec_context.options = {"flags2": "+export_mvs"}
@@ -67,20 +75,22 @@ def open_video(path: Path | str, vectors: bool = False) -> Iterator[tuple[InputC
 
 
 def local(path: Path | str) -> str:
-    """Name a file for FFmpeg, which takes what stands before a colon for a protocol, as in "12:30 talk.mp4"."""
+    """Return the URL of a local file, since FFmpeg reads "12:30 talk.mp4" as a protocol and a path."""
     return f"file:{path}"
 
 
 def read_packets(
     container: InputContainer, stream: VideoStream, stamps: Sequence[int] | None = None
 ) -> Iterator[Packet[VideoStream]]:
-    """Yield the packets up to where the file ends or breaks off.
+    """Yield the packets of a stream up to the end of the file, or to where it is cut off.
 
     Args:
-        stamps: Time stamps to give to the packets, counted from the beginning of the file.
+        container: open container, at its beginning if `stamps` are passed.
+        stream: video stream.
+        stamps: time stamps to assign to the packets, in file order; None keeps the time stamps of the packets.
     """
     number = 0
-    with suppress(av.error.InvalidDataError):  # but not errors of the disk or the network
+    with suppress(av.error.InvalidDataError):  # errors of the disk or the network are raised
         for packet in container.demux(stream):
             if stamps is not None and packet.size:
                 packet.pts = stamps[number]
@@ -97,19 +107,21 @@ def decode_frames(
     until: int | None = None,
     wanted: Collection[int] | None = None,
 ) -> Iterator[Decoded]:
-    """Decode in order of display, going on after damaged packets.
+    """Decode frames in display order, continuing after damaged packets.
 
     Args:
-        stamps: As for `read_packets`.
-        key: Begin at the key frame with this time stamp; yield nothing if the container stands behind it. None begins
-            with the next packet.
-        until: End before the first packet with a later time stamp; None ends with the file.
-        wanted: The time stamps of the frames that matter; others are left out where that is cheap. None: all.
+        container: open container.
+        stream: video stream.
+        stamps: see `read_packets`.
+        key: time stamp of the key frame to start at; nothing is yielded if the container is already past it. None
+            starts at the next packet.
+        until: stop before the first packet with a later time stamp; None decodes to the end of the file.
+        wanted: time stamps of the requested frames; other frames may be skipped. None requests all frames.
     """
     context = stream.codec_context
     skips = context.name in _SKIPS_EXACTLY
-    places: dict[int | None, int] = {}
-    for place, packet in enumerate(read_packets(container, stream, stamps)):
+    positions: dict[int | None, int] = {}
+    for position, packet in enumerate(read_packets(container, stream, stamps)):
         if key is not None:
             if packet.pts is not None and packet.pts > key:
                 return
@@ -120,18 +132,18 @@ def decode_frames(
             break
         if wanted is not None and skips:
             context.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"
-        places[packet.pts] = place
+        positions[packet.pts] = position
         try:
             for frame in packet.decode():
-                yield Decoded(frame.pts, frame, places.get(frame.pts, place))
+                yield Decoded(frame.pts, frame, positions.get(frame.pts, position))
         except av.error.FFmpegError:
-            yield Decoded(packet.pts, None, place)
+            yield Decoded(packet.pts, None, position)
     for frame in drain(stream):
-        yield Decoded(frame.pts, frame, places.get(frame.pts, max(places.values(), default=0)))
+        yield Decoded(frame.pts, frame, positions.get(frame.pts, max(positions.values(), default=0)))
 
 
 def drain(stream: VideoStream) -> Iterator[VideoFrame]:
-    """Yield the frames that the decoder holds back until their turn."""
+    """Yield the frames that are still buffered in the decoder."""
     with suppress(av.error.FFmpegError):
         yield from stream.codec_context.decode(None)
 
@@ -145,7 +157,7 @@ def decode_from(
     wanted: Collection[int] | None = None,
     vectors: bool = False,
 ) -> Iterator[Decoded]:
-    """Decode afresh from the key frame with the number `start` to the end of the group `number`."""
+    """Open the file and decode from the key frame with index `start` to the end of the group with index `number`."""
     until = int(table.keys[number + 1]) if number + 1 < len(table.keys) else None
     with open_video(path, vectors) as (container, stream):
         if start:

@@ -1,4 +1,4 @@
-"""Decode the frames that are wanted, one group of pictures after the other, and show them to who measures motion."""
+"""Decode the requested frames of a video, one group of pictures (GOP) at a time, and collect their motion vectors."""
 
 from __future__ import annotations
 
@@ -25,24 +25,28 @@ def decode_wanted(
     surveys: dict[int, Survey],
     vectors: VectorMotion | None,
 ) -> Iterator[tuple[int, VideoFrame, bool]]:
-    """Yield frames for the wanted time stamps, and whether each is that frame or a stand-in.
+    """Yield each requested time stamp with its frame, and False if a replacement is yielded instead of that frame.
 
-    There is one seek for each group of pictures. A group that shows damage is surveyed, and the frames that come from
-    it then replace those that came before: for damaged ones, the nearest clean one of the file.
+    Each group of pictures takes one seek. A group that turns out to be damaged is surveyed and all of its frames are
+    yielded again: clean frames as they are, and for each damaged frame the nearest clean frame of the file. A later
+    yield for a time stamp supersedes an earlier one.
 
     Args:
-        wanted: Time stamps, ascending.
-        surveys: Those made so far of this file; new ones are added.
-        vectors: What is to see the frames; not to be trusted at groups that are in `surveys` afterwards.
+        path: video file.
+        table: packet table of the file.
+        wanted: requested time stamps, ascending.
+        surveys: surveys of this file by group; new ones are added.
+        vectors: collects the motion vectors of the decoded frames; invalid for the groups that are in `surveys`
+            afterwards. None to skip.
     """
     groups, left = deque(table.groups(wanted)), list[int]()
     while groups:
         with open_video(path, vectors is not None) as (container, stream):
-            sound = True
-            while groups and sound:  # damage may stay in a decoder, which is not used again
+            intact = True
+            while groups and intact:  # after damage, open a new decoder: the state of the old one may be corrupt
                 number, group = groups.popleft()
-                sound = yield from _decode_group(container, stream, table, number, group, vectors)
-                left += () if sound else group
+                intact = yield from _decode_group(container, stream, table, number, group, vectors)
+                left += () if intact else group
     sources: dict[int, dict[int, list[int]]] = {}
     for want in left:
         number, nearest = nearest_frame(path, table, want, surveys)
@@ -57,7 +61,7 @@ def decode_wanted(
 def show_clean(
     path: Path | str, table: PacketTable, numbers: Iterable[int], surveys: dict[int, Survey], vectors: VectorMotion
 ) -> None:
-    """Show the clean frames of some groups to `vectors`."""
+    """Pass the clean frames of the groups with the given indices to `vectors`."""
     for number in numbers:
         if number not in surveys:
             surveys[number] = survey_group(path, table, number)
@@ -75,7 +79,7 @@ def _decode_group(
     group: set[int],
     vectors: VectorMotion | None,
 ) -> Generator[tuple[int, VideoFrame, bool], None, bool]:
-    """Yield the frames of a group as long as it shows no damage; return whether all have come and none was seen."""
+    """Yield the requested frames of a group until damage is found; return whether all were yielded without damage."""
     key, last, left, entered = int(table.keys[number]), max(group), set(group), number == 0
     try:
         if number:
@@ -85,27 +89,27 @@ def _decode_group(
         return False
     if vectors:
         vectors.restart()
-    for one in decode_frames(container, stream, stamps=table.stamps, key=key if number else None, wanted=group):
-        pts, frame, _ = one
-        if one.bad and (pts is None or pts >= key):
+    for decoded in decode_frames(container, stream, stamps=table.stamps, key=key if number else None, wanted=group):
+        pts, frame, _ = decoded
+        if decoded.bad and (pts is None or pts >= key):
             return False
         if pts is None or frame is None:
             continue
         entered = entered or (pts == key and frame.pict_type != PictureType.P)
         if pts >= key and not entered:
-            return False  # no place to enter after all: damaged, or a stream that refreshes bit by bit
+            return False  # decoding cannot start here: the key frame is damaged or the stream uses intra refresh
         _show(pts, frame, table, vectors)
         if pts in left:
             left.remove(pts)
             yield pts, frame, True
         if pts >= last and not (vectors and vectors.awaits(table.row(last))):
             break
-    spoilt = [frame for frame in drain(stream) if frame.is_corrupt and (frame.pts is None or frame.pts >= key)]
-    return not left and not spoilt
+    damaged = [frame for frame in drain(stream) if frame.is_corrupt and (frame.pts is None or frame.pts >= key)]
+    return not left and not damaged
 
 
 def _show(pts: int, frame: VideoFrame, table: PacketTable, vectors: VectorMotion | None) -> None:
-    """Show a frame to `vectors` if it is no B-frame."""
+    """Pass a frame to `vectors` unless it is a B-frame."""
     if vectors is None or frame.pict_type == PictureType.B:
         return
     row = table.row(pts)

@@ -1,4 +1,4 @@
-"""Which files of a folder are videos."""
+"""Find the video files in and below a folder."""
 
 import glob
 import os
@@ -7,14 +7,14 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-SUFFIXES = (  # the preferred first, should a video be there twice
+SUFFIXES = (  # in order of preference, for videos that exist in several containers
     ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".vob", ".ts", ".mts", ".m2ts", ".flv", ".f4v",
     ".wmv", ".asf", ".3gp", ".ogv", ".ogg", ".mxf",
 )  # fmt: skip
 
 
 def is_video(path: Path) -> bool:
-    """Judge by the suffix.
+    """Return whether a path has the suffix of a video file.
 
     >>> is_video(Path("a.MP4")), is_video(Path("notes.txt"))
     (True, False)
@@ -23,34 +23,35 @@ def is_video(path: Path) -> bool:
 
 
 def walk(folder: Path) -> Iterator[Path]:
-    """List the files in and below a folder, those behind links too; no folder is entered twice.
+    """Yield the files in and below a folder, following links and entering each folder once.
 
-    A broken link is listed, for whoever reads it to refuse; what else is no regular file, such as a pipe, is not.
+    Broken links are yielded, so that reading them raises an error. Other paths that are not regular files, such as
+    pipes, are skipped.
     """
     entered, waiting = set[Path](), [folder]
     while waiting:
         path = waiting.pop()
         if path.is_dir():
-            if (place := path.resolve()) not in entered:
-                entered.add(place)
+            if (resolved := path.resolve()) not in entered:
+                entered.add(resolved)
                 waiting += reversed(entries(path))
         elif path.is_file() or not path.exists():
             yield path
 
 
 def entries(folder: Path) -> list[Path]:
-    """List what is not hidden in a folder."""
+    """List the files and folders in a folder that are not hidden, sorted by name."""
     return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
 
 
 class VideoIndex:
-    """The videos in and below a folder by their paths without suffix, for lists that do not know the container.
+    """An index of the videos in and below a folder by path without suffix, for lists that do not name the container.
 
-    Each folder is read once, when a video in it is first asked for, since asking for every suffix of every video takes
-    minutes on a network disk. Files that come later are not found: make a new index for each listing.
+    Each folder is read once, when the first video in it is requested, because testing every suffix of every video
+    takes minutes on a network disk. Files that are added later are not found: make a new index for each listing.
 
     Args:
-        folder: What the paths are relative to; it may be missing.
+        folder: folder that the paths are relative to; it may be missing.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -58,23 +59,23 @@ class VideoIndex:
         self._read: dict[Path, dict[str, list[os.DirEntry[str]]]] = {}
 
     def find(self, *stems: str) -> Path:
-        """Find a video; the first stem that is there with any suffix wins, and of its suffixes the first in `SUFFIXES`.
+        """Return the path of the first stem for which a video exists, with the first such suffix in `SUFFIXES`.
 
-        Returns the path with the first stem and suffix where no file is there, for the list of what is missing.
+        If there is no video, return the path with the first stem and the first suffix, to report it as missing.
         """
         for stem in stems:
             folder, name = os.path.split(stem)
             for entry in self._videos(self._folder / folder).get(name, ()):
-                if entry.is_file(follow_symlinks=False) or os.path.isfile(entry):  # asks the disk about links only
+                if entry.is_file(follow_symlinks=False) or os.path.isfile(entry):  # only links take a system call
                     return Path(entry)
         return self._folder / f"{stems[0]}{SUFFIXES[0]}"
 
     def _videos(self, folder: Path) -> dict[str, list[os.DirEntry[str]]]:
-        """List by their stems what is named as a video, the preferred suffix first."""
+        """Return the entries of a folder with a video suffix by stem, preferred suffixes first."""
         if folder not in self._read:
             self._read[folder] = defaultdict(list)
-            with suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as found:
-                for entry in sorted((entry for entry in found if is_video(Path(entry))), key=_preference):
+            with suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as scan:
+                for entry in sorted((entry for entry in scan if is_video(Path(entry))), key=_preference):
                     self._read[folder][Path(entry).stem].append(entry)
         return self._read[folder]
 
@@ -85,12 +86,15 @@ def _preference(entry: os.DirEntry[str]) -> tuple[int, str]:
 
 
 def list_videos(names: Iterable[str]) -> list[Path]:
-    """List files, those of folders, and those that match patterns, each once and in the order of the names.
+    """List the videos that the names stand for, each once and in the order of the names.
+
+    Args:
+        names: files, folders (the videos in and below them) and glob patterns (the videos that match).
 
     Raises:
-        ValueError: if a name is none of these, or nothing is there.
+        ValueError: if a name does not exist, or contains or matches no video.
     """
-    found: dict[Path, None] = {}
+    videos: dict[Path, None] = {}
     for name in names:
         path = Path(name)
         if path.is_dir():
@@ -99,9 +103,9 @@ def list_videos(names: Iterable[str]) -> list[Path]:
             matches = sorted(map(Path, glob.glob(name, recursive=True)))
             files = [path] if path.exists() else [file for file in matches if file.is_file() and is_video(file)]
         if not files:
-            what = (
+            reason = (
                 "no video in or below the folder" if path.is_dir() else "no such file or folder, and no video matches"
             )
-            raise ValueError(f"{name}: {what}")
-        found |= dict.fromkeys(files)
-    return list(found)
+            raise ValueError(f"{name}: {reason}")
+        videos |= dict.fromkeys(files)
+    return list(videos)

@@ -1,7 +1,7 @@
-"""Measure how fast each part of the picture moves, in pixels per frame of the square that the encoder sees.
+"""Measure the speed of each part of a frame, in pixels per frame of the square that the encoder takes.
 
-Two sources with one unit: the vectors that a codec stores with its P-frames, and where there are none the difference
-of two frames. The vectors of B-frames are left out: they do not tell from which frame they count.
+Speed comes from the motion vectors that the codec stores with its P-frames or, without vectors, from the difference of
+two frames. The vectors of B-frames are ignored because FFmpeg does not export which frame they refer to.
 """
 
 from bisect import bisect_right
@@ -10,51 +10,59 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-# How many P-frames make a reliable average, and how many frames away they may be: half a second of ordinary video.
+# Number of P-frames for a reliable median, and their largest distance in frames: half a second at 30 frames per second.
 _ENOUGH = 4
 _REACH = 16
 
 
 class View(NamedTuple):
-    """Say how a frame becomes the square that the encoder sees: scaled, cut out, turned."""
+    """Mapping from a frame to the square that the encoder takes: scale, crop, rotate."""
 
-    frame: tuple[int, int]  # height and width
-    scaled: tuple[int, int]
+    frame: tuple[int, int]  # height and width of the frame
+    scaled: tuple[int, int]  # height and width after scaling
     size: int  # S
     turns: int  # quarter turns, counter-clockwise
 
     @classmethod
     def of(cls, height: int, width: int, *, size: int, squash: bool, turns: int) -> "View":
-        """Scale the shortest side to S to cut out the centre, or both sides if the frame is to be squashed."""
+        """Make the view that scales the shortest side to S and crops the center or, to squash, scales both sides to S.
+
+        Args:
+            height: height of the frame in pixels.
+            width: width of the frame in pixels.
+            size: S, side of the square in pixels.
+            squash: scale both sides to S.
+            turns: quarter turns, counter-clockwise.
+        """
         scale = size / min(height, width)
         scaled = (size, size) if squash else (max(size, round(height * scale)), max(size, round(width * scale)))
         return cls((height, width), scaled, size, turns % 4)
 
     @property
     def corner(self) -> tuple[int, int]:
-        """Name the first row and column of the scaled frame that stay."""
+        """First row and column of the crop in the scaled frame."""
         return (self.scaled[0] - self.size) // 2, (self.scaled[1] - self.size) // 2
 
     def cut(self, scaled: NDArray[Any]) -> NDArray[Any]:
-        """Take the square out of a scaled frame (height, width, ...) and turn it upright."""
+        """Crop the square out of a scaled frame (height, width, ...) and rotate it upright."""
         top, left = self.corner
         return np.rot90(scaled[top : top + self.size, left : left + self.size], self.turns)
 
 
 class VectorMotion:
-    """Collect motion vectors while frames are decoded, and tell the speed at each step from the P-frames there.
+    """A collector of motion vectors that computes the speed at each step from the P-frames near it.
 
-    These are the P-frames among the step's frames and, if they are fewer than four, the last ones before, of the same
-    group of pictures and at most 16 frames away. Right after an I-frame, where there are none, it is the next one.
-    So the motion of a step does not depend on the other steps. A block that counts from an earlier frame than the last
-    I- or P-frame does not say so and looks too fast, which is why the median is taken.
+    A step uses the P-frames among its own frames. If these are fewer than four, it adds the last P-frames before them,
+    of the same group of pictures and at most 16 frames away. If there are none, as right after an I-frame, it uses the
+    next P-frame. The motion of a step therefore does not depend on the other steps. Blocks that refer to an older frame
+    than the last I- or P-frame are not marked as such and appear too fast, hence the median over P-frames.
 
     Args:
-        first: The number of the first frame of each step, ascending or not.
-        last: That of its last frame.
+        first: index of the first frame of each step (T,), in any order.
+        last: index of the last frame of each step (T,).
         grid: H and W of the encoder's tokens.
-        size: S, the side of the square that the encoder sees.
-        squash: As for `View.of`.
+        size: S, side of the square that the encoder takes.
+        squash: see `View.of`.
     """
 
     def __init__(
@@ -64,21 +72,29 @@ class VectorMotion:
         self._begins, self._ends = np.sort(first) - _REACH, np.sort(last)
         self._grid = grid
         self._size, self._squash = size, squash
-        self._fields: dict[int, NDArray[np.float64]] = {}  # of P-frames: see `vector_field`
-        self._opening: dict[int, int | None] = {}  # of I-frames: the first P-frame after each
-        self._anchor: int | None = None
+        self._fields: dict[int, NDArray[np.float64]] = {}  # P-frame to its speed on the grid, see `vector_field`
+        self._opening: dict[int, int | None] = {}  # I-frame to the first P-frame after it
+        self._anchor: int | None = None  # last I- or P-frame
 
     def restart(self) -> None:
-        """Forget the last frame: decoding goes on at another place."""
+        """Forget the last frame, before decoding continues elsewhere in the file."""
         self._anchor = None
 
     def see_intra(self, row: int) -> None:
-        """Take note of an I-frame, the frame number `row`. Frames come in order of display."""
+        """Record the I-frame with index `row`. Frames must be passed in display order."""
         self._opening.setdefault(row, None)
         self._anchor = row
 
     def see_predicted(self, row: int, vectors: NDArray[Any] | None, height: int, width: int, turns: int) -> None:
-        """Take in the vectors of a P-frame; they count from the last I- or P-frame before it."""
+        """Record the motion vectors of a P-frame, which refer to the last I- or P-frame before it.
+
+        Args:
+            row: index of the frame.
+            vectors: motion vectors as FFmpeg exports them; None if the frame has none.
+            height: height of the frame in pixels.
+            width: width of the frame in pixels.
+            turns: quarter turns that make the frame upright, counter-clockwise.
+        """
         anchor, self._anchor = self._anchor, row
         if anchor is None or anchor >= row:
             return
@@ -91,14 +107,14 @@ class VectorMotion:
             self._fields[row] = vector_field(vectors, row - anchor, view, self._grid)
 
     def awaits(self, row: int) -> bool:
-        """Tell whether the frame `row` has no P-frame yet to take its motion from, and the next one may be it."""
+        """Return whether frame `row` still needs the next P-frame, as none has been seen in its group of pictures."""
         opener = self._opener(row)
         return opener is not None and opener == self._anchor
 
     def speed(self) -> NDArray[np.float32]:
-        """Take the median over the P-frames at each step, (T, H, W); NaN at steps that have none.
+        """Compute the median speed over the P-frames of each step (T, H, W); NaN for steps without P-frames.
 
-        A cell that every P-frame codes without vectors has the mean of the step's other cells.
+        A cell without vectors in every P-frame is set to the mean of the step's other cells.
         """
         motion = np.full((len(self._steps), *self._grid), np.nan, np.float32)
         for step, (first, last) in enumerate(self._steps):
@@ -110,10 +126,11 @@ class VectorMotion:
         return motion
 
     def _opener(self, row: int) -> int | None:
-        """Find the I-frame from which the group of pictures around a frame starts."""
+        """Return the I-frame that starts the group of pictures of a frame; None before the first I-frame."""
         return max((intra for intra in self._opening if intra <= row), default=None)
 
     def _choose(self, first: int, last: int) -> list[int]:
+        """List the P-frames from which the motion of a step is computed."""
         rows = sorted(self._fields)
         start = max(first - _REACH, self._opener(first) or 0)
         before, inside, behind = (bisect_right(rows, row - 1) for row in (start, first, last + 1))
@@ -126,13 +143,17 @@ class VectorMotion:
 
 
 def vector_field(vectors: NDArray[Any], gap: int, view: View, grid: tuple[int, int]) -> NDArray[np.float64]:
-    """Average the speed of the blocks of a P-frame on each cell of the token grid, by area: (H, W), NaN if it has none.
+    """Average the speed of the blocks of a P-frame in each cell of the token grid, weighted by area.
 
     Args:
-        vectors: As FFmpeg exports them: blocks of w x h around (dst_x, dst_y), displaced by motion / motion_scale.
-        gap: How many frames before this one the frame is from which the displacement counts.
-        view: How the frame becomes the square.
+        vectors: motion vectors as FFmpeg exports them: blocks of w x h around (dst_x, dst_y), displaced by
+            motion / motion_scale.
+        gap: distance in frames to the frame that the vectors refer to.
+        view: mapping from the frame to the square that the encoder takes.
         grid: H and W of the upright square.
+
+    Returns:
+        Speed in pixels per frame (H, W); NaN for cells without blocks.
     """
     vectors = vectors[vectors["source"] < 0]
     scale_y, scale_x = view.scaled[0] / view.frame[0], view.scaled[1] / view.frame[1]
@@ -151,10 +172,14 @@ def vector_field(vectors: NDArray[Any], gap: int, view: View, grid: tuple[int, i
 def difference_motion(
     before: NDArray[np.uint8], after: NDArray[np.uint8], grid: tuple[int, int]
 ) -> NDArray[np.float32]:
-    """Estimate speed from two neighbouring frames (3, S, S): the change in brightness over its slope, summed by cell.
+    """Estimate speed from two neighboring frames (3, S, S): the change in brightness over its slope, summed by cell.
 
-    This is the speed across edges, exact for small steps. It says too little where things move along their edges or
-    further than their texture is wide. One grey level is added to the slope, so that noise on plain areas is no motion.
+    This is the speed perpendicular to edges, exact for small displacements. It is an underestimate where objects move
+    along their edges or further than the width of their texture. One gray level is added to the slope, so that noise
+    in plain areas does not count as motion.
+
+    Returns:
+        Speed in pixels per frame (H, W).
     """
     first, second = (np.tensordot((0.299, 0.587, 0.114), picture, 1) for picture in (before, after))  # (S, S)
     slope = np.hypot(*np.gradient((first + second) / 2))
@@ -166,7 +191,7 @@ def difference_motion(
 
 
 def _overlap(start: NDArray[Any], length: NDArray[Any], size: int, cells: int) -> NDArray[np.float64]:
-    """Measure how much of each interval lies in each of the cells that divide 0 .. size evenly: (N, cells)."""
+    """Compute the overlap of each interval with each of the cells that divide 0 .. size evenly: (N, cells)."""
     edges = np.linspace(0, size, cells + 1)
     start, end = start[:, None], (start + length)[:, None]
     overlap: NDArray[np.float64] = np.minimum(end, edges[1:]) - np.maximum(start, edges[:-1])

@@ -1,4 +1,4 @@
-"""Read the frames of a video that are on screen at given times, and how fast their parts move."""
+"""Read the frames of a video at given times, and the speed of their parts."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from vtm.video.motion import VectorMotion, View, difference_motion
 from vtm.video.packets import PacketTable
 from vtm.video.scanning import packet_table
 
-# Annotations give lengths in whole seconds: how long after the end a frame may be asked for.
+# Seconds after the end at which a frame may still be requested, because annotations round lengths to whole seconds.
 _LATE = 1.5
 
-# Decoders that tell the motion vectors of P-frames.
+# Decoders that export the motion vectors of P-frames.
 _HAS_VECTORS = frozenset({"h264", "mpeg2video", "mpeg4"})
 
 
 class VideoFrames(NamedTuple):
-    """Hold the frames at T times and how fast they move."""
+    """Frames at T times and the motion in them."""
 
     pixels: Tensor  # (T * f, 3, S, S) uint8
-    motion: Tensor | None  # (T, H, W) float32, pixels per frame at the size S
-    from_codec: Tensor | None  # (T,) bool: motion from the codec's vectors; False: from the difference of two frames
-    substituted: Tensor  # (T,) frames that damage has reached, for which the nearest clean one stands in
+    motion: Tensor | None  # (T, H, W) float32, pixels per frame at size S
+    from_codec: Tensor | None  # (T,) bool, True if the motion is from motion vectors, False if from frame differences
+    substituted: Tensor  # (T,) int64, number of damaged frames that the nearest clean frame replaces
 
 
 def read_frames(
@@ -44,28 +44,29 @@ def read_frames(
     squash: bool = False,
     motion_grid: tuple[int, int] | None = None,
 ) -> VideoFrames:
-    """Read the frames on screen at the given times as upright squares, and how fast their parts move.
+    """Read the frames on screen at the given times as upright squares, and optionally the speed of their parts.
 
-    The frame at time t is the last one with a time stamp not after t, counted from the first frame; up to 1.5 s after
-    the end it is the last frame. Frames are scaled by area averaging. Damage that the decoder notices reaches all
-    frames up to the next clean key frame, and what is read at a time does not depend on the other times.
+    The frame at time t is the last one with a time stamp not after t, or the last frame up to 1.5 s after the end.
+    Frames are scaled by area averaging. Damage that the decoder reports affects all frames up to the next clean key
+    frame; the nearest clean frame replaces them. The frame at a time does not depend on the other requested times.
 
-    Motion comes from the codec's vectors (see `VectorMotion`). Codecs that have none (all but H.264, MPEG-4, MPEG-2),
-    and steps without P-frames around them, take the difference between the frame and the next one of the file (see
-    `difference_motion`); if one of the two is damaged, nothing moves.
+    Motion comes from the codec's motion vectors (see `VectorMotion`). For codecs without vectors (all but H.264,
+    MPEG-4 and MPEG-2) and for steps without P-frames near them, it is the difference between the frame and the next
+    one of the file (see `difference_motion`), or zero if one of the two is damaged.
 
     Args:
-        path: The video file.
-        times: Seconds from the first frame, not negative, in any order; repeats are fine.
-        size: S, the side of the frames that come back, in pixels.
-        frames_per_step: f, how many consecutive frames of the file to read from each time on. The last frame of the
-            file stands in for those after the end.
-        squash: Scale both sides to S; otherwise the shortest one, and cut out the centre.
-        motion_grid: H and W of the tokens for which to measure motion; None to leave it out, which is cheaper.
+        path: video file.
+        times: T times in seconds from the first frame, not negative, in any order, possibly repeated.
+        size: S, side of the returned frames in pixels.
+        frames_per_step: f, number of consecutive frames of the file to read from each time on. After the end, the last
+            frame is repeated.
+        squash: scale both sides to S; otherwise scale the shortest side to S and crop the center.
+        motion_grid: H and W of the tokens for which to measure motion; None to skip it, which is faster.
 
     Raises:
-        VideoError: The file cannot be opened, has no video stream or no frame that can be decoded.
-        TooShortError: It ends more than 1.5 s before one of the times.
+        VideoError: if the file cannot be opened, has no video stream or no frame can be decoded.
+        TooShortError: if the file ends more than 1.5 s before one of the times.
+        ValueError: if there are no times, or one is negative.
     """
     if not times or min(times) < 0:
         raise ValueError(f"{path}: expected one or more times that are not negative, got {list(times)[:3]}")
@@ -76,11 +77,11 @@ def read_frames(
         )
     first = table.rows(times)  # (T,)
     last = np.minimum(first + frames_per_step - 1, len(table.pts) - 1)
-    places: dict[int, list[int]] = {}
-    for place, row in enumerate(np.minimum(first[:, None] + np.arange(frames_per_step), last[:, None]).flat):
-        places.setdefault(int(row), []).append(place)
+    indices: dict[int, list[int]] = {}  # frame of the file to its indices in `pixels`
+    for index, row in enumerate(np.minimum(first[:, None] + np.arange(frames_per_step), last[:, None]).flat):
+        indices.setdefault(int(row), []).append(index)
     before = np.minimum(first, max(len(table.pts) - 2, 0))
-    pairs = np.stack([before, np.minimum(before + 1, len(table.pts) - 1)], 1)  # (T, 2), whose difference is the motion
+    pairs = np.stack([before, np.minimum(before + 1, len(table.pts) - 1)], 1)  # (T, 2), frames for `difference_motion`
     vectors: VectorMotion | None = None
     if motion_grid and table.codec in _HAS_VECTORS:
         vectors = VectorMotion(first, last, motion_grid, size=size, squash=squash)
@@ -90,38 +91,38 @@ def read_frames(
     kept: dict[int, NDArray[np.uint8]] = {}
     exact: dict[int, bool] = {}
     surveys: dict[int, Survey] = {}
-    for row, square, found in _read_squares(
-        path, table, places.keys() | partners, surveys, size=size, squash=squash, vectors=vectors
+    for row, square, is_exact in _read_squares(
+        path, table, indices.keys() | partners, surveys, size=size, squash=squash, vectors=vectors
     ):
-        exact[row] = found
-        if row in places:
-            pixels[places[row]] = square
+        exact[row] = is_exact
+        if row in indices:
+            pixels[indices[row]] = square
         if row in partners:
             kept[row] = square
     substituted = torch.zeros(len(times), dtype=torch.int64)
-    for place in (place for row in places if not exact[row] for place in places[row]):
-        substituted[place // frames_per_step] += 1
+    for index in (index for row in indices if not exact[row] for index in indices[row]):
+        substituted[index // frames_per_step] += 1
     if motion_grid is None:
         return VideoFrames(torch.from_numpy(pixels), None, None, substituted)
 
     motion = vectors.speed() if vectors else np.full((len(times), *motion_grid), np.nan, np.float32)
     if vectors and surveys and motion_grid:
         spans = [(np.searchsorted(table.keys, table.pts[rows], "right") - 1).clip(min=0) for rows in (first, last)]
-        groups = np.stack(spans, 1)  # (T, 2): the groups of pictures at which each step begins and ends
+        groups = np.stack(spans, 1)  # (T, 2), the first and last group of pictures of each step
         for begin, end in np.unique(groups, axis=0).tolist():
             span = range(begin, end + 1)
             if not surveys.keys().isdisjoint(span):
                 steps = (groups == (begin, end)).all(1)
-                again = VectorMotion(first[steps], last[steps], motion_grid, size=size, squash=squash)
-                show_clean(path, table, span, surveys, again)
-                motion[steps] = again.speed()
+                clean = VectorMotion(first[steps], last[steps], motion_grid, size=size, squash=squash)
+                show_clean(path, table, span, surveys, clean)
+                motion[steps] = clean.speed()
     absent = np.isnan(motion).any((1, 2))
     if vectors:
         exact = {}
-        for row, square, found in _read_squares(
+        for row, square, is_exact in _read_squares(
             path, table, set(pairs[absent].flat), surveys, size=size, squash=squash
         ):
-            kept[row], exact[row] = square, found
+            kept[row], exact[row] = square, is_exact
     for step in np.flatnonzero(absent):
         pair = [kept[row] for row in pairs[step] if exact[row]]
         motion[step] = difference_motion(pair[0], pair[1], motion_grid) if len(pair) == 2 else 0
@@ -138,14 +139,14 @@ def _read_squares(
     squash: bool,
     vectors: VectorMotion | None = None,
 ) -> Iterator[tuple[int, NDArray[np.uint8], bool]]:
-    """Yield frames by number as upright squares (3, S, S), and whether each is that frame or a stand-in.
+    """Yield the index of each frame, its upright square (3, S, S), and False if a replacement is yielded instead.
 
-    If a frame comes twice, the second counts.
+    If a frame is yielded twice, the second one counts.
     """
     reformatter = VideoReformatter()
     stamps = {int(table.pts[row]): row for row in sorted(rows)}
     for pts, frame, exact in decode_wanted(path, table, list(stamps), surveys, vectors):
-        turns = round(frame.rotation / 90)  # the container's rotation, counter-clockwise
+        turns = round(frame.rotation / 90)  # rotation of the container, counter-clockwise
         view = View.of(frame.height, frame.width, size=size, squash=squash, turns=turns)
         scaled = reformatter.reformat(
             frame, view.scaled[1], view.scaled[0], "rgb24", interpolation=Interpolation.AREA, threads=1
