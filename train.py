@@ -19,6 +19,8 @@ from vtm.cli.launch import (
     start_processes,
 )
 from vtm.cli.overrides import check_overrides
+from vtm.results.record import read_results
+from vtm.system.processes import process_rank
 
 CONF = Path(__file__).parent / "conf"
 
@@ -40,8 +42,12 @@ OmegaConf.register_new_resolver("run_folder", checked_run_folder, use_cache=True
 
 @check_overrides(CONF, "train")
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
-def main(cfg: DictConfig) -> None:
-    """Check what there is, then fit and test; in one process per device."""
+def main(cfg: DictConfig) -> float | None:
+    """Check the data, then train and test, in one process per device.
+
+    Returns:
+        The validation score of the best checkpoint, for sweepers that optimize it; None on all ranks except 0.
+    """
     with concise_errors():
         processes = processes_to_start(cfg.trainer)
         encoder = instantiate(cfg.encoder)
@@ -59,6 +65,7 @@ def main(cfg: DictConfig) -> None:
                     run(cfg, trainer, callbacks, module, data)
                 else:
                     start_processes(processes, Path(__file__), Path(cfg.run_dir))
+        return read_results(Path(cfg.run_dir, "results.json"))["val"]["value"] if process_rank().rank == 0 else None
 
 
 def build(cfg: DictConfig, encoder: Any, data: Any, task: Any) -> Any:

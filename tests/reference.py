@@ -43,7 +43,7 @@ class Area(NamedTuple):
 
 
 class BlockParameters(NamedTuple):
-    """The parameters of one block: norm.weight, norm.bias, qkv.weight, linear.weight, linear.bias per path; u (1, C)."""
+    """Parameters of one block: norm.weight, norm.bias, qkv.weight, linear.weight, linear.bias per path; u (1, C)."""
 
     main: Mapping[str, Tensor]
     auxiliary: Mapping[str, Tensor] | None = None
@@ -117,7 +117,7 @@ def count_targets(num_tokens: int, partition_factor: int) -> int:
 
 
 def uniform_loops(tokens: LoopTokens, grid: Area, partition_factor: int, noise: Tensor | None = None) -> Tensor:
-    """Choose the real tokens of rank floor(j gamma n / N), then the first other real ones, then the first masked ones."""
+    """Choose real tokens of rank floor(j gamma n / N), then the first other real ones, then the first masked ones."""
     chosen = []
     for real, masked in _real_and_masked(tokens):
         total = len(real) + len(masked)
