@@ -26,7 +26,7 @@ CONF = Path(__file__).parent / "conf"
 
 
 def checked_run_folder(name: str, train: bool, ckpt_path: str | None, finetune_from: str | None) -> str:
-    """Check the checkpoints and name the run folder, for the configuration, which would wrap the errors of both."""
+    """Check the given checkpoints and return the run folder; errors end here, before OmegaConf wraps them."""
     from vtm.training.checkpoint import read_checkpoint
 
     given = {"ckpt_path": ckpt_path, "finetune_from": finetune_from}
@@ -69,7 +69,7 @@ def main(cfg: DictConfig) -> float | None:
 
 
 def build(cfg: DictConfig, encoder: Any, data: Any, task: Any) -> Any:
-    """Make the module, from the checkpoint that a new run starts from, and check the one that it resumes or tests."""
+    """Build the module; check `ckpt_path` and load the network of `finetune_from`, where given."""
     from vtm.training.callbacks import epoch_seed
     from vtm.training.checkpoint import fine_tune, read_checkpoint
     from vtm.training.module import VTMModule
@@ -86,7 +86,7 @@ def build(cfg: DictConfig, encoder: Any, data: Any, task: Any) -> Any:
 
 
 def run(cfg: DictConfig, trainer: Any, callbacks: Any, module: Any, data: Any) -> None:
-    """Fit, and test the best and the last checkpoint, or test the given one."""
+    """Fit, then test the best and the last checkpoint; or only test the given one."""
     from vtm.training.loggers import closing_wandb
 
     with closing_wandb():
@@ -98,7 +98,7 @@ def run(cfg: DictConfig, trainer: Any, callbacks: Any, module: Any, data: Any) -
         for path in callbacks.results.each(checkpoints):
             for evaluate in (trainer.validate, trainer.test):
                 if trainer.received_sigterm:
-                    sys.exit(143)  # Lightning does so only where a batch is left
+                    sys.exit(143)  # Lightning itself exits only before another batch
                 evaluate(module, data, ckpt_path=path, verbose=False)
 
 

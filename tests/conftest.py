@@ -1,4 +1,4 @@
-"""What all tests share: one thread each, because the machine may be small and busy, and commands without a shell."""
+"""Fixtures for all tests, and one thread each, because the machine may be small and busy."""
 
 import logging
 import sys
@@ -26,16 +26,16 @@ CONF = Path(__file__).parents[1] / "conf"
 
 
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
-    """Say in the id of a test what pytest numbers, as in `dtype0`, or shows without its name, as in `False`."""
+    """Put the value into test ids where pytest shows a number (`dtype0`) or a value without its name (`False`)."""
     if (isinstance(val, str | bytes) and val) or hasattr(val, "__name__"):
-        return None  # pytest says it itself
+        return None  # pytest's own id is clear
     text = _text(val)[:80]
     nameless = val is None or isinstance(val, int | float | list | tuple) or not text
     return f"{argname}={text}" if nameless else text
 
 
 def _text(item: object) -> str:
-    """Write a parameter without its address in memory, so that all processes call a test the same."""
+    """Format a parameter without its memory address, so that test ids agree between processes."""
     if isinstance(item, dict):
         return ",".join(f"{key}={_text(value)}" for key, value in item.items())
     if isinstance(item, list | tuple):
@@ -53,7 +53,7 @@ def _one_thread() -> None:
 
 
 def let_go(error: BaseException | None) -> None:
-    """Drop what the ended frames of an error hold: a loading process that ends as garbage is waited for, 5 s each."""
+    """Clear the frames of an error: a DataLoader worker that is collected as garbage costs a wait of 5 s."""
     while error is not None:
         traceback.clear_frames(error.__traceback__)
         error = error.__context__
@@ -61,7 +61,7 @@ def let_go(error: BaseException | None) -> None:
 
 @pytest.fixture
 def call(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
-    """Call the `main` of a command as from a shell in a folder, without the seconds that a new process takes."""
+    """Call the `main` of a command as from a shell in a folder, without the cost of a new process."""
     handlers, level = logging.root.handlers[:], logging.root.level
 
     def call(main: Callable[[], Any], folder: Path, *overrides: str) -> None:
@@ -76,7 +76,7 @@ def call(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
             raise
 
     yield call
-    # what a process takes with it when it ends: Hydra's log on a screen that is gone, and the settings of W&B
+    # undo what a process would leave only until its end: Hydra's log handlers and the settings of W&B
     logging.root.handlers[:] = handlers
     logging.root.setLevel(level)
     if "wandb" in sys.modules:
@@ -85,7 +85,7 @@ def call(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
 
 @pytest.fixture(scope="session")
 def make_checkpoint() -> Callable[..., Path]:
-    """Write the checkpoint of a tiny network with random weights, as train.py would: demo with overrides."""
+    """Write a checkpoint of a tiny network with random weights, as train.py would for the demo with overrides."""
 
     def make(path: Path, *overrides: str, classes: tuple[str, ...] | None = ("dark", "light", "red")) -> Path:
         tiny = ["encoder.image_size=32", "encoder.model_args.depth=1", "model.window_frames=[2,4]"]
@@ -112,7 +112,7 @@ def make_checkpoint() -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def make_model(make_checkpoint: Callable[..., Path]) -> Callable[..., Path]:
-    """Write the model file of such a checkpoint."""
+    """Write the model file of a tiny network with random weights."""
 
     def make(path: Path, *overrides: str, classes: tuple[str, ...] | None = ("dark", "light", "red")) -> Path:
         checkpoint = make_checkpoint(path.parent / "run" / "checkpoints" / "best.ckpt", *overrides, classes=classes)
@@ -125,7 +125,7 @@ def make_model(make_checkpoint: Callable[..., Path]) -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def make_video() -> Callable[..., Path]:
-    """Write a video of noise that drifts, so that no two frames and no two places are alike."""
+    """Write a video of drifting noise, in which no two frames and no two patches are alike."""
 
     def make(path: Path, seconds: float, *, fps: int = 8, **options: str) -> Path:
         picture = np.random.default_rng(len(path.name)).integers(0, 256, (6, 8, 3), np.uint8)

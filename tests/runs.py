@@ -1,4 +1,4 @@
-"""Runs to report on, written by hand."""
+"""Handwritten run folders for the tests of reports."""
 
 import json
 from collections.abc import Callable
@@ -95,7 +95,7 @@ def write_run(tmp_path: Path) -> Callable[..., Path]:
 
 
 def as_yaml(node: dict[str, Any], indent: str = "") -> str:
-    """Write nested dictionaries the way Hydra does."""
+    """Write nested dictionaries as YAML, as Hydra does."""
     lines = []
     for key, value in node.items():
         if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Every experiment runs to its end on small videos that bear the ids of the real lists, and again on their features."""
+"""Every experiment trains and tests on small videos with the ids of the real lists, and on their stored features."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ from vtm.data.datamodule import VideoDataModule
 from vtm.video.writing import write_video
 
 ROOT = Path(__file__).parents[1]
-OTHERS = ("demo", "folder", "needle", "needle_videos")  # which have no official lists
+OTHERS = ("demo", "folder", "needle", "needle_videos")  # without official lists
 EXPERIMENTS = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml") if path.stem not in OTHERS)
 SMALL = [
     "encoder=vit_tiny_random", "encoder.image_size=32", "encoder.model_args.depth=1", "encoder.storage=bfloat16",
@@ -34,7 +34,7 @@ def results(folder: Path) -> dict[str, Any]:
 
 
 def write_some(data: VideoDataModule) -> None:
-    """Write a few videos of each split, as long as the lists say."""
+    """Write a few videos of each split, with the lengths in the lists."""
     for split in ("train", "val", "test"):
         videos = data.read_split(split)
         for number, video in enumerate(videos[:: len(videos) // PRESENT][:PRESENT]):
@@ -70,7 +70,7 @@ def test_experiment_from_videos_and_from_features(name, call, tmp_path):
         del ours[stage]["cost"], theirs[stage]["cost"]
         assert ours[stage] == theirs[stage]
 
-    with pytest.raises(SystemExit, match=r"are not sound, listed in .*problems.csv"):
+    with pytest.raises(SystemExit, match=r"videos are not sound, see .*problems.csv"):
         call(check_data.main, tmp_path / "check", *overrides)
     with pytest.raises(SystemExit, match=r"videos are missing.*check_data"):
         call(train.main, tmp_path / "strict", *overrides, "data.allow_missing=false")

@@ -1,4 +1,4 @@
-"""The command `python -m vtm.export`: every format agrees with the network of the checkpoint, and says what it is."""
+"""The command `python -m vtm.export`: every format agrees with the network of the checkpoint and describes it."""
 
 import json
 import re
@@ -16,13 +16,13 @@ from vtm.export import from_checkpoint, main
 from vtm.inference.model_file import ModelFileError, read_model
 
 WINDOWS = ("data/protocol=windows", "data.protocol.num_frames=4", "data.protocol.stride=1")
-ONE_BLOCK = ("merging=none", "model.window_frames=[4]", "model.channels=[8]")  # whose graphs take a second, not ten
+ONE_BLOCK = ("merging=none", "model.window_frames=[4]", "model.channels=[8]")  # small graph, exported in a second
 STRATEGIES = ["learnable", "learnable_paper", "uniform", "center", "boundary", "motion", "none"]
 
 
 @pytest.fixture
 def export(monkeypatch, capsys):
-    """Call the command; return what it printed, or the sentence with which it left."""
+    """Call the command; return its output, or the message with which it exited."""
 
     def export(*arguments: str) -> str:
         monkeypatch.setattr(sys, "argv", ["vtm.export", *map(str, arguments)])
@@ -118,7 +118,7 @@ def test_half_a_result_is_named(tmp_path, make_checkpoint, export):
 
 def test_without_results_the_command_says_so(tmp_path, make_checkpoint, export):
     checkpoint = make_checkpoint(tmp_path / "best.ckpt")
-    assert "without a result" in export(f"ckpt_path={checkpoint}", f"out={tmp_path / 'm.safetensors'}")
+    assert "without a test score" in export(f"ckpt_path={checkpoint}", f"out={tmp_path / 'm.safetensors'}")
 
 
 def test_sampling_is_refused_where_a_graph_cannot_hold_it(tmp_path, make_checkpoint, export):
@@ -135,17 +135,23 @@ def test_sampling_is_refused_where_a_graph_cannot_hold_it(tmp_path, make_checkpo
         ([], "vtm.export needs ckpt_path=… and out=…"),
         (["ckpt_path=a.ckpt"], "vtm.export needs out=…"),
         (["ckptpath=a.ckpt", "out=m.onnx"], "did you mean ckpt_path=…?"),
-        (["a.ckpt", "out=m.onnx"], "'a.ckpt' is no setting of vtm.export"),
-        (["ckpt_path=", "out=m.onnx"], "'ckpt_path=' is no setting"),
+        (["a.ckpt", "out=m.onnx"], "'a.ckpt' is not a setting of vtm.export"),
+        (["ckpt_path=", "out=m.onnx"], "'ckpt_path=' is not a setting"),
         (
             ["ckpt_path=absent.ckpt", "out=m.onnx"],
             "ckpt_path=absent.ckpt is no file; checkpoints lie in <run",
         ),
         (["ckpt_path=text.ckpt", "out=m.onnx"], "ckpt_path=text.ckpt is no checkpoint of vtm, or a damaged one"),
         (["ckpt_path=other.ckpt", "out=m.onnx"], "ckpt_path=other.ckpt is no checkpoint of vtm, or a damaged one"),
-        (["ckpt_path=text.ckpt", "out=m.pth"], "expected as ending of out safetensors, onnx, pt2, got 'pth'"),
-        (["ckpt_path=text.ckpt", "out=m"], "expected as ending of out safetensors, onnx, pt2, got ''"),
-        (["ckpt_path=text.ckpt", "out=m", "format=onnx,tflite"], "expected as format safetensors, onnx, pt2, got"),
+        (
+            ["ckpt_path=text.ckpt", "out=m.pth"],
+            "expected the ending of out to be one of safetensors, onnx, pt2, got 'pth'",
+        ),
+        (["ckpt_path=text.ckpt", "out=m"], "expected the ending of out to be one of safetensors, onnx, pt2, got ''"),
+        (
+            ["ckpt_path=text.ckpt", "out=m", "format=onnx,tflite"],
+            "expected format to be one of safetensors, onnx, pt2, got",
+        ),
     ],
 )
 def test_wrong_arguments_are_answered_in_a_sentence(tmp_path, export, monkeypatch, arguments, reason):
@@ -171,9 +177,7 @@ def test_a_task_of_somebody_else_is_refused(tmp_path, make_checkpoint):
     checkpoint = torch.load(make_checkpoint(tmp_path / "a.ckpt"), weights_only=True)
     checkpoint["vtm"]["config"]["task"]["_target_"] = "mine.Ranking"
     torch.save(checkpoint, tmp_path / "a.ckpt")
-    with pytest.raises(
-        ModelFileError, match=r"holds classification or regression of vtm.tasks, but task is mine.Ranking"
-    ):
+    with pytest.raises(ModelFileError, match=r"expected a task of vtm\.tasks, got mine\.Ranking"):
         from_checkpoint(tmp_path / "a.ckpt")
 
 

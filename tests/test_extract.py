@@ -1,4 +1,4 @@
-"""Features are extracted once, whatever happens meanwhile, and a run on them scores as on the videos."""
+"""Features are extracted once, even after failures, and a run on them scores the same as on the videos."""
 
 import json
 import os
@@ -48,14 +48,14 @@ def stored(root: Path) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def extracted(tmp_path_factory) -> tuple[Path, str]:
-    """A folder with the features of 18 videos, and what two processes said that stored them."""
+    """A folder with the features of 18 videos, and the output of the two processes that stored them."""
     cwd = tmp_path_factory.mktemp("extracted")
     return cwd, run(cwd, EXTRACT, f"data.root={cwd / 'demo'}", "trainer=ddp_cpu")
 
 
 @pytest.fixture
 def unstored(extracted, tmp_path) -> Path:
-    """The videos of the extracted set, to be spoilt or not, without their features."""
+    """A copy of the videos of the extracted set, without their features."""
     root = tmp_path / "demo"
     shutil.copytree(extracted[0] / "demo" / "videos", root / "videos")
     for name in ("demo.json", "annotations"):
@@ -132,7 +132,7 @@ def test_an_unreadable_video_does_not_stop_the_other_processes(unstored, tmp_pat
     bad = min((root / "videos" / "train").rglob("*.mp4"))
     bad.write_text("not a video")
     output = run(tmp_path, EXTRACT, f"data.root={root}", "trainer=ddp_cpu", succeeds=False)
-    assert "some videos could not be stored; the lists" in output
+    assert "some videos could not be stored; " in output
     assert "Traceback" not in output
     assert len(stored(root)) == 17
     (listed,) = {path.read_text() for path in tmp_path.rglob("failed.*.csv")}
@@ -147,7 +147,7 @@ def _little_disk() -> None:
 @pytest.mark.slow
 def test_a_full_disk_is_one_sentence(unstored, tmp_path):
     root = unstored
-    limited = ["encoder.image_size=96", "data.num_workers=0"]  # loading processes need shared memory beyond the limit
+    limited = ["encoder.image_size=96", "data.num_workers=0"]  # workers need shared memory beyond the limit
     output = run(tmp_path, EXTRACT, f"data.root={root}", *limited, succeeds=False, preexec_fn=_little_disk)
     assert "the same command goes on when this is put right" in output
     assert "Traceback" not in output
@@ -161,7 +161,7 @@ def test_check_data_counts_and_lists(call, unstored, tmp_path, capsys):
     trains, vals = [sorted((root / "videos" / name).rglob("*.mp4")) for name in ("train", "val")]
     trains[0].unlink()
     vals[1].write_text("not a video")
-    with pytest.raises(SystemExit, match=r"2 are not sound, listed in .*problems.csv"):
+    with pytest.raises(SystemExit, match=r"2 of \d+ videos are not sound, see .*problems.csv"):
         call(check_data.main, tmp_path, *TINY, f"data.root={root}")
     output = capsys.readouterr().out
     assert "train      7        1           0          0" in output

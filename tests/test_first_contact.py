@@ -1,4 +1,4 @@
-"""The ten mistakes that a new user is most likely to make: one sentence for each, that helps, and no stack trace."""
+"""The ten most likely mistakes of a new user: each gets one helpful sentence and no stack trace."""
 
 import os
 import re
@@ -43,7 +43,7 @@ def tiny(root) -> list[str]:
 
 @pytest.fixture
 def refusal(call, tmp_path, capfd) -> Callable[..., str]:
-    """Run a command that is refused, and return the one sentence that stands on stderr."""
+    """Run a command that fails, and return its one sentence on stderr."""
 
     def refusal(*overrides: str) -> str:
         with pytest.raises(SystemExit) as stop:
@@ -51,7 +51,7 @@ def refusal(call, tmp_path, capfd) -> Callable[..., str]:
         said = capfd.readouterr()
         assert "Traceback" not in said.out + said.err
         lines = [line for line in said.err.splitlines() if not line.startswith("writing demonstration videos")]
-        assert not lines  # but the message, which Python writes at the very end
+        assert not lines  # Python writes the message only at the very end
         assert isinstance(stop.value.code, str)
         assert "\n" not in stop.value.code
         return stop.value.code
@@ -60,7 +60,7 @@ def refusal(call, tmp_path, capfd) -> Callable[..., str]:
 
 
 def left_by(folder: Path) -> set[str]:
-    """Name what the one run in a folder has left, but for its configuration and its log."""
+    """Return the names of the files that the only run in a folder left, except its configuration and log."""
     (run,) = folder.glob("runs/*/*")
     return {path.name for path in run.iterdir()} - {".hydra", "train.log"}
 
@@ -86,7 +86,7 @@ def test_1_no_videos(refusal, tmp_path):
     said = refusal("experiment=folder", "trainer=cpu", f"data.root={tmp_path / 'mine'}", "encoder=vit_tiny_random")
     assert said.startswith(f"2 of the 2 train videos are missing, such as {tmp_path / 'mine/videos/a.mp4'}, ")
     assert "put them there as data/README.md describes" in said
-    assert left_by(tmp_path) == set()  # no run of W&B that has never begun
+    assert left_by(tmp_path) == set()  # no empty run of W&B
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_2_wrong_path(refusal, tmp_path, overrides, message):
         ("trainer.precision=bf17", "trainer: Precision 'bf17' is invalid. Allowed precision values: ("),
         ("+trainer.max_epoch=2", "trainer: Trainer.__init__() got an unexpected keyword argument 'max_epoch'"),
         ("trainer=ddp", "trainer.accelerator = gpu, but torch finds no GPU here; use trainer=cpu, or trainer=ddp_cpu"),
-        ("data=lvu", "data.task has no value: give data.task=…, or choose an experiment that does; --help"),
+        ("data=lvu", "data.task has no value: add data.task=…, or choose an experiment that sets it; --help"),
     ],
 )
 def test_3_misspelt_override(refusal, tiny, override, message, monkeypatch):
@@ -163,8 +163,9 @@ def test_5_out_of_memory(refusal, tiny, monkeypatch):
 
     monkeypatch.setattr(VTMModule, "training_step", training_step)
     assert refusal(*tiny) == (
-        "out of memory, when 2.50 GiB more were asked for: lower data.batch_size and raise "
-        "trainer.accumulate_grad_batches as much, set trainer.precision=bf16-mixed, or raise merging.partition_factor"
+        "out of memory while allocating 2.50 GiB: lower data.batch_size and raise "
+        "trainer.accumulate_grad_batches by the same factor, set trainer.precision=bf16-mixed, or raise "
+        "merging.partition_factor"
     )
 
 
@@ -216,7 +217,7 @@ def test_8_checkpoint_of_another_run(refusal, call, tiny, tmp_path, capfd):
 
 
 def test_9_no_network(refusal, tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # else it would try again for a minute
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # otherwise it would retry for a minute
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     said = refusal(*tiny, "encoder.pretrained=true", "encoder.model_args=null")
     assert said.startswith(
@@ -265,7 +266,7 @@ def test_help_is_short_and_names_what_can_be_done(call, tmp_path, capsys, main):
     lines = capsys.readouterr().out.splitlines()
     assert 5 < len(lines) < 60
     assert "experiment=lvu_scene" in "\n".join(lines)
-    assert max(len(line) for line in lines if not re.match(r"[a-z/]+: ", line)) <= 120  # but for lists of options
+    assert max(len(line) for line in lines if not re.match(r"[a-z/]+: ", line)) <= 120  # except lists of options
 
 
 def test_help_of_training_names_every_other_command(call, tmp_path, capsys):

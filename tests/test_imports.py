@@ -1,4 +1,4 @@
-"""Imports point to a lower floor, third-party packages appear where they belong, and `import vtm` is light."""
+"""Imports point only to lower layers, third-party packages stay in their rooms, and `import vtm` is light."""
 
 import ast
 import subprocess
@@ -12,13 +12,13 @@ FLOORS = [
     {"system", "merging", "video", "tasks", "results"},
     {"encoders", "models", "pictures", "data", "cli"},
     {"features", "training", "inference", "benchmark"},
-]  # the folders of vtm; a file directly in vtm/ is a command and stands above them
+]  # the folders of vtm; a file directly in vtm/ is a command, above them all
 ON_ONE_FLOOR = {
     *((room, "system") for room in FLOORS[0]),
     *(("benchmark", room) for room in FLOORS[2]),
     ("results", "tasks"),
     ("pictures", "models"),
-}  # what a room may import of its own floor
+}  # exceptions: rooms of the same layer that a room may import
 COMMANDS = (*(path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "vtm").glob("*.py"))), "train.py")
 ALLOWED_IN = {
     "av": ("vtm/video/",),
@@ -49,7 +49,7 @@ def imported(path: Path) -> list[str]:
 
 
 def room(module: str) -> str | None:
-    """Return the folder that a module of vtm lies in; None for a command."""
+    """Return the folder of a module of vtm; None for a command."""
     parts = module.split(".")
     return parts[1] if len(parts) > 1 and (ROOT / "vtm" / parts[1]).is_dir() else None
 

@@ -40,18 +40,18 @@ STRATEGIES = ["learnable", "uniform", "center", "boundary", "motion", "none"]
 
 @pytest.fixture
 def execute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Path, str]]:
-    """Run a notebook with other parameters in a clone made of links; return its folder and all that was printed.
+    """Run a notebook with other parameters in a clone made of links; return its folder and all its output.
 
-    The kernel is that of this Python, whatever others are installed. Data and runs lie in the folder.
+    The kernel runs this Python, even if other kernels are installed. Data and runs go to the folder.
     """
 
     def execute(name: str, **parameters: object) -> tuple[Path, str]:
         for entry in ("vtm", "conf", "train.py"):
             (tmp_path / entry).symlink_to(ROOT / entry)
         notebook = nbformat.read(ROOT / "notebooks" / name, as_version=4)
-        (place,) = (i for i, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", ()))
-        assert assigned(notebook.cells[place].source) == list(parameters), "one value for each parameter"
-        notebook.cells[place].source = "\n".join(f"{key} = {value!r}" for key, value in parameters.items())
+        (index,) = (i for i, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", ()))
+        assert assigned(notebook.cells[index].source) == list(parameters), "one value for each parameter"
+        notebook.cells[index].source = "\n".join(f"{key} = {value!r}" for key, value in parameters.items())
         (tmp_path / "notebooks").mkdir()
         for variable in ("IPYTHONDIR", "JUPYTER_RUNTIME_DIR"):
             monkeypatch.setenv(variable, str(tmp_path / "jupyter"))
@@ -60,19 +60,19 @@ def execute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tu
         manager = AsyncKernelManager(kernel_name="python3", kernel_spec_manager=KernelSpecManager(kernel_dirs=[]))
         folder = {"metadata": {"path": str(tmp_path / "notebooks")}}
         NotebookClient(notebook, km=manager, timeout=300, resources=folder).execute()
-        gc.collect()  # jupyter's clients log when they go, which at an arbitrary moment may be the wrong one
+        gc.collect()  # jupyter's clients log when they are collected, which could otherwise disturb a later test
         return tmp_path, printed(notebook)
 
     return execute
 
 
 def assigned(source: str) -> list[str]:
-    """List the names that a cell gives a value."""
+    """List the names that a cell assigns."""
     return [node.targets[0].id for node in ast.parse(source).body if isinstance(node, ast.Assign)]
 
 
 def printed(notebook: NotebookNode) -> str:
-    """Gather the output of all cells; a picture shows as its type."""
+    """Gather the output of all cells, with the type of each picture."""
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
     texts = [output.get("text") or "\n".join(map(str, output.get("data", {}).items())) for output in outputs]
     return "\n".join(texts)

@@ -1,4 +1,4 @@
-"""Files that an earlier version wrote are used by this one, to the same numbers; `old_files/README.md` lists them."""
+"""Files of an earlier version still work, with the same numbers; `old_files/README.md` lists them."""
 
 import csv
 import json

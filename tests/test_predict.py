@@ -1,4 +1,4 @@
-"""The command `python -m vtm.predict`: files, folders and patterns; failures; tables that go on where they were."""
+"""The command `python -m vtm.predict`: files, folders and patterns; failures; tables that are continued."""
 
 import csv
 import json
@@ -26,7 +26,7 @@ WINDOWS = ("data/protocol=windows", "data.protocol.num_frames=4", "data.protocol
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, make_video, make_model):
-    """A model, two videos and a file that is none."""
+    """A folder with a model, two videos and a file that is not a video."""
     folder = tmp_path_factory.mktemp("predict")
     make_model(folder / "model.safetensors", *WINDOWS)
     make_video(folder / "videos" / "a.mp4", 5.5)
@@ -66,7 +66,7 @@ def test_folders_and_patterns_name_videos_once(folder, monkeypatch):
         Path("videos/deep/b.MP4"),
     ]
     assert list_videos(["videos/**/*.MP4"]) == [Path("videos/deep/b.MP4")]
-    assert list_videos(["videos/*"]) == [Path("videos/a.mp4")]  # not the text beside it, nor what is in the folder
+    assert list_videos(["videos/*"]) == [Path("videos/a.mp4")]  # no text file, no subfolder
     (folder / "empty").mkdir(exist_ok=True)
     for name, reason in (
         ("empty", "no video in or below the folder"),
@@ -116,7 +116,7 @@ def test_lines_of_errors_are_written_in_one_piece(predict, monkeypatch):
 
 def test_a_table_is_written_and_goes_on_where_it_was(predict, folder, tmp_path):
     table = tmp_path / "new" / "table.csv"
-    assert predict("model.safetensors", "videos/a.mp4", "--csv", str(table))[1] == ""  # for the table says it
+    assert predict("model.safetensors", "videos/a.mp4", "--csv", str(table))[1] == ""  # it is in the table
     first = table.read_text(encoding="utf-8")
     (row,) = csv.DictReader(first.splitlines())
     assert (row["video"], row["windows"], row["short"], row["damaged"]) == ("videos/a.mp4", "2", "0", "0")
@@ -129,7 +129,7 @@ def test_a_table_is_written_and_goes_on_where_it_was(predict, folder, tmp_path):
     status, out, err = predict("model.safetensors", "videos", "broken.mp4", "--csv", str(table))
     assert status == 1
     assert "videos/a.mp4" not in out
-    assert f"1 of 3 are in {table} already" in err
+    assert f"1 of 3 videos are already in {table}" in err
     assert table.read_text(encoding="utf-8").startswith(first)
     *found, failed = csv.DictReader(table.open(encoding="utf-8"))
     assert [row["video"] for row in found] == ["videos/a.mp4", "videos/deep/b.MP4"]
@@ -163,7 +163,7 @@ def test_processes_write_one_table(folder, make_video, tmp_path):
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     processes = [subprocess.Popen(command, env=environment, **pipes) for environment in environments]
     answers = [process.communicate() for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], answers  # for torchrun would stop the other one
+    assert [process.returncode for process in processes] == [0, 0], answers  # else torchrun stops the other
     printed = [json.loads(line)["video"] for out, _ in answers for line in out.splitlines()]
     assert sorted(printed) == sorted(map(str, videos))
     rows = list(csv.DictReader(table.open(encoding="utf-8")))
@@ -174,7 +174,7 @@ def test_processes_write_one_table(folder, make_video, tmp_path):
 def test_processes_without_a_table_are_refused(predict, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     status, out, _ = predict("model.safetensors", "videos")
-    assert status == "2 processes share the videos by the table that they write: give --csv FILE"
+    assert status == "2 processes can only share the videos by writing one table; add --csv FILE"
     assert not out
 
 
@@ -190,7 +190,7 @@ def test_an_interruption_says_what_is_done(predict, monkeypatch, tmp_path):
     table = tmp_path / "table.csv"
     status, _, err = predict("model.safetensors", "videos", "--csv", str(table))
     assert status == 130
-    assert f"interrupted with 1 of 2 videos in {table}; the same command goes on" in err
+    assert f"interrupted with 1 of 2 videos in {table}; run the same command to continue" in err
     monkeypatch.undo()
     before = table.read_text(encoding="utf-8")
     predict("model.safetensors", "videos", "--csv", str(table))
@@ -205,7 +205,7 @@ def test_a_termination_says_what_is_done(predict, monkeypatch, tmp_path):
     table = tmp_path / "table.csv"
     status, _, err = predict("model.safetensors", "videos", "--csv", str(table))
     assert status == 143
-    assert err.splitlines()[-1] == f"interrupted with 0 of 2 videos in {table}; the same command goes on"
+    assert err.splitlines()[-1] == f"interrupted with 0 of 2 videos in {table}; run the same command to continue"
     status, _, err = predict("model.safetensors", "videos")
     assert status == 143
     assert err.splitlines()[-1] == "interrupted"
@@ -233,7 +233,7 @@ def test_progress_counts_the_videos_of_the_command(predict, folder, monkeypatch,
     right = Progress.advance
 
     def failing(self, path, **arguments):
-        with table.open("a") as file:  # as another command does, which has other videos
+        with table.open("a") as file:  # as another command with other videos does
             file.write(f"other {path.name},,,,,,,broken,{identity},,,,\n")
         raise ValueError("odd")
 
@@ -284,7 +284,7 @@ def test_every_process_has_a_gpu(predict, monkeypatch, rank, arguments, device):
     def load(path, *, encoder_checkpoint, device):
         raise FileNotFoundError(device)
 
-    monkeypatch.setattr("torch.empty", lambda *_, device: None)  # as if the device were there
+    monkeypatch.setattr("torch.empty", lambda *_, device: None)  # as if the device existed
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     monkeypatch.setattr("vtm.inference.predictor.load", load)
@@ -347,7 +347,7 @@ def test_a_class_may_have_any_name(capsys):
 def test_the_number_of_classes_is_checked(predict, number):
     status, _, err = predict("model.safetensors", "videos", "--top", number)
     assert status == 2
-    assert f"expected a number from 1 on, got {number}" in err
+    assert f"expected a whole number above 0, got {number}" in err
 
 
 def test_a_name_that_is_no_text_is_predicted(predict, make_video, tmp_path):
@@ -355,7 +355,7 @@ def test_a_name_that_is_no_text_is_predicted(predict, make_video, tmp_path):
     status, out, err = predict("model.safetensors", str(tmp_path), "--json", "--csv", str(tmp_path / "t.csv"))
     assert status == 0, err
     assert json.loads(out)["video"].endswith("\udcff.mp4")
-    assert "\\udcff.mp4" in out  # spelt out
+    assert "\\udcff.mp4" in out  # escaped
 
 
 @pytest.mark.parametrize(
@@ -364,7 +364,7 @@ def test_a_name_that_is_no_text_is_predicted(predict, make_video, tmp_path):
         (["absent.safetensors", "videos"], "absent.safetensors is no file; `python -m vtm.export"),
         (["broken.mp4", "videos"], "broken.mp4 is no model of vtm"),
         (["model.safetensors", "absent.mp4"], "absent.mp4: no such file or folder, and no video"),
-        (["model.safetensors", "videos", "--device", "cuda:99"], "--device cuda:99 is not to be had here"),
+        (["model.safetensors", "videos", "--device", "cuda:99"], "--device cuda:99 cannot be used ("),
     ],
 )
 def test_wrong_arguments_are_answered_in_a_sentence(predict, arguments, reason):

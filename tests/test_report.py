@@ -1,4 +1,4 @@
-"""The command `python -m vtm.report`, as a user calls it, on runs by hand and on a real sweep."""
+"""The command `python -m vtm.report`, as a user calls it, on handwritten runs and on a real sweep."""
 
 import os
 import subprocess

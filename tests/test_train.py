@@ -34,10 +34,10 @@ def root(tmp_path_factory) -> str:
 
 
 def start(cwd: Path, *overrides: str) -> subprocess.Popen[str]:
-    """Run train.py from a folder of its own, so that its runs/ lie there."""
+    """Run train.py in a temporary folder, which its runs/ go to."""
     command = [sys.executable, str(ROOT / "train.py"), *overrides]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    # an earlier test, in which Lightning was interrupted, or a shell's background has this process ignore SIGINT
+    # this process ignores SIGINT if an earlier test interrupted Lightning, or if a shell started it in the background
     heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     return subprocess.Popen(
         command, cwd=cwd, text=True, env=ENVIRONMENT, start_new_session=True, preexec_fn=heard, **pipes
@@ -57,7 +57,7 @@ def results(folder: Path) -> dict:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory, root) -> tuple[Path, str]:
-    """The folder of one run of two epochs, and what it printed."""
+    """The folder of one run of two epochs, and its output."""
     cwd = tmp_path_factory.mktemp("whole")
     output = train(cwd, *TINY, root)
     (folder,) = (cwd / "runs" / "demo").iterdir()
@@ -135,7 +135,7 @@ def test_an_interrupted_run_says_how_to_go_on(tmp_path, root, sent, status):
     output, _ = process.communicate(timeout=60)
     assert process.returncode == status, output
     *_, last = output.splitlines()
-    assert last.startswith("interrupted; to go on after the last epoch that was finished: python ")
+    assert last.startswith("interrupted; to continue after the last finished epoch: python ")
     assert last.endswith(f"{root} logger=csv trainer.max_epochs=9999 ckpt_path=stopped/checkpoints/last.ckpt")
     assert "Traceback" not in output
 

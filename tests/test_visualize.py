@@ -50,7 +50,7 @@ def test_one_kind_of_one_window(call, tmp_path, files, kind, suffixes):
     call(main, tmp_path, *files, "--out", "pictures", "--only", kind, "--start", "4")
     path, *others = sorted((tmp_path / "pictures").iterdir())
     assert [file.name for file in (path, *others)] == [f"drift.mp4_4s{suffix}" for suffix in suffixes]
-    if kind == "page":  # the window goes beyond the end of the video
+    if kind == "page":  # the window extends beyond the end of the video
         assert '"times":["4 s","5 s","6 s"]' in path.read_text(encoding="utf-8")
     if kind == "video":
         assert duration(path) == pytest.approx(3 / 2)

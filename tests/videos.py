@@ -1,4 +1,4 @@
-"""Videos whose pixels tell the number of each frame."""
+"""Videos whose pixels encode the number of each frame."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -20,7 +20,7 @@ HEIGHT, WIDTH, BITS = 48, 64, 8
 
 
 class Stamps:
-    """Write and read frame numbers: one bright or dark column per bit, inside the centre crop of 48 x 48."""
+    """Write and read frame numbers: one bright or dark column per bit, inside the center crop of 48 x 48."""
 
     size = HEIGHT
 
@@ -50,7 +50,7 @@ def stamps() -> Stamps:
 
 
 class FakeEncoder:
-    """What data have to know of an encoder: 48 x 48 frames that become 3 x 3 tokens."""
+    """A stand-in for an encoder, as data modules need it: 48 x 48 frames become 3 x 3 tokens."""
 
     def __init__(self, **attributes: Any) -> None:
         self.key, self.frames = "fake-48px", FrameSpec(HEIGHT, 1, squash=False)
@@ -60,7 +60,7 @@ class FakeEncoder:
 
 @pytest.fixture(scope="session")
 def loading() -> Callable[..., dict[str, Any]]:
-    """Make the arguments that every data module takes, for videos of the fixture `stamps`."""
+    """Return the arguments of every data module, for videos of the fixture `stamps`."""
 
     def make(root: Path, **changes: Any) -> dict[str, Any]:
         defaults = {

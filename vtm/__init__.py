@@ -9,7 +9,7 @@ __all__ = ["Predictor", "load"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import what is in `__all__` where it is asked for: what it needs would make `import vtm.merging` slow."""
+    """Import the names of `__all__` on first use, so that `import vtm.merging` stays fast."""
     if name in __all__:
         from vtm.inference import predictor
 

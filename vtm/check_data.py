@@ -1,7 +1,7 @@
-"""Look at every video of an experiment, or its stored features: python -m vtm.check_data experiment=lvu_scene.
+"""Check every video of an experiment, or its stored features: python -m vtm.check_data experiment=lvu_scene.
 
-For each split it counts what is sound, missing, unreadable or shorter than annotated, and writes the lists. It ends
-with status 1 if anything is wrong. `data/source=features` checks every byte of the stored features.
+It counts the sound, missing, unreadable and too short videos of each split, and lists those that are not sound in a
+file. The exit status is 1 if there are any. With `data/source=features` it checks every byte of the stored features.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ STATES = ("sound", "missing", "unreadable", "too short")
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="check_data")
 @concise_errors()
 def main(cfg: DictConfig) -> None:
-    """Check all splits, print the counts, and write the lists."""
+    """Check all splits, print the counts, and list the videos that are not sound."""
     data = instantiate(cfg.data, encoder=instantiate(cfg.encoder))
     findings = check(data)
     print(counts_table(findings))
@@ -50,32 +50,35 @@ def main(cfg: DictConfig) -> None:
         update_unusable(data.source.unusable, findings)
     except OSError as error:
         print(
-            f"{data.source.unusable}: cannot be written ({error.strerror}); data.allow_missing=true will not know of it"
+            f"{data.source.unusable}: cannot be written ({error.strerror}); data.allow_missing=true will not leave out "
+            "the videos that were found unusable"
         )
     if bad:
-        some = all(any(one.split == split and one.state == "sound" for one in findings) for split in SPLITS)
+        trainable = {finding.split for finding in findings if finding.state == "sound"} == set(SPLITS)
         sys.exit(
-            f"{len(bad)} are not sound, listed in {cfg.run_dir}/problems.csv; data.allow_missing=true "
-            + ("goes on without them" if some else "needs a sound one in every split")
+            f"{len(bad)} of {len(findings)} videos are not sound, see {cfg.run_dir}/problems.csv; "
+            "data.allow_missing=true " + ("leaves them out" if trainable else "needs a sound video in every split")
         )
 
 
 class Finding(NamedTuple):
-    """Say what was found of one video."""
+    """The result of checking one video."""
 
     split: str
     id: str
     state: str
     path: str
-    version: str  # of the file: the finding says nothing of another one
+    version: str  # of the checked file; the finding does not apply to another version
     reason: str
 
 
 def check(data: VideoDataModule) -> list[Finding]:
-    """Check all videos of a data set, of frames the first and the last; a video of two splits is listed twice.
+    """Check all videos of a data set: the first and the last frame of each, or all its stored features.
+
+    A video in two splits is listed twice.
 
     Args:
-        data: Names the videos and where their inputs come from.
+        data: data module that lists the videos and has their source.
     """
     todo = [(split, video) for split in SPLITS for video in data.listed(split)]
     with ThreadPoolExecutor(os.cpu_count()) as pool, Progress("checking", len(todo)) as progress:
@@ -87,7 +90,7 @@ def check(data: VideoDataModule) -> list[Finding]:
 
 
 def counts_table(findings: Iterable[Finding]) -> str:
-    """Count the findings, a split in a row.
+    """Tabulate the number of findings by split and state.
 
     >>> print(counts_table([Finding("test", "a", "sound", "", "", ""), Finding("test", "b", "missing", "", "", "")]))
            sound  missing  unreadable  too short
@@ -101,14 +104,16 @@ def counts_table(findings: Iterable[Finding]) -> str:
 
 
 def update_unusable(path: Path, findings: list[Finding]) -> None:
-    """Replace in the list of unusable videos what it says of those that were checked now.
+    """Replace the entries of the checked videos in the list of unusable videos.
+
+    Other processes may update the list at the same time.
 
     Args:
-        path: The list; a file is made as soon as there is a video to list.
-        findings: Of the videos that were checked. Other processes may add theirs at the same time.
+        path: CSV file of the list; it is created once there is a video to list.
+        findings: results for the videos that were checked.
 
     Raises:
-        OSError: The list cannot be written.
+        OSError: if the list cannot be written.
     """
     checked = {finding.id for finding in findings}
     bad = [finding for finding in findings if finding.state in ("unreadable", "too short")]
@@ -131,7 +136,7 @@ def _check(data: VideoDataModule, split: Split, video: Video) -> Finding:
         if version is not None:
             source.check(video, data.protocol, train=split == "train")
             state = "sound"
-    except OtherTimesError as error:  # what is wanted is not there
+    except OtherTimesError as error:  # other times are stored than those needed
         reason = str(error)
     except TooShortError as error:
         state, reason = "too short", str(error)

@@ -1,8 +1,8 @@
-"""Make a model for use of a checkpoint: python -m vtm.export ckpt_path=runs/…/best.ckpt out=model.safetensors.
+"""Export a checkpoint as a model for inference: python -m vtm.export ckpt_path=runs/…/best.ckpt out=model.safetensors.
 
-Formats: `safetensors`, for `vtm.load`, `vtm.predict` and `vtm.visualize`; `onnx`, for onnxruntime and whatever reads
-ONNX; `pt2`, for `torch.export.load`. The last two hold the network, from features to scores, and describe encoder,
-preprocessing and classes; they are compared with the model before they are written.
+Formats: `safetensors`, for `vtm.load`, `vtm.predict` and `vtm.visualize`; `onnx`, for onnxruntime and other readers of
+ONNX; `pt2`, for `torch.export.load`. The last two hold the network, from features to scores, and a description of the
+encoder, the preprocessing and the classes; they are written only if their scores agree with the model's.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from typing import TYPE_CHECKING, Any
 from vtm.cli.errors import concise_errors
 from vtm.results.record import read_results, score_of
 
-if TYPE_CHECKING:  # what the command needs is imported when its arguments are known to be right
+if TYPE_CHECKING:  # slow to import, so only after the arguments are checked
     from torch import Tensor
 
 FORMATS = ("safetensors", "onnx", "pt2")
 _USAGE = "python -m vtm.export ckpt_path=FILE out=FILE [format=safetensors,onnx,pt2] [encoder_checkpoint=FILE]"
 _HELP = """\
-Make a model for use of a checkpoint, without the auxiliary path of training.
+Export a checkpoint as a model for inference, without the auxiliary path that only training uses.
 
-  ckpt_path   of train.py: runs/<experiment>/<stamp>/checkpoints/best.ckpt
-  out         the file to write; its ending is the format
-  format      several formats at once; the endings are then added to out
-  encoder_checkpoint   where the encoder's own weights lie now, if they have moved since the training
+  ckpt_path            a checkpoint of train.py: runs/<experiment>/<stamp>/checkpoints/best.ckpt
+  out                  the file to write; its ending is the format, unless format is given
+  format               one or more formats, separated by commas; the endings are then added to out
+  encoder_checkpoint   the file of the encoder's own weights, if it has moved since training
 
   python -m vtm.export ckpt_path=runs/demo/…/checkpoints/best.ckpt out=demo.safetensors
   python -m vtm.predict demo.safetensors video.mp4
@@ -36,7 +36,7 @@ _SETTINGS = ("ckpt_path", "out", "format", "encoder_checkpoint")
 
 
 def main() -> None:
-    """Export what the command line says."""
+    """Export the checkpoint named on the command line."""
     parser = argparse.ArgumentParser(
         usage=_USAGE, description=_HELP, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -45,19 +45,19 @@ def main() -> None:
     with concise_errors():
         settings = _settings(arguments)
         moved = settings.pop("encoder_checkpoint", None)
-        where = Path(settings["ckpt_path"]), Path(settings["out"])
-        for line in export(*where, settings["format"], encoder_checkpoint=moved):
+        checkpoint, out = Path(settings["ckpt_path"]), Path(settings["out"])
+        for line in export(checkpoint, out, settings["format"], encoder_checkpoint=moved):
             print(line, flush=True)
 
 
 def export(checkpoint: Path, out: Path, formats: str, *, encoder_checkpoint: str | None = None) -> Iterator[str]:
-    """Write a checkpoint in one or more formats; say of each file what it is, when it is there.
+    """Write a checkpoint in one or more formats; yield a line about each file once it is written.
 
     Args:
-        checkpoint: of train.py.
-        out: a file of one format, or the files without their endings.
-        formats: `FORMATS`, separated by commas; empty for that of the ending of `out`.
-        encoder_checkpoint: where the encoder's own weights lie now, if they have moved since the training.
+        checkpoint: checkpoint of train.py.
+        out: file to write, or its path without the endings if `formats` is given.
+        formats: names from `FORMATS`, separated by commas; empty to use the ending of `out`.
+        encoder_checkpoint: file of the encoder's own weights, if it has moved since training.
 
     Raises:
         ModelFileError: if a format is unknown or cannot hold a setting of the model.
@@ -69,32 +69,32 @@ def export(checkpoint: Path, out: Path, formats: str, *, encoder_checkpoint: str
     given = out.suffix.removeprefix(".")
     chosen = formats.split(",") if formats else [given]
     if unknown := [name for name in chosen if name not in FORMATS]:
-        what = "ending of out" if not formats else "format"
-        raise ModelFileError(f"expected as {what} {', '.join(FORMATS)}, got {unknown[0]!r}")
+        key = "format" if formats else "the ending of out"
+        raise ModelFileError(f"expected {key} to be one of {', '.join(FORMATS)}, got {unknown[0]!r}")
     weights, description = from_checkpoint(checkpoint)
     if encoder_checkpoint is not None:
         description["encoder"] |= {"checkpoint": encoder_checkpoint}
     model = Predictor.from_training(weights, description)
     weights = model.network.state_dict()
-    if lacks := [name for name in chosen if name != "safetensors"]:
-        check_traceable(model, lacks[0])
+    if graphs := [name for name in chosen if name != "safetensors"]:
+        check_traceable(model, graphs[0])
     for name in chosen:
         path = out if name == given else out.with_name(f"{out.name}.{name}")
         if name == "safetensors":
             write_model(path, weights, description)
-            said = f"{sum(value.numel() for value in weights.values()) / 1e6:.2f} million weights"
+            summary = f"{sum(value.numel() for value in weights.values()) / 1e6:.2f} million weights"
         else:
-            said = write_graph(model, path, name)
-        yield f"{path}: {said}, {path.stat().st_size / 1e6:.1f} MB; {_origin(description)}"
+            summary = write_graph(model, path, name)
+        yield f"{path}: {summary}, {path.stat().st_size / 1e6:.1f} MB; {_origin(description)}"
 
 
 def from_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Take all weights of the network, and its description as `vtm.inference.model_file` has it, from a checkpoint.
+    """Read the weights of a network from a checkpoint, and its description for `vtm.inference.model_file`.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is no checkpoint of vtm, or a damaged one.
-        ModelFileError: if a model file cannot hold its settings.
+        FileNotFoundError: if the file does not exist.
+        ValueError: if the file is not a checkpoint of vtm, or is damaged.
+        ModelFileError: if a model file cannot hold its task.
     """
     from vtm.inference.model_file import ModelFileError
     from vtm.training.checkpoint import read_checkpoint
@@ -103,7 +103,7 @@ def from_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     config = checkpoint.config
     task = str(config["task"]["_target_"])
     if not task.startswith("vtm.tasks."):
-        raise ModelFileError(f"a model file holds classification or regression of vtm.tasks, but task is {task}")
+        raise ModelFileError(f"expected a task of vtm.tasks, got {task}; a model file cannot hold others")
     state = {
         name.removeprefix("model."): value for name, value in checkpoint.state.items() if name.startswith("model.")
     }
@@ -128,7 +128,7 @@ def _settings(arguments: list[str]) -> dict[str, str]:
         if key not in _SETTINGS or not equals or not value:
             near = difflib.get_close_matches(key, _SETTINGS, n=1)
             raise ValueError(
-                f"{argument!r} is no setting of vtm.export, which are {', '.join(f'{name}=…' for name in _SETTINGS)}"
+                f"{argument!r} is not a setting of vtm.export; expected {', '.join(f'{name}=…' for name in _SETTINGS)}"
                 + (f"; did you mean {near[0]}=…?" if near else "")
             )
         settings[key] = value
@@ -140,7 +140,7 @@ def _settings(arguments: list[str]) -> dict[str, str]:
 
 
 def _training(path: Path, config: Mapping[str, Any], *, epoch: int) -> dict[str, Any]:
-    """Say where the model comes from, and what it scored, if the results of the run lie where it left them."""
+    """Describe the training of a model, with its scores if the run folder still has its `results.json`."""
     facts = {"experiment": config["name"], "seed": config["seed"], "epoch": epoch}
     results = path.parent.parent / "results.json"
     try:
@@ -152,11 +152,11 @@ def _training(path: Path, config: Mapping[str, Any], *, epoch: int) -> dict[str,
 
 
 def _origin(description: Mapping[str, Any]) -> str:
-    """Say in a few words what a model is and what it scored."""
+    """Summarize in a few words how a model was trained and what it scored."""
     facts = description["training"]
     text = f"{facts['experiment']}, seed {facts['seed']}, epoch {facts['epoch']}"
     if (test := facts["test"]) is None:
-        return f"{text}, without a result: there is none of this epoch in results.json beside its checkpoints"
+        return f"{text}, without a test score: results.json in the run folder has none for this epoch"
     low, high = test["interval"]
     return f"{text}, test {test['metric']} {test['value']:.3f} ({low:.3f} to {high:.3f}, n = {test['n']})"
 

@@ -1,8 +1,8 @@
 """Encode the videos of an experiment once and store the features: python -m vtm.extract experiment=lvu_scene.
 
-Any number of processes, on any number of machines that see the folder, may run it at the same time: each takes videos
-that no other has taken. It may be stopped at any moment; the same command goes on, and does again only the videos that
-were in hand. Then `python train.py experiment=lvu_scene data/source=features` trains from what was stored.
+Any number of processes, on one or more machines that share the folder, can run it at the same time: each takes videos
+that no other has taken. After an interruption the same command continues, and repeats only the unfinished videos.
+Then `python train.py experiment=lvu_scene data/source=features` trains on the stored features.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ CONF = Path(__file__).parents[1] / "conf"
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="extract")
 @concise_errors()
 def main(cfg: DictConfig) -> None:
-    """Store the features of all splits; in one process per device."""
+    """Store the features of all splits, in one process per device."""
     encoder = instantiate(cfg.encoder)
     data = instantiate(cfg.data, encoder=encoder, source=partial(VideoFiles, motion=True))
     store = instantiate(cfg.data.source)(root=data.root, encoder=encoder, sampling=data.protocol.sampling)
     if "://" in store.folder:
-        raise ValueError(f"data.source.address={store.folder} is no folder: write to one, then upload it")
+        raise ValueError(f"data.source.address={store.folder} is not a local folder; extract to one, then upload it")
     run_dir = Path(cfg.run_dir)
     if (processes := processes_to_start(cfg.trainer)) > 1:
         data.prepare_data()
@@ -50,14 +50,14 @@ def main(cfg: DictConfig) -> None:
                 csv.writer(file).writerows([("id", "reason"), *failed.items()])
     lists = list(run_dir.glob("failed.*.csv"))
     if lists:
-        message = f"some videos could not be stored; the lists {run_dir}/failed.*.csv say which and why"
-        if process_rank().world_size == 1:  # else a process that ends in failure would take the others along
+        message = f"some videos could not be stored; {run_dir}/failed.*.csv lists them with the reasons"
+        if process_rank().world_size == 1:  # torchrun stops all processes when one fails
             raise VideoError(message)
         print(message)
 
 
 def _device(trainer: Any) -> torch.device:
-    """Choose the device of this process as the trainer would."""
+    """Choose the device of this process as Lightning's trainer would."""
     if trainer.accelerator == "gpu" and not torch.cuda.is_available():
         raise ValueError("trainer.accelerator = gpu, but torch finds no GPU here; use trainer=cpu or trainer=auto")
     if trainer.accelerator == "cpu" or not torch.cuda.is_available():

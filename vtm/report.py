@@ -1,7 +1,7 @@
 """Gather runs into one table and plots: python -m vtm.report runs/needle/2030-01-01_12-00-00-000000.
 
-Runs that differ by their seed only make one row. It prints the table, and writes it as `report.md`, every run as
-`report.csv`, and plots of the scores over seeds, and against tokens kept, throughput and memory.
+Runs that differ only by their seed share a row. It prints the table, and writes it to `report.md`, all runs to
+`report.csv`, and plots of the score over seeds and against tokens kept, throughput and memory.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from vtm.system.atomic import write_atomically
 
 
 def main() -> None:
-    """Report on what was given."""
+    """Report on the runs named on the command line."""
     given = _arguments()
     with concise_errors():
         _run(given.runs, given.out, given.checkpoint)
@@ -47,14 +47,21 @@ def _run(paths: list[Path], out: Path | None, checkpoint: str) -> None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m vtm.report",
-        description="Gather runs into one Markdown table, CSV and plots: mean and spread over seeds of every setting, "
-        "against tokens kept, throughput and memory.",
+        description="Gather runs into one Markdown table, CSV and plots: mean and spread over the seeds of each "
+        "setting, against tokens kept, throughput and memory.",
     )
     parser.add_argument(
         "runs", nargs="+", type=Path, metavar="RUNS", help="run folders, sweep folders or results.json files"
     )
-    parser.add_argument("--out", type=Path, help="folder; default: report/ in the folder that all runs share")
-    parser.add_argument("--checkpoint", choices=("best", "last"), default="best", help="whose test counts (best)")
+    parser.add_argument(
+        "--out", type=Path, help="output folder (default: report/ in the folder that contains all runs)"
+    )
+    parser.add_argument(
+        "--checkpoint",
+        choices=("best", "last"),
+        default="best",
+        help="checkpoint whose test scores are reported (default: best)",
+    )
     return parser.parse_args()
 
 
