@@ -1,4 +1,4 @@
-"""What may go wrong in a command is one sentence, and mistakes of the program keep their stack trace."""
+"""Errors of a command end in one sentence, and faults of the program keep their stack trace."""
 
 import os
 import signal
@@ -155,7 +155,7 @@ def test_a_loading_process_is_no_reason_for_its_stack_trace(mistake, said):
 def test_a_loading_process_that_was_killed_says_why_that_may_be():
     killed = RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
     assert one_sentence(killed) == (
-        "DataLoader worker (pid 7) is killed by signal: Killed; this is mostly for want of memory: lower "
+        "DataLoader worker (pid 7) is killed by signal: Killed; the usual cause is too little memory: lower "
         "data.num_workers"
     )
     dead = RuntimeError("DataLoader worker (pid(s) 7, 8) exited unexpectedly")
@@ -167,8 +167,8 @@ def test_too_little_memory_says_how_much_was_asked_for_and_what_takes_less():
     cpu = RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 4000 bytes.")
     for error, asked in ((gpu, "2.50 GiB"), (cpu, "4000 bytes")):
         assert one_sentence(error) == (
-            f"out of memory, when {asked} more were asked for: lower data.batch_size and raise "
-            "trainer.accumulate_grad_batches as much, set trainer.precision=bf16-mixed, or raise "
+            f"out of memory while allocating {asked}: lower data.batch_size and raise "
+            "trainer.accumulate_grad_batches by the same factor, set trainer.precision=bf16-mixed, or raise "
             "merging.partition_factor"
         )
     assert one_sentence(torch.cuda.OutOfMemoryError("full")).startswith("out of memory: lower data.batch_size")
@@ -191,9 +191,9 @@ def test_what_hydra_wraps_is_unwrapped():
 
 def test_a_value_that_must_be_given_is_named():
     config = OmegaConf.create({"data": {"task": "???"}})
-    assert one_sentence(caught(lambda: config.data.task)).startswith("data.task has no value: give data.task=…, or")
+    assert one_sentence(caught(lambda: config.data.task)).startswith("data.task has no value: add data.task=…, or")
 
 
 def test_a_loading_process_that_was_ended_says_no_more_than_that():
     ended = RuntimeError("DataLoader worker (pid 7) is killed by signal: Terminated. ")
-    assert one_sentence(ended) == "terminated from outside"
+    assert one_sentence(ended) == "terminated by SIGTERM"

@@ -1,4 +1,4 @@
-"""Where a job runs: its folder, and how many processes it still needs."""
+"""The folder and the processes of a job, and how an interrupted one resumes."""
 
 import os
 import signal
@@ -61,7 +61,7 @@ def test_a_resumed_run_goes_on_in_its_folder_and_others_get_a_new_one(tmp_path):
     checkpoint = tmp_path / "checkpoints" / "last.ckpt"
     checkpoint.parent.mkdir()
     torch.save({"vtm": {}}, checkpoint)
-    assert run_folder("demo", train=True, ckpt_path=str(checkpoint)).startswith("runs/demo/2")  # lies in no run
+    assert run_folder("demo", train=True, ckpt_path=str(checkpoint)).startswith("runs/demo/2")  # not in a run folder
     (tmp_path / ".hydra").mkdir()
     assert run_folder("demo", train=True, ckpt_path=str(checkpoint)) == str(tmp_path)
     assert run_folder("demo", train=False, ckpt_path=str(checkpoint)).startswith("runs/demo/2")
@@ -125,7 +125,7 @@ def test_what_goes_wrong_in_an_interruption_is_said_too(tmp_path, capsys):
     assert interrupted(tmp_path, [], by_a_key_on_a_full_disk) == 130
     first, last = capsys.readouterr().err.splitlines()
     assert "No space left on device" in first
-    assert last.startswith("interrupted before an epoch was finished")
+    assert last.startswith("interrupted before the first epoch finished")
 
 
 def test_the_first_process_under_slurm_speaks_for_all(tmp_path, monkeypatch, capsys):
@@ -154,12 +154,12 @@ def test_an_interrupted_run_says_how_it_goes_on(tmp_path, monkeypatch, capsys, i
     assert interrupted(folder, ["seed=1"], interrupt) == status
     said = capsys.readouterr()
     assert said.out == "experiment demo, in the folder a run\n"
-    assert said.err.startswith("interrupted before an epoch was finished, so nothing was saved")
+    assert said.err.startswith("interrupted before the first epoch finished, so nothing was saved")
     (folder / "checkpoints" / "last.ckpt").touch()
     overrides = ["model.channels=[8,8]", "ckpt_path=old.ckpt", "seed=1"]
     assert interrupted(folder, overrides, interrupt) == status
     assert capsys.readouterr().err == (
-        "interrupted; to go on after the last epoch that was finished: "
+        "interrupted; to continue after the last finished epoch: "
         "python train.py 'model.channels=[8,8]' seed=1 'ckpt_path=a run/checkpoints/last.ckpt'\n"
     )
 
@@ -227,7 +227,7 @@ def test_an_interruption_ends_all_processes_without_a_traceback(tmp_path, sent):
     heard = "signal.signal(signal.SIGINT, signal.default_int_handler)  # also where the tests run in the background\n"
     (tmp_path / "waits.py").write_text(
         f"import os, signal, sys\n{heard}try:\n"
-        "    os.write(1, b'ready\\n')  # at one go, unlike print\n    signal.pause()\n"
+        "    os.write(1, b'ready\\n')  # in one call, unlike print\n    signal.pause()\n"
         "except KeyboardInterrupt: sys.exit(130)"
     )
     (tmp_path / "starts.py").write_text(

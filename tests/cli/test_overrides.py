@@ -1,4 +1,4 @@
-"""The near miss of a misspelt override is named, and other values are refused where numbers belong."""
+"""A misspelled override gets a suggestion, and other values are refused where numbers are expected."""
 
 import sys
 from pathlib import Path
@@ -36,13 +36,13 @@ def test_a_misspelt_override_names_the_near_miss(arguments, expected):
 @pytest.mark.parametrize("value", ["[1", "/videos/Übung", "my (videos)", "a,b=c", "runs/…/last.ckpt"])
 def test_a_value_that_hydra_cannot_read_is_to_be_quoted(value):
     (line,) = near_misses([f"ckpt_path={value}"], CONF, "train")
-    assert line == f"'ckpt_path={value}' cannot be read; quote the value, in the shell too: 'ckpt_path=\"{value}\"'"
+    assert line == f"'ckpt_path={value}' cannot be parsed; quote the value, also for the shell: 'ckpt_path=\"{value}\"'"
     assert near_misses([f'ckpt_path="{value}"'], CONF, "train") == []
 
 
 def test_a_lone_word_is_no_override():
     (line,) = near_misses(["data.root=meine", "videos"], CONF, "train")
-    assert line.startswith("'videos' is no override: write key=value, and quote a value with spaces")
+    assert line.startswith("'videos' is not an override; write key=value, and quote a value with spaces")
 
 
 @pytest.mark.parametrize(
@@ -73,10 +73,10 @@ def test_nothing_is_said_of_what_is_right(arguments):
     ("arguments", "expected"),
     [
         (["entirely_different_words=1"], "'entirely_different_words' is unknown; --cfg job shows all keys"),
-        (["experiment=lvu_scene", "num_classes=6"], "'num_classes' is unknown; the annotations tell how many"),
+        (["experiment=lvu_scene", "num_classes=6"], "'num_classes' is unknown; the number of classes is read from"),
         (["merging=none", "merging.gamma=3"], "'merging.gamma' is unknown; --cfg job"),
-        (["merging=xyz"], "'merging=xyz' is unknown; there are boundary, center, learnable, "),
-        (["demo"], "'demo' is no override: write key=value, such as experiment=demo"),
+        (["merging=xyz"], "'merging=xyz' is unknown; expected one of boundary, center, learnable, "),
+        (["demo"], "'demo' is not an override; write key=value, such as experiment=demo"),
         (["trainer.max_epochs=abc"], "trainer.max_epochs=abc: expected a whole number, such as 8"),
         (["-m", "seed=1,b"], "seed=b: expected a whole number, such as 0"),
         (["optimizer.lr=fast"], "optimizer.lr=fast: expected a number, such as 0.001"),

@@ -1,1 +1,1 @@
-"""What commands share: mistakes told in one sentence, misspelt overrides, run folders and child processes."""
+"""What commands share: errors in one sentence, checks of overrides, run folders and child processes."""

@@ -1,4 +1,4 @@
-"""Say in one sentence what stopped a command, unless it is a fault of the program, which keeps its stack trace."""
+"""Errors of commands in one sentence; only faults of the program itself keep their stack trace."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ _RAISED_IN_WORKER = re.compile(
     r'Caught \w+ in \w.*\n  File "(?P<file>[^"]+)", line \d+, in [^\n]*\n    raise [^\n]*\n(?:    [^\n]*\n)*'
     r"[\w.]+: (?P<message>.*)",
     re.DOTALL,
-)  # the last frame of the stack trace that torch puts into the message of an error of a loading process
+)  # the last frame of the stack trace that torch copies into the message of an error in a DataLoader worker
 _WORKER_DIED = re.compile(r"DataLoader worker \(pid.*\) (is killed|exited unexpectedly)")
-_TERMINATED = "killed by signal: Terminated"  # what torch says of a loading process that was sent SIGTERM as well
-_ASKED = re.compile(r"[Tt]ried to allocate (?P<amount>[\d.]+ \w+)")
+_TERMINATED = "killed by signal: Terminated"  # torch's message if a DataLoader worker received SIGTERM, too
+_REQUEST = re.compile(r"[Tt]ried to allocate (?P<amount>[\d.]+ \w+)")
 
 
 @contextmanager
 def concise_errors() -> Iterator[None]:
-    """Leave the program with just the message of an error that says what to do.
+    """End the program with only the message of an error, if the user can act on it.
 
-    These are the errors that vtm itself raises, in a loading process too, files that cannot be used, settings that a
+    These are errors that vtm itself raises, also in a DataLoader worker, files that cannot be used, settings that a
     library refuses, and too little memory. Others keep their stack trace; with HYDRA_FULL_ERROR=1 all do.
 
-    Warnings of vtm are one sentence too. SIGTERM unwinds the program as Ctrl-C does, to end with status 143.
+    Warnings of vtm are printed in one sentence, too. SIGTERM unwinds the program as Ctrl-C does, with exit status 143.
     """
     try:
         with _plain_warnings(), _orderly_termination():
@@ -39,7 +39,7 @@ def concise_errors() -> Iterator[None]:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
-    except BrokenPipeError:  # nobody reads on, as after `| head`
+    except BrokenPipeError:  # the reader has gone, as after `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except Exception as error:
@@ -50,13 +50,13 @@ def concise_errors() -> Iterator[None]:
 
 
 def interruption(error: BaseException) -> int | None:
-    """Return the exit status of a command that was ended from outside: 130 by Ctrl-C, 143 by SIGTERM; else None.
+    """Return the exit status of an interrupted command: 130 for Ctrl-C, 143 for SIGTERM; None for other errors.
 
     >>> interruption(KeyboardInterrupt()), interruption(ValueError("wrong"))
     (130, None)
     """
     cause: BaseException | None = error
-    while cause is not None:  # Lightning and wandb make another exception of it
+    while cause is not None:  # Lightning and wandb raise another exception from it
         if isinstance(cause, KeyboardInterrupt):
             return 130
         by_us = isinstance(cause, SystemExit) and cause.code == 143
@@ -67,31 +67,31 @@ def interruption(error: BaseException) -> int | None:
 
 
 def one_sentence(error: BaseException) -> str | None:
-    """Say what is wrong and what to do; None where one wants to see the place in the program instead.
+    """Return what is wrong and what to do, or None for errors that need a stack trace.
 
     >>> one_sentence(FileNotFoundError(2, "No such file or directory", "videos.csv"))
     'videos.csv: No such file or directory'
     >>> one_sentence(ZeroDivisionError("division by zero"))
     """
     cause = error
-    while type(cause).__module__.startswith("hydra.") and cause.__cause__ is not None:  # instantiation wraps errors
+    while type(cause).__module__.startswith("hydra.") and cause.__cause__ is not None:  # of instantiation
         cause = cause.__cause__
     text, frames = str(cause), traceback.extract_tb(cause.__traceback__)
     if "OutOfMemoryError" in type(cause).__name__ or "can't allocate memory" in text:
         return _out_of_memory(text)
     if _TERMINATED in text:
-        return "terminated from outside"
+        return "terminated by SIGTERM"
     if _WORKER_DIED.search(text):
-        return f"{text.splitlines()[0].rstrip('. ')}; this is mostly for want of memory: lower data.num_workers"
+        return f"{text.splitlines()[0].rstrip('. ')}; the usual cause is too little memory: lower data.num_workers"
     if found := _RAISED_IN_WORKER.match(text):
         return found["message"].strip() if _is_ours(found["file"]) else None
     if frames and _is_ours(frames[-1].filename) and (frames[-1].line or "").startswith("raise "):
-        return text  # meant, and not a mistake of our own
+        return text  # raised on purpose
     if isinstance(cause, OSError) and (cause.filename or isinstance(cause, FileNotFoundError)):
         return f"{cause.filename}: {cause.strerror}" if cause.filename and cause.strerror else text
     if type(cause).__name__ == "MissingMandatoryValue":  # of omegaconf
         key = getattr(cause, "full_key", None)
-        return f"{key} has no value: give {key}=…, or choose an experiment that does; --help lists them"
+        return f"{key} has no value: add {key}=…, or choose an experiment that sets it; --help lists them"
     wrong_argument = isinstance(cause, TypeError | ValueError) or type(cause).__name__ == "MisconfigurationException"
     refused = wrong_argument and cause is not error and not any(_is_ours(frame.filename) for frame in frames)
     if refused and (key := re.search(r"full_key: (\S+)", str(error))):
@@ -101,11 +101,11 @@ def one_sentence(error: BaseException) -> str | None:
 
 @contextmanager
 def _plain_warnings() -> Iterator[None]:
-    """Print the warnings of vtm without their place in the program."""
+    """Print the warnings of vtm without file and line."""
     usual = warnings.formatwarning
 
-    def plain(message: Warning | str, category: type[Warning], filename: str, *place: Any, **line: Any) -> str:
-        return f"warning: {message}\n" if _is_ours(filename) else usual(message, category, filename, *place, **line)
+    def plain(message: Warning | str, category: type[Warning], filename: str, *rest: Any, **options: Any) -> str:
+        return f"warning: {message}\n" if _is_ours(filename) else usual(message, category, filename, *rest, **options)
 
     warnings.formatwarning = plain
     try:
@@ -116,7 +116,7 @@ def _plain_warnings() -> Iterator[None]:
 
 @contextmanager
 def _orderly_termination() -> Iterator[None]:
-    """Leave the program by an exception at SIGTERM, but where the signal is somebody else's business already."""
+    """Exit by an exception at SIGTERM, unless the signal already has a handler."""
     in_main_thread = threading.current_thread() is threading.main_thread()
     if not in_main_thread or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
         yield
@@ -129,17 +129,16 @@ def _orderly_termination() -> Iterator[None]:
 
 
 def _terminate(*_: object) -> None:
-    if signal.getsignal(signal.SIGTERM) is _terminate:  # else Lightning has wrapped it, and ends after the batch
+    if signal.getsignal(signal.SIGTERM) is _terminate:  # otherwise Lightning has wrapped it, and stops after the batch
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         sys.exit(143)
 
 
 def _out_of_memory(text: str) -> str:
-    asked = f", when {found['amount']} more were asked for" if (found := _ASKED.search(text)) else ""
+    request = f" while allocating {found['amount']}" if (found := _REQUEST.search(text)) else ""
     return (
-        f"out of memory{asked}: lower data.batch_size and "
-        "raise trainer.accumulate_grad_batches as much, set trainer.precision=bf16-mixed, or raise "
-        "merging.partition_factor"
+        f"out of memory{request}: lower data.batch_size and raise trainer.accumulate_grad_batches by the same factor, "
+        "set trainer.precision=bf16-mixed, or raise merging.partition_factor"
     )
 
 

@@ -1,8 +1,8 @@
-"""Where a job runs: its folder, its processes, one per device of this machine, and how it goes on when interrupted.
+"""Where a job runs: its folder, its processes (one per device of this machine), and how to resume it.
 
-Lightning would do it by running the command line again; under a Hydra multirun each child then replays the whole sweep,
-and with a sweeper that samples, each rank trains other hyper-parameters. Here the children read the configuration that
-the parent has composed, and share its folder. Under torchrun or SLURM the processes are there already.
+Lightning would start the processes by repeating the command line; under a Hydra multirun each child would replay the
+whole sweep, and with a sampling sweeper each rank would train with other hyperparameters. Here the children read the
+configuration that the parent has composed, and share its folder. Under torchrun or SLURM they have started already.
 """
 
 from __future__ import annotations
@@ -40,19 +40,19 @@ try:
     main()
 except SignalException:
     sys.exit(130)
-"""  # without a traceback where the run is interrupted
+"""  # no traceback when the run is interrupted
 
 
 def run_folder(name: str, *, train: bool, ckpt_path: str | None) -> str:
-    """Name the folder of a job: a new one, or that of the run which a checkpoint resumes, where it still lies there.
+    """Return the folder of a job: that of the run to resume if its checkpoint is still in it, else a new one.
 
     Args:
-        name: of the experiment.
-        train: whether the job trains; a mere test of a checkpoint gets a folder of its own.
-        ckpt_path: `<folder>/checkpoints/<file>` to resume, or None.
+        name: name of the experiment.
+        train: whether the job trains; a job that only tests a checkpoint gets a new folder.
+        ckpt_path: checkpoint to resume or test, `<folder>/checkpoints/<file>`, or None.
 
     Raises:
-        ValueError: if there is nothing to train and nothing to test.
+        ValueError: if the job does not train and has no checkpoint to test.
     """
     if not train and ckpt_path is None:
         raise ValueError("train=false needs ckpt_path=<file>, the checkpoint to test")
@@ -64,22 +64,22 @@ def run_folder(name: str, *, train: bool, ckpt_path: str | None) -> str:
 
 
 def keep_configuration(cfg: DictConfig) -> None:
-    """Write `.hydra` now that nothing is left to refuse; Hydra itself would do so before it calls `main`."""
+    """Write `.hydra` once all checks have passed; Hydra itself would write it before they run."""
     composed = HydraConfig.get()
-    if process_rank().rank == 0 and composed.job.config_name != "config":  # which is what is there already
+    if process_rank().rank == 0 and composed.job.config_name != "config":  # children read it from there
         contents = {"config": cfg, "hydra": {"hydra": composed}, "overrides": composed.overrides.task}
         for name, content in contents.items():
             write_atomically(Path(cfg.run_dir, ".hydra", f"{name}.yaml"), OmegaConf.to_yaml(content))
 
 
 def processes_to_start(trainer: Any) -> int:
-    """Return how many processes this job still needs; 1 if it runs in this one.
+    """Return the number of processes to start; 1 if the job runs in this process.
 
     Args:
-        trainer: the `trainer` group of the configuration.
+        trainer: `trainer` group of the configuration.
 
     Raises:
-        ValueError: if a GPU is asked for and there is none, or several nodes without torchrun or SLURM to start them.
+        ValueError: if it requires a GPU and there is none, or several nodes without torchrun or SLURM to start them.
     """
     if trainer.get("accelerator") == "gpu":
         import torch
@@ -104,45 +104,45 @@ def processes_to_start(trainer: Any) -> int:
 
 
 def start_processes(count: int, script: Path, run_dir: Path) -> None:
-    """Run `count` processes of a script on the configuration saved in a run folder, and wait for them.
+    """Run `count` processes of a script with the configuration of a run folder, and wait for them.
 
     Args:
-        count: of processes.
-        script: a Hydra application.
-        run_dir: holds `.hydra/config.yaml`; the children's run folder too.
+        count: number of processes.
+        script: Hydra application to run.
+        run_dir: run folder of all processes, with their configuration in `.hydra/config.yaml`.
 
     Raises:
         RuntimeError: if a process fails.
-        KeyboardInterrupt: if the run is interrupted; then all of them have ended.
-        SystemExit: if it is terminated; then all of them have ended.
+        KeyboardInterrupt: if the run is interrupted, after all processes have ended.
+        SystemExit: if the run is terminated, after all processes have ended.
     """
     quoted = str(run_dir).replace("\\", "\\\\").replace('"', '\\"')
     command = [sys.executable, "-c", _TORCHRUN, "--standalone", f"--nproc-per-node={count}", str(script)]
     command += ["--config-path", str(run_dir / ".hydra"), "--config-name", "config"]
     command += [f'hydra.run.dir="{quoted}"', "hydra.output_subdir=null", "hydra.mode=RUN"]
-    command += ["hydra.job_logging.root.handlers=[file]"]  # this and the next as in conf/hydra/default.yaml
+    command += ["hydra.job_logging.root.handlers=[file]"]  # this line and the next as in conf/hydra/default.yaml
     command += [f"+hydra.job_logging.loggers={{{','.join(f'{name}:{{level:WARNING}}' for name in _LOGGERS)}}}"]
     threads = max(1, (os.cpu_count() or 1) // count)
     with subprocess.Popen(command, env={"OMP_NUM_THREADS": str(threads), **os.environ}) as process:
         try:
             code = process.wait()
-        except KeyboardInterrupt:  # the children got it too, and may be saving
+        except KeyboardInterrupt:  # the children received it, too, and may be saving
             process.wait()
             raise
-        except SystemExit:  # of SIGTERM; another signal to the children, because at SIGTERM Lightning's wait for all
+        except SystemExit:  # SIGTERM; the children get SIGINT, because Lightning's SIGTERM handler waits for all ranks
             process.send_signal(signal.SIGINT)
             process.wait()
             raise
     if code:
-        raise RuntimeError(f"one of the {count} processes of the run in {run_dir} failed; its message stands above")
+        raise RuntimeError(f"one of the {count} processes of the run in {run_dir} failed; its error is printed above")
 
 
 @contextmanager
 def filter_warnings(*, resumes: bool) -> Iterator[None]:
-    """Leave out what libraries warn of and nothing can or need be done about.
+    """Hide warnings of libraries that the user cannot or need not act on.
 
     Args:
-        resumes: the run goes on in its folder, where its checkpoints lie.
+        resumes: whether the run continues in a folder that has checkpoints.
     """
     with warnings.catch_warnings():
         noise = ["Found .* in eval mode", ".*LeafSpec", ".*broadcast_buffers", "The dirpath has changed"]
@@ -154,12 +154,12 @@ def filter_warnings(*, resumes: bool) -> Iterator[None]:
 
 @contextmanager
 def resumable(name: str, overrides: Sequence[str], run_dir: Path) -> Iterator[None]:
-    """Say where a run is and, if Ctrl-C or SIGTERM interrupts it, how it goes on; then leave with status 130 or 143.
+    """Print the folder of a run and, if Ctrl-C or SIGTERM interrupts it, how to resume; then exit with 130 or 143.
 
     Args:
-        name: of the experiment.
-        overrides: of the run.
-        run_dir: its folder.
+        name: name of the experiment.
+        overrides: overrides on the command line.
+        run_dir: run folder.
     """
     folder, started_by_another = Path(os.path.relpath(run_dir)), "LOCAL_RANK" in os.environ or process_rank().rank > 0
     if not started_by_another:
@@ -170,16 +170,16 @@ def resumable(name: str, overrides: Sequence[str], run_dir: Path) -> Iterator[No
     except BaseException as stop:
         if (status := interruption(stop)) is None:
             raise
-        if isinstance(stop, OSError):  # which went wrong meanwhile, such as a full disk
+        if isinstance(stop, OSError):  # failed during the interruption, such as a full disk
             print(one_sentence(stop), file=sys.stderr)
         if not started_by_another:
             last = folder / "checkpoints" / "last.ckpt"
-            again = [override for override in overrides if not override.startswith(("ckpt_path=", "finetune_from="))]
+            kept = [override for override in overrides if not override.startswith(("ckpt_path=", "finetune_from="))]
             print(
-                "interrupted; to go on after the last epoch that was finished: "
-                + shlex.join(["python", sys.argv[0], *again, f"ckpt_path={last}"])
+                "interrupted; to continue after the last finished epoch: "
+                + shlex.join(["python", sys.argv[0], *kept, f"ckpt_path={last}"])
                 if last.is_file()
-                else "interrupted before an epoch was finished, so nothing was saved; the same command starts anew",
+                else "interrupted before the first epoch finished, so nothing was saved; the same command starts over",
                 file=sys.stderr,
             )
         sys.exit(status)

@@ -1,4 +1,4 @@
-"""Say what is wrong with the overrides of a command, where Hydra only says that a key or an option is unknown."""
+"""Checks of the overrides of a command, with suggestions where Hydra only reports an unknown key or option."""
 
 from __future__ import annotations
 
@@ -17,41 +17,43 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-_OTHER_CONFIG = ("--config", "-cp", "-cn", "-cd", "hydra.searchpath")  # flags that bring keys we do not know of
-_HINTS = {"num_classes": "the annotations tell how many classes there are"}
+_OTHER_CONFIG = ("--config", "-cp", "-cn", "-cd", "hydra.searchpath")  # flags that add configurations unknown here
+_HINTS = {"num_classes": "the number of classes is read from the annotations"}
 _FLAGS_WITH_A_WORD = ("--cfg", "-c", "--package", "-p", "--info", "-i")
-_WORDS_TOO = ("trainer.devices", "merging.saliency_weight")  # numbers by default where words are fine as well
+_WORDS_TOO = ("trainer.devices", "merging.saliency_weight")  # numbers by default, but words are valid, too
 
 
 @contextmanager
 def check_overrides(config_dir: Path, config_name: str) -> Iterator[None]:
-    """Refuse a command line with a sentence for each of its mistakes before Hydra looks at it."""
+    """Exit with one sentence per mistake on the command line, before Hydra reads it."""
     if lines := near_misses(sys.argv[1:], config_dir, config_name):
         sys.exit("\n".join(lines))
     yield
 
 
 def near_misses(arguments: list[str], config_dir: Path, config_name: str) -> list[str]:
-    """Return a sentence for each override that is no override, whose key or option is unknown, or whose value is of
-    another kind where a number or a truth value belongs.
+    """Return one sentence for each wrong override.
+
+    An override is wrong if it is not of the form key=value, its key or option is unknown, or its value is not a number
+    or a truth value where the configuration has one.
 
     Args:
-        arguments: of the command line; flags are passed over.
-        config_dir: the folder of the groups.
-        config_name: the primary configuration.
+        arguments: arguments of the command line; flags are skipped.
+        config_dir: folder of the configuration groups.
+        config_name: name of the primary configuration.
     """
     if any(argument.startswith(_OTHER_CONFIG) for argument in arguments):
         return []
     flags = zip(["", *arguments], arguments, strict=False)
     words = [word for flag, word in flags if word[:1] != "-" and flag not in _FLAGS_WITH_A_WORD]
-    lines = [_no_override(word, config_dir) for word in words if "=" not in word and word[0] != "~"]
+    lines = [_not_an_override(word, config_dir) for word in words if "=" not in word and word[0] != "~"]
     overrides = []
     for word in words:
         try:
             overrides += [OverridesParser.create().parse_override(word)] if "=" in word else []
         except HydraException:
             key, _, value = word.partition("=")
-            lines.append(f"{word!r} cannot be read; quote the value, in the shell too: '{key}=\"{value}\"'")
+            lines.append(f"{word!r} cannot be parsed; quote the value, also for the shell: '{key}=\"{value}\"'")
     overrides = [override for override in overrides if not override.key_or_group.startswith("hydra")]
     groups = {path.relative_to(config_dir).as_posix(): path for path in config_dir.rglob("*") if path.is_dir()}
     options = {name: sorted(file.stem for file in path.glob("*.yaml")) for name, path in groups.items()}
@@ -66,7 +68,7 @@ def near_misses(arguments: list[str], config_dir: Path, config_name: str) -> lis
                 _unknown(
                     f"{name}={value}",
                     _close(f"{name}={value}", [f"{name}={option}" for option in options[name]]),
-                    f"there are {', '.join(options[name])}",
+                    f"expected one of {', '.join(options[name])}",
                 )
                 for value in _values(override)
                 if isinstance(value, str) and value not in options[name]
@@ -81,10 +83,10 @@ def near_misses(arguments: list[str], config_dir: Path, config_name: str) -> lis
     return lines
 
 
-def _no_override(word: str, config_dir: Path) -> str:
+def _not_an_override(word: str, config_dir: Path) -> str:
     meant = (config_dir / "experiment" / f"{word}.yaml").is_file()
     remedy = f"such as experiment={word}" if meant else "and quote a value with spaces: 'key=\"two words\"'"
-    return f"{word!r} is no override: write key=value, {remedy}"
+    return f"{word!r} is not an override; write key=value, {remedy}"
 
 
 def _values(override: Override) -> list[Any]:
@@ -99,12 +101,12 @@ def _known(override: Override, options: dict[str, list[str]]) -> list[str]:
 
 
 def _keys(config_dir: Path, config_name: str, chosen: list[str]) -> dict[str, Any]:
-    """Map the dotted keys of the configuration that the valid choices give to its values."""
+    """Return all dotted keys and values of the configuration that the valid choices compose."""
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(config_dir.resolve()), version_base="1.3"):
             return dict(_dotted(OmegaConf.to_container(compose(config_name, overrides=chosen), resolve=False)))
-    except (HydraException, OmegaConfBaseException):  # the choices do not fit together; Hydra says which
+    except (HydraException, OmegaConfBaseException):  # the choices do not fit together; Hydra reports which
         return {}
 
 
@@ -115,7 +117,7 @@ def _dotted(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _near(name: str, keys: list[str]) -> list[str]:
-    """Find what was meant by an unknown key: one spelt almost alike, or those with almost the same last part."""
+    """Return known keys that resemble an unknown one: by the whole name, else by the last part."""
     if close := _close(name, keys):
         return close
     ends: dict[str, list[str]] = {}
@@ -133,7 +135,7 @@ def _unknown(name: str, near: list[str], otherwise: str) -> str:
 
 
 def _wrong_kind(override: Override, value: Any, usual: Any) -> str | None:
-    """Refuse what is no number or truth value where one belongs; what a number may be is for the key's owner to say."""
+    """Describe a value that is not a number or truth value where one is expected; ranges are checked elsewhere."""
     name = override.key_or_group
     if name in _WORDS_TOO or not isinstance(usual, int | float) or not isinstance(value, str | int | float):
         return None
