@@ -318,7 +318,7 @@ def test_answers_of_a_stream_are_not_mixed_with_others(predict, tmp_path):
     table = ["--csv", str(tmp_path / "table.csv")]
     assert predict("model.safetensors", "videos/a.mp4", "--stream", *table)[0] == 0
     status, _, _ = predict("model.safetensors", "videos/a.mp4", *table)
-    assert "+stream, but this one is" in str(status)
+    assert "+stream, but this model is" in str(status)
 
 
 def test_out_of_memory_costs_one_video(predict, monkeypatch):
@@ -361,8 +361,8 @@ def test_a_name_that_is_no_text_is_predicted(predict, make_video, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (["absent.safetensors", "videos"], "absent.safetensors is no file; `python -m vtm.export"),
-        (["broken.mp4", "videos"], "broken.mp4 is no model of vtm"),
+        (["absent.safetensors", "videos"], "absent.safetensors is not a file; `python -m vtm.export"),
+        (["broken.mp4", "videos"], "broken.mp4 is not a model of vtm"),
         (["model.safetensors", "absent.mp4"], "absent.mp4: no such file or folder, and no video"),
         (["model.safetensors", "videos", "--device", "cuda:99"], "--device cuda:99 cannot be used ("),
     ],

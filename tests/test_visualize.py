@@ -59,7 +59,7 @@ def test_one_kind_of_one_window(call, tmp_path, files, kind, suffixes):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["none.safetensors", "VIDEO"], "none.safetensors is no file"),
+        (["none.safetensors", "VIDEO"], "none.safetensors is not a file"),
         (["MODEL", "none.mp4"], "none.mp4"),
         (["MODEL", "MODEL"], "model.safetensors"),
         (["MODEL", "VIDEO", "--start", "7"], r"expected a clip to start in \[0, 6.50\) s, got 7.0 s"),

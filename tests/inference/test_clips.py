@@ -1,4 +1,4 @@
-"""A video gives the clips and steps that a model looks at, each step encoded once."""
+"""The clips and steps that a model sees of a video, each step encoded once."""
 
 import pytest
 import torch
@@ -71,7 +71,7 @@ def test_clips_are_those_of_the_test_of_training(path, encoder, protocol, motion
     [
         (Windows(num_frames=6, stride=1), False),
         (Windows(num_frames=7, stride=1), True),
-        (Single(num_frames=44), False),  # all the frames that there are
+        (Single(num_frames=44), False),  # all frames of the video
         (Single(num_frames=45), True),
     ],
 )
@@ -84,5 +84,5 @@ def test_what_cannot_be_encoded_is_named(path, encoder):
     with pytest.raises(FileNotFoundError, match=r"absent\.mp4: no such file"):
         opened(path.with_name("absent.mp4"), encoder, Single(num_frames=4))
     features = Precomputed("noise", channels=8, grid=(2, 2))
-    with pytest.raises(ValueError, match=r"was trained on features .* and cannot look at .*a\.mp4"):
+    with pytest.raises(ValueError, match=r"was trained on features .* and cannot read .*a\.mp4"):
         opened(path, features, Single(num_frames=4))

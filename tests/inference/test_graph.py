@@ -1,4 +1,4 @@
-"""A graph describes its inputs, and is refused or left out where it would not be the model; see also test_export.py."""
+"""A graph describes its inputs, and is not written if it would differ from the model; see also test_export.py."""
 
 import logging
 import re
@@ -47,14 +47,14 @@ def test_a_graph_that_disagrees_is_not_written(load, tmp_path, monkeypatch, diff
         return scores + difference if torch.compiler.is_compiling() else scores
 
     monkeypatch.setattr(Predictor, "forward", traced_wrong)
-    with pytest.raises(ModelFileError, match=r"m\.pt2 is not written: its scores differ from the model's by up to"):
+    with pytest.raises(ModelFileError, match=r"m\.pt2 was not written: its scores differ from the model's by up to"):
         write_graph(load(*ONE_BLOCK), tmp_path / "m.pt2", "pt2")
     assert not (tmp_path / "m.pt2").exists()
 
 
 def test_a_graph_is_written_without_a_change_of_the_log(load, tmp_path):
     level = logging.getLogger("torch.onnx").level
-    said = write_graph(load(*ONE_BLOCK), tmp_path / "m.onnx", "onnx")
-    assert re.fullmatch(r"agrees with the model to \de[-+]\d\d at batch 1 and 3", said)
+    note = write_graph(load(*ONE_BLOCK), tmp_path / "m.onnx", "onnx")
+    assert re.fullmatch(r"agrees with the model to \de[-+]\d\d at batch sizes 1 and 3", note)
     assert (tmp_path / "m.onnx").is_file()
     assert logging.getLogger("torch.onnx").level == level

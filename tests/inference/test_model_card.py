@@ -1,4 +1,4 @@
-"""The card of a model says what its file says: task, classes, clips, the result and how sure it is."""
+"""The card of a model states what its file contains: task, classes, clips, and the score with its interval."""
 
 import re
 
@@ -40,10 +40,10 @@ def test_it_says_what_the_model_is():
     assert text.strip().startswith("# scene\n")
     for fact in (
         "the classification of whole videos",
-        "| answer | probabilities of 2 classes |",
-        "| looks at | windows of 60 s, a frame per second, a window every 1 s; the answer is their average |",
+        "| output | probabilities of 2 classes |",
+        "| input | windows of 60 s at one frame per second, one every 1 s; the output is their average |",
         "| encoder | `vit_tiny-96px`, frozen;",
-        "| motion | of the tokens, from the video's codec |",
+        "| motion | of each token, from the video's codec |",
         "experiment `scene`, seed 3, 8 epochs",
         "vtm at commit `abc` (torch 2)",
         "The classes, in the order of the outputs: `on a 'road'`, `at sea`.",
@@ -55,20 +55,20 @@ def test_it_says_what_the_model_is():
 def test_the_result_has_its_interval_and_says_what_was_measured():
     text = of_test()
     assert "**accuracy 0.950**, 95 % interval 0.895 to 0.977, on n = 120 test videos" in text
-    assert "by the vote of its clips; none was missing. Always giving the most frequent class" in text
+    assert "by the average of its clips; none was missing. Always predicting the most frequent class" in text
     assert "of the training videos would score 0.250. The epoch was chosen on the validation videos." in text
     assert "4 videos of the list were missing" in of_test(missing=4)
     assert "mean squared error 0.950**" in of_test(metric="mse")
-    assert "Always giving the mean of the training videos" in of_test(metric="mse")
+    assert "Always predicting the mean of the training videos" in of_test(metric="mse")
 
 
 @pytest.mark.parametrize(
     ("checkpoint", "selection", "words"),
     [
         ("best", "test", "chosen on the test videos themselves, so this score is optimistic"),
-        ("last", "test", "It is the last epoch; none was chosen."),
-        ("last", "val", "It is the last epoch; none was chosen."),
-        ("given", "val", "was tested as it was given"),
+        ("last", "test", "It is the last epoch; no epoch was chosen."),
+        ("last", "val", "It is the last epoch; no epoch was chosen."),
+        ("given", "val", "The checkpoint was given; no epoch was chosen."),
     ],
 )
 def test_it_says_how_the_epoch_was_chosen(checkpoint, selection, words):
@@ -77,21 +77,21 @@ def test_it_says_how_the_epoch_was_chosen(checkpoint, selection, words):
 
 def test_a_model_without_a_result_has_none():
     text = card(training=TRAINING | {"test": None, "commit": None, "versions": None}).text
-    assert "There is none: the model was exported without the result of a test." in text
+    assert "None: the model was exported without a test score." in text
     assert "vtm at commit" not in text
 
 
 def test_a_regression_has_no_classes():
     protocol = {"_target_": "vtm.data.sampling.Single", "num_frames": 20, "train_positions": None}
     text = card(task="regression", classes=None, num_outputs=1, motion=False, protocol=protocol).text
-    assert "| answer | one number |" in without_padding(text)
-    assert "| looks at | 20 frames, spread evenly over the whole video |" in without_padding(text)
+    assert "| output | one number |" in without_padding(text)
+    assert "| input | 20 frames, spread evenly over the whole video |" in without_padding(text)
     assert "The classes" not in text
 
 
-def test_the_licence_is_left_to_who_shares_it():
-    assert "## Licence" in card().text
+def test_the_license_is_chosen_when_sharing():
+    assert "## License" in card().text
     named = ModelCard(model_card(DESCRIPTION, license="mit"))
     assert named.data.license == "mit"
-    assert "## Licence" not in named.text
+    assert "## License" not in named.text
     assert card().data.tags == ["a: b"]

@@ -1,4 +1,4 @@
-"""The file of a model: what is written is read, and anything else is refused with its reason."""
+"""A model file is read as it was written, and any other file is refused with a reason."""
 
 import json
 from functools import partial
@@ -33,10 +33,10 @@ def test_any_program_reads_the_weights(path):
     assert torch.equal(load_file(path)["a"], WEIGHTS["a"])
 
 
-@pytest.mark.parametrize("place", [-1, -20, 200])
-def test_a_flipped_bit_is_noticed(path, place):
+@pytest.mark.parametrize("index", [-1, -20, 200])
+def test_a_flipped_bit_is_noticed(path, index):
     content = bytearray(path.read_bytes())
-    content[place] ^= 1
+    content[index] ^= 1
     path.write_bytes(content)
     with pytest.raises(ModelFileError, match=r"model\.safetensors"):
         read_model(path)
@@ -45,12 +45,12 @@ def test_a_flipped_bit_is_noticed(path, place):
 @pytest.mark.parametrize("length", [0, 5, 100, -3])
 def test_a_file_that_was_cut_off_is_refused(path, length):
     path.write_bytes(path.read_bytes()[:length])
-    with pytest.raises(ModelFileError, match="no model of vtm: it is damaged or something else"):
+    with pytest.raises(ModelFileError, match="is not a model of vtm: it is damaged or of another kind"):
         read_model(path)
 
 
 def test_a_missing_file_says_what_makes_one(tmp_path):
-    with pytest.raises(ModelFileError, match=r"is no file; `python -m vtm.export"):
+    with pytest.raises(ModelFileError, match=r"is not a file; `python -m vtm.export"):
         read_model(tmp_path / "model.safetensors")
 
 
@@ -62,7 +62,7 @@ def test_other_files_are_named_for_what_they_are(tmp_path):
     with pytest.raises(ModelFileError, match="it is for onnxruntime"):
         read_model(tmp_path / "model.onnx")
     save_file({"a": torch.zeros(2)}, tmp_path / "other.safetensors")
-    with pytest.raises(ModelFileError, match=r"not one that vtm\.export has written"):
+    with pytest.raises(ModelFileError, match=r"is a safetensors file, but vtm\.export did not write it"):
         read_model(tmp_path / "other.safetensors")
 
 
@@ -71,7 +71,7 @@ def test_another_format_is_refused(tmp_path):
     metadata = {"vtm": text, "vtm_sha256": weights_sha256(WEIGHTS, text)}
     tensors = {name: value.contiguous() for name, value in WEIGHTS.items()}
     save_file(tensors, tmp_path / "model.safetensors", metadata=metadata)
-    with pytest.raises(ModelFileError, match="has format 99, but this version of vtm reads 1"):
+    with pytest.raises(ModelFileError, match="has format 99, but this version of vtm reads format 1; export it again"):
         read_model(tmp_path / "model.safetensors")
 
 

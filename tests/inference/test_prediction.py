@@ -1,4 +1,4 @@
-"""Answers rank classes and windows."""
+"""A prediction ranks its classes, in the video and in each window."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""A loaded model gives for a video what the test of train.py gives, window by window, and says what is wrong."""
+"""A loaded model predicts videos as the test of train.py does, window by window, and explains errors."""
 
 import copy
 import json
@@ -38,7 +38,7 @@ def model(tmp_path_factory, make_model):
 
 
 def expected(model: Predictor, path: Path) -> tuple[list[float], list[list[float]]]:
-    """Score a video as the test of train.py does: clips of a data set, a forward pass each, a vote."""
+    """Score a video as the test of train.py does: one forward pass per clip of a data set, then their average."""
     video = Video(path.name, path, 0)
     motion = model.description["motion"]
     source = VideoFiles(root=path.parent, encoder=model.encoder, sampling=model.protocol.sampling, motion=motion)
@@ -96,7 +96,7 @@ def test_windows_say_where_they_are(model, folder):
 
 
 def test_every_step_of_a_long_video_is_encoded_once(model, folder, monkeypatch):
-    monkeypatch.setattr("vtm.inference.clips._FRAMES_AT_ONCE", 3)  # so that windows reach over what is read at once
+    monkeypatch.setattr("vtm.inference.clips._FRAMES_AT_ONCE", 3)  # windows span several parts
     seen = []
     model.encoder.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].shape[1]))
     before = model.predict(folder / "long.mp4")
@@ -151,7 +151,7 @@ def test_a_trace_needs_a_clip_to_be_there(tmp_path, make_model, model, folder):
     with pytest.raises(ValueError, match=r"long.mp4: expected a clip to start in \[0, 9.50\) s, got 20.0 s$"):
         model.trace(folder / "long.mp4", start=20.0)
     whole = vtm.load(make_model(tmp_path / "model.safetensors"))
-    with pytest.raises(ValueError, match="looks at the whole video at once, from 0"):
+    with pytest.raises(ValueError, match=r"sees the whole video as one clip; expected start 0 s, got 2\.0 s"):
         whole.trace(folder / "long.mp4", start=2.0)
 
 
@@ -181,12 +181,12 @@ def test_files_that_are_no_videos_are_named(model, folder, tmp_path):
 def test_a_model_of_features_takes_features(tmp_path, make_model, folder):
     model = vtm.load(make_model(tmp_path / "model.safetensors", "experiment=needle"))
     assert model(torch.randn(2, 8, 6, 6, 32)).sum(1).tolist() == pytest.approx([1, 1])
-    with pytest.raises(ValueError, match=r"was trained on features .* and cannot look at"):
+    with pytest.raises(ValueError, match=r"was trained on features .* and cannot read"):
         model.predict(folder / "long.mp4")
 
 
 def test_another_encoder_is_refused(model):
-    with pytest.raises(ModelFileError, match=r"trained on features of vit_large-pretrained, but its encoder now gives"):
+    with pytest.raises(ModelFileError, match=r"trained on features of vit_large-pretrained, but its encoder is now"):
         Predictor({**model.description, "encoder_key": "vit_large-pretrained"})
 
 
@@ -199,7 +199,7 @@ def test_a_file_of_encoder_weights_may_move(tmp_path, make_model, folder):
     before = vtm.load(path).predict(folder / "long.mp4")
     (tmp_path / "elsewhere").mkdir()
     shutil.move(tmp_path / "vit.pth", tmp_path / "elsewhere" / "v.pth")
-    with pytest.raises(ModelFileError, match=r"name its place by load\(…, encoder_checkpoint=…\)"):
+    with pytest.raises(ModelFileError, match=r"pass its path: load\(…, encoder_checkpoint=…\)"):
         vtm.load(path)
     moved = tmp_path / "elsewhere" / "v.pth"
     again = vtm.load(path, encoder_checkpoint=moved)
@@ -207,7 +207,7 @@ def test_a_file_of_encoder_weights_may_move(tmp_path, make_model, folder):
     assert Predictor.from_pretrained(path.parent, encoder_checkpoint=moved).predict(folder / "long.mp4") == before
     with (tmp_path / "elsewhere" / "v.pth").open("ab") as file:
         file.write(b"other")
-    with pytest.raises(ModelFileError, match="give the same weights"):
+    with pytest.raises(ModelFileError, match="use the same weights"):
         vtm.load(path, encoder_checkpoint=tmp_path / "elsewhere" / "v.pth")
 
 
@@ -216,7 +216,7 @@ def test_a_file_of_encoder_weights_may_move(tmp_path, make_model, folder):
     [
         ({"num_outputs": 4}, "expected 4 classes, one for each output, got 3"),
         ({"classes": None, "num_outputs": 4}, "does not describe a model that this version of vtm can build"),
-        ({"model": {"_target_": "vtm.models.of_the_future.VTM"}}, "is none of the classes and functions in"),
+        ({"model": {"_target_": "vtm.models.of_the_future.VTM"}}, "is not a class or function of"),
         ({"model": {"_target_": "vtm.models.VTM", "speed": 3}}, "does not describe a model .*'speed'"),
     ],
 )
@@ -228,7 +228,7 @@ def test_a_file_that_describes_nothing_we_know_is_refused(tmp_path, model, chang
 
 def test_a_file_cannot_have_timm_fetch_anything(tmp_path, model):
     encoder = model.description["encoder"] | {"model_args": {"checkpoint_path": "/etc/passwd"}}
-    with pytest.raises(ModelFileError, match="cannot say where timm gets weights, but has checkpoint_path"):
+    with pytest.raises(ModelFileError, match="cannot set where timm reads weights, but sets checkpoint_path"):
         Predictor({**model.description, "encoder": encoder})
 
 
@@ -248,7 +248,7 @@ def test_a_model_is_shared_through_a_folder(model, folder, tmp_path):
     assert config["description"]["classes"] == ["dark", "light", "red"]
 
 
-def test_the_card_is_that_of_the_model_and_takes_a_licence(model, tmp_path):
+def test_the_card_is_that_of_the_model_and_takes_a_license(model, tmp_path):
     model.save_pretrained(tmp_path, model_card_kwargs={"license": "mit"})
     card = ModelCard.load(tmp_path / "README.md")
     assert (card.data.license, card.data.library_name, card.data.pipeline_tag) == ("mit", "vtm", "video-classification")

@@ -1,4 +1,4 @@
-"""A table of predictions is shared by processes, goes on where it was, and harms no file that is something else."""
+"""A table of predictions is shared by processes and continued, and other files are never overwritten."""
 
 import csv
 import errno
@@ -52,7 +52,7 @@ def path(tmp_path):
 
 @pytest.fixture
 def other(path):
-    """Another process, which takes videos, and after each a line says whether it is predicted or fails."""
+    """Another process that takes videos; a line on its stdin tells it whether the video succeeds or fails."""
     path.parent.mkdir()
     command = [sys.executable, "-c", OTHER, str(path), "a.mp4", "b.mp4", "c.mp4"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -88,7 +88,7 @@ def test_another_number_of_classes_is_refused(path):
         pass
     content = path.read_bytes()
     with (
-        pytest.raises(ValueError, match="or, for a table of predictions, the --top that it was made with"),
+        pytest.raises(ValueError, match="or, for a table of predictions, the --top that it was written with"),
         table_of(path),
     ):
         pass
@@ -155,10 +155,10 @@ def test_a_table_that_has_become_shorter_is_refused(path):
         table.add(prediction("a.mp4"))
         size = path.stat().st_size
         os.truncate(path, size - 3)
-        reason = rf"table\.csv: expected at least the {size} bytes that were there, found {size - 3}"
+        reason = rf"table\.csv: expected at least the {size} bytes that were read before, found {size - 3}"
         with pytest.raises(ValueError, match=reason):
             table.add(prediction("b.mp4"))
-        with pytest.raises(ValueError, match=reason):  # before hours go into a video
+        with pytest.raises(ValueError, match=reason):  # before a long video is predicted
             next(table.take([Path("b.mp4")]))
     assert path.stat().st_size == size - 3
 
@@ -171,7 +171,7 @@ def test_a_row_is_written_alone(path, other, monkeypatch):
         if not content.startswith(b"x.mp4"):
             return right(file, content)
         written = right(file, content[:3])
-        other.stdin.write("\n")  # it would take away half a row
+        other.stdin.write("\n")  # the other process would remove half a row
         assert not select.select([other.stdout], [], [], 0.2)[0]
         return written
 
@@ -185,12 +185,12 @@ def test_a_row_is_written_alone(path, other, monkeypatch):
 
 @pytest.mark.parametrize("code", [errno.EACCES, errno.ENOLCK])
 def test_nothing_is_written_without_its_lock(path, monkeypatch, code):
-    right = fcntl.lockf
+    original = fcntl.lockf
 
-    def lockf(file, kind, *place):
+    def lockf(file, kind, *area):
         if kind == fcntl.LOCK_EX:
             raise OSError(code, "refused")
-        return right(file, kind, *place)
+        return original(file, kind, *area)
 
     with table_of(path) as table:
         content = path.read_bytes()
@@ -226,7 +226,7 @@ def test_processes_share_the_videos(path, other):
         video = next(ours)
         assert video == Path("b.mp4")
         other.stdin.write("fail\n")
-        assert other.stdout.readline() == "c.mp4\n"  # b.mp4 is in our hands
+        assert other.stdout.readline() == "c.mp4\n"  # b.mp4 is taken by this process
         other.stdin.write("\n")
         assert other.stdout.readline() == ""
         table.add(prediction(str(video)))
@@ -243,7 +243,7 @@ def test_a_video_in_hand_is_let_go_with_the_table(path):
     with table_of(path) as table:
         taken = table.take([Path("a.mp4")])
         assert next(taken) == Path("a.mp4")
-    taken.close()  # when the lock has gone with the file
+    taken.close()  # after the file and its lock were closed
     with table_of(path) as table:
         assert list(table.take([Path("a.mp4")])) == [Path("a.mp4")]
 
@@ -265,7 +265,7 @@ def test_what_a_killed_process_held_is_taken_and_its_half_row_goes(path, other):
             if other.poll() is None:
                 other.kill()
                 other.wait()
-                with subprocess.Popen(["sh", "-c", 'printf \'"c\n.mp4\' >> "$0"', str(path)]):  # as if it had begun one
+                with subprocess.Popen(["sh", "-c", 'printf \'"c\n.mp4\' >> "$0"', str(path)]):  # half a row
                     pass
             table.add(prediction(str(video)))
     assert taken == ["b.mp4", "a.mp4"]
@@ -308,7 +308,7 @@ def test_a_full_disk_leaves_whole_rows(path, monkeypatch):
     with table_of(path) as table:
         table.add(prediction("a.mp4"))
         monkeypatch.setattr(os, "write", write)
-        with pytest.raises(OSError, match=r"table\.csv: No space left on device; what is in it is complete"):
+        with pytest.raises(OSError, match=r"table\.csv: No space left on device; all rows in it are complete"):
             table.add(prediction("b.mp4"))
     assert path.read_text().endswith("\nb.m")
     monkeypatch.undo()
@@ -327,7 +327,7 @@ def test_whatever_a_video_is_called_it_is_known_again(path, name):
         table.add(prediction("next.mp4"))
     with table_of(path, again=["broken.mp4"]) as table:
         assert table.videos == {name, "next.mp4"}
-    with table_of(path) as table:  # as it was written again
+    with table_of(path) as table:  # after it was rewritten
         assert table.videos == {name, "next.mp4"}
 
 
@@ -375,6 +375,6 @@ def test_the_table_of_another_model_is_left_alone(path, torn):
     path.parent.mkdir()
     content = f"{HEADER}a.mp4,3.5,,1,4.500,0,0,,other\n{torn}"
     path.write_text(content, encoding="utf-8")
-    with pytest.raises(ValueError, match="has predictions of the model other, but this one is abc"), table_of(path):
+    with pytest.raises(ValueError, match="has predictions of the model other, but this model is abc"), table_of(path):
         pass
     assert path.read_text(encoding="utf-8") == content

@@ -1,1 +1,1 @@
-"""A trained model in use: its file, its predictions, and its graph for other programs."""
+"""Inference with a trained model: its file, its predictions for videos, and its graph for other programs."""

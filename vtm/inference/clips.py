@@ -1,4 +1,4 @@
-"""A video as a model sees it: its clips and steps, decoded and encoded in parts, so that hours of it fit."""
+"""The clips and steps of a video that a model sees, decoded and encoded in parts, so that long videos fit in memory."""
 
 from __future__ import annotations
 
@@ -17,33 +17,33 @@ from vtm.data.source import StepData, Video, VideoFiles
 from vtm.encoders import Encoder, Precomputed
 from vtm.video.scanning import packet_table
 
-_FRAMES_AT_ONCE = 128  # decoded before they are encoded
+_FRAMES_AT_ONCE = 128  # decoded and encoded together
 
 
 class Step(NamedTuple):
-    """Hold what the model sees at one time of a video: features, and what goes with them."""
+    """One step of a video: its time in seconds, its features and what belongs to them."""
 
     time: float
     content: StepData
 
 
 class EncodedVideo:
-    """Read and encode a video as it is asked for.
+    """A video that is decoded and encoded on demand.
 
     Args:
-        path: of the file.
-        encoder: makes features of its frames.
-        protocol: which clips are seen of it.
-        motion: also measure how fast each token moves.
-        device: where the encoder is.
+        path: video file.
+        encoder: encoder of the frames.
+        protocol: protocol that chooses the clips.
+        motion: whether to also measure how fast each token moves.
+        device: device of the encoder.
 
     Attributes:
-        seconds: its length.
+        seconds: length of the video.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        VideoError: if it cannot be read.
-        ValueError: if the encoder takes features and no frames.
+        FileNotFoundError: if the file does not exist.
+        VideoError: if the video cannot be read.
+        ValueError: if the encoder takes features, not frames.
     """
 
     def __init__(
@@ -53,8 +53,8 @@ class EncodedVideo:
             raise FileNotFoundError(f"{path}: no such file")
         if encoder.frames is None:
             raise ValueError(
-                f"this model was trained on features ({encoder.key}) and cannot look at {path}: call it "
-                "with features (B, T, H, W, C)"
+                f"this model was trained on features ({encoder.key}) and cannot read {path}; call it with features "
+                "(B, T, H, W, C)"
             )
         self.encoder = encoder
         self._frames_per_step = encoder.frames.frames_per_step
@@ -65,11 +65,11 @@ class EncodedVideo:
         self.seconds = self._source.length(self._video)
 
     def is_short(self, times: Sequence[float]) -> bool:
-        """Tell whether the file has fewer frames at some times than a clip has steps."""
+        """Return whether the video has fewer distinct frames at the given times than a clip has steps."""
         return len(set(packet_table(self._video.path).rows(times).tolist())) < self.protocol.num_frames
 
     def clips(self) -> Iterator[tuple[float, Clip]]:
-        """Put the clips together, each with its start; each step is encoded once, and held while it is needed."""
+        """Yield all clips with their starts in seconds; each step is encoded once and kept until its last clip."""
         waiting = deque(self.protocol.starts(self.seconds))
         wanted = {time for start in waiting for time in self.protocol.times(start, self.seconds)}
         held: dict[float, Step] = {}
@@ -81,13 +81,13 @@ class EncodedVideo:
                 held = {time: step for time, step in held.items() if waiting and time >= waiting[0]}
 
     def clip(self, start: float) -> tuple[Clip, Tensor]:
-        """Put one clip together; also return its frames, (T * f, 3, S, S) uint8, without padding."""
+        """Return the clip at `start` and its frames (T * f, 3, S, S) uint8, without padding."""
         times = self.protocol.times(start, self.seconds)
         content = self._source.read(self._video, times)
         return self._clip(start, self._encode(times, content)), content.inputs
 
     def steps(self, times: Sequence[float]) -> Iterator[list[Step]]:
-        """Decode and encode the steps at ascending times, some at once; the next ones are decoded meanwhile."""
+        """Decode and encode the steps at ascending times in parts; while one is encoded, the next is decoded."""
         size = max(1, _FRAMES_AT_ONCE // self._frames_per_step)
         parts = [list(times[first : first + size]) for first in range(0, len(times), size)]
         with ThreadPoolExecutor(max_workers=1) as reader:

@@ -1,6 +1,7 @@
-"""The network of a model as a graph for other programs, ONNX or `torch.export`, compared with it before it is written.
+"""The network of a model as a graph for other programs, in ONNX or `torch.export` format.
 
-The graph goes from features to scores; beside it stands a description of encoder, preprocessing and classes.
+The graph computes scores from features. It is written, with a description of the encoder, the preprocessing and the
+classes, only if its scores agree with the model's.
 """
 
 from __future__ import annotations
@@ -22,15 +23,19 @@ from vtm.inference.model_file import ModelFileError
 from vtm.inference.predictor import Predictor
 from vtm.system.atomic import write_atomically
 
-_BATCHES = (1, 3)  # at which what is written is compared with the model
-_TOLERANCE = 1e-3  # of a score: of thousands of tokens, rounding lets a few that are as similar merge otherwise
+_BATCHES = (1, 3)  # sizes at which the graph is compared with the model
+_TOLERANCE = 1e-3  # of a score: rounding can change the merging of a few nearly equal tokens
 
 
 def check_traceable(model: Predictor, name: str) -> None:
-    """Refuse settings that a graph of fixed operations cannot hold.
+    """Check that a static graph can hold the settings of a model.
+
+    Args:
+        model: model to export.
+        name: name of the format, for the message.
 
     Raises:
-        ModelFileError: if the model samples; it names the format.
+        ModelFileError: if the model samples in evaluation.
     """
     if model.network.samples_in_eval:
         raise ModelFileError(
@@ -40,20 +45,20 @@ def check_traceable(model: Predictor, name: str) -> None:
 
 
 def write_graph(model: Predictor, path: Path, name: str) -> str:
-    """Write a graph once it agrees with the model; return by how much it does.
+    """Write the graph of a model if it agrees with the model; return a note on how closely.
 
     Args:
-        model: whose network is written.
-        path: of the file.
-        name: of the format, `onnx` or `pt2`.
+        model: model whose network is exported.
+        path: file to write.
+        name: format, `onnx` or `pt2`.
 
     Raises:
         ModelFileError: if the graph disagrees with the model, or a package is missing.
     """
-    to = _to_onnx if name == "onnx" else _to_pt2
+    convert = _to_onnx if name == "onnx" else _to_pt2
     about = {**model.description, "inputs": inputs_of(model)}
     with _silent_exporters():
-        content, run = to(model, _example(model, 2), json.dumps(about, ensure_ascii=False))
+        content, run = convert(model, _example(model, 2), json.dumps(about, ensure_ascii=False))
         differences = []
         for batch in _BATCHES:
             example = _example(model, batch)
@@ -61,16 +66,16 @@ def write_graph(model: Predictor, path: Path, name: str) -> str:
     worst = float(torch.stack(differences).max())
     if not worst <= _TOLERANCE:
         raise ModelFileError(
-            f"{path} is not written: its scores differ from the model's by up to {worst:.2g}; please report this with "
+            f"{path} was not written: its scores differ from the model's by up to {worst:.2g}; please report this with "
             "the versions of torch and onnxruntime"
         )
     write_atomically(path, content)
-    return f"agrees with the model to {worst:.0e} at batch {' and '.join(map(str, _BATCHES))}"
+    return f"agrees with the model to {worst:.0e} at batch sizes {' and '.join(map(str, _BATCHES))}"
 
 
 @contextmanager
 def _silent_exporters() -> Iterator[None]:
-    """Leave out what they say of their insides."""
+    """Hide the logs and warnings of the exporters, which concern only their internals."""
     log = logging.getLogger("torch.onnx")
     level = log.level
     log.setLevel(logging.ERROR)
@@ -83,18 +88,18 @@ def _silent_exporters() -> Iterator[None]:
 
 
 def inputs_of(model: Predictor) -> dict[str, Any]:
-    """Describe the inputs of an exported graph, and how frames become features, for those who have no vtm."""
+    """Describe the inputs of an exported graph, and how frames become features, for users without vtm."""
     encoder, frames = model.encoder, model.protocol.num_frames
     height, width = encoder.grid.shape
     inputs: dict[str, Any] = {"features": {"shape": ["batch", frames, height, width, encoder.channels]}}
     if model.description["motion"]:
         inputs["motion"] = {"shape": ["batch", frames, height, width], "unit": "pixels per frame"}
     if len(model.protocol.times(0.0, 0.5)) < frames:  # short videos leave steps empty
-        inputs["mask"] = {"shape": ["batch", frames], "meaning": "true = a step that the video has"}
-    if isinstance(encoder, Encoder):  # and not features that are there already
+        inputs["mask"] = {"shape": ["batch", frames], "meaning": "true for steps that the video has"}
+    if isinstance(encoder, Encoder):  # not for precomputed features
         inputs["frames"] = {
             "image_size": encoder.frames.image_size,
-            "resize": "to the square" if encoder.frames.squash else "shortest side, then the centre is cut out",
+            "resize": "to the square" if encoder.frames.squash else "shortest side, then center crop",
             "frames_per_step": encoder.frames.frames_per_step,
             "mean": list(encoder.mean),
             "std": list(encoder.std),
@@ -103,7 +108,7 @@ def inputs_of(model: Predictor) -> dict[str, Any]:
 
 
 def _example(model: Predictor, batch: int) -> dict[str, Tensor]:
-    """Draw inputs of a graph; a mask has empty steps in its first clip only."""
+    """Draw random inputs of a graph; a mask has empty steps only in the first clip."""
     generator = torch.Generator().manual_seed(batch)
     shapes = {name: (batch, *facts["shape"][1:]) for name, facts in inputs_of(model).items() if "shape" in facts}
     example = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
@@ -116,7 +121,7 @@ def _example(model: Predictor, batch: int) -> dict[str, Tensor]:
 
 
 def _trace(model: Predictor, example: dict[str, Tensor]) -> Any:
-    """Record the graph of the model for batches of any size."""
+    """Trace the graph of a model for batches of any size."""
     arguments = {name: example.get(name) for name in ("features", "motion", "mask")}
     batch = torch.export.Dim("batch")
     shapes = {name: None if value is None else {0: batch} for name, value in arguments.items()}
@@ -124,10 +129,10 @@ def _trace(model: Predictor, example: dict[str, Tensor]) -> Any:
 
 
 def _to_pt2(model: Predictor, example: dict[str, Tensor], about: str) -> tuple[bytes, Callable[..., Tensor]]:
-    """Return the content of a .pt2 file, and the graph that is in it."""
+    """Return the content of a .pt2 file, and a function that runs it."""
     file = io.BytesIO()
     program = _trace(model, example)
-    program.example_inputs = None  # which would be most of the file
+    program.example_inputs = None  # they would be most of the file
     torch.export.save(program, file, extra_files={"vtm.json": about})
     file.seek(0)
     graph = torch.export.load(file).module()
@@ -141,10 +146,9 @@ def _to_pt2(model: Predictor, example: dict[str, Tensor], about: str) -> tuple[b
 
 def _to_onnx(model: Predictor, example: dict[str, Tensor], about: str) -> tuple[bytes, Callable[..., Tensor]]:
     """Return the content of an .onnx file, and a function that runs it in onnxruntime."""
-
     try:
         import onnxruntime
-        import onnxscript  # noqa: F401  what torch exports with
+        import onnxscript  # noqa: F401  used by torch.onnx.export
     except ImportError as error:
         raise ModelFileError(f"format onnx needs {error.name}: pip install onnx onnxruntime onnxscript") from None
     program: Any = torch.onnx.export(

@@ -1,6 +1,6 @@
-"""The file of a trained model: safetensors weights beside a plain description, from which it is built without Hydra.
+"""The file of a trained model: safetensors weights and a JSON description, from which it is built without Hydra.
 
-Nothing in the file is code: the description is JSON, and names only classes and functions that vtm itself offers.
+The file contains no code: the description can only name classes and functions that vtm itself provides.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from vtm.system.atomic import write_atomically
 FORMAT = 1
 PARTS = ("task", "classes", "num_outputs", "encoder", "encoder_key", "model", "protocol", "motion", "training")
 _OFFERED = ("vtm.encoders", "vtm.merging", "vtm.models", "vtm.data.sampling")
-_KEY, _CHECKSUM = "vtm", "vtm_sha256"  # among the metadata of the file
+_KEY, _CHECKSUM = "vtm", "vtm_sha256"  # keys of the file's metadata
 
 
 class ModelFileError(Exception):
-    """Say that a file holds no model that can be used, which file it is, and what to do."""
+    """A model file that cannot be used; the message names the file, what is wrong and what to do."""
 
 
 def write_model(path: Path, weights: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
-    """Write a model in one step.
+    """Write a model file atomically.
 
     Args:
-        path: of the file.
-        weights: of the network, under their names in it.
-        description: `PARTS`, in plain containers.
+        path: file to write.
+        weights: state dict of the network.
+        description: the entries `PARTS`, in plain containers.
     """
     assert set(description) == set(PARTS)
     tensors = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
@@ -52,30 +52,32 @@ def read_model(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read the weights and the description of a model.
 
     Raises:
-        ModelFileError: if there is no such file, it holds something else, or it is damaged.
+        ModelFileError: if the file does not exist, is not a model of vtm, or is damaged.
     """
     if not path.is_file():
         raise ModelFileError(
-            f"{path} is no file; `python -m vtm.export ckpt_path=runs/…/checkpoints/best.ckpt out={path}` makes one"
+            f"{path} is not a file; `python -m vtm.export ckpt_path=runs/…/checkpoints/best.ckpt out={path}` writes one"
         )
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dictionary
     except SafetensorError as error:
-        raise ModelFileError(f"{path} is no model of vtm: {_what_it_is(path)}") from error
+        raise ModelFileError(f"{path} is not a model of vtm: {_guess_kind(path)}") from error
     if _KEY not in metadata:
-        raise ModelFileError(f"{path} is a safetensors file, but not one that vtm.export has written")
+        raise ModelFileError(f"{path} is a safetensors file, but vtm.export did not write it")
     if metadata.get(_CHECKSUM) != weights_sha256(weights, metadata[_KEY]):
-        raise ModelFileError(f"{path} is damaged: it is not what was written; copy it again, or export it again")
+        raise ModelFileError(f"{path} is damaged: its checksum is wrong; copy or export it again")
     description: dict[str, Any] = json.loads(metadata[_KEY])
     if (found := description.pop("format")) != FORMAT:
-        raise ModelFileError(f"{path} has format {found}, but this version of vtm reads {FORMAT}: export it again")
+        raise ModelFileError(
+            f"{path} has format {found}, but this version of vtm reads format {FORMAT}; export it again"
+        )
     return weights, description
 
 
 def weights_sha256(weights: Mapping[str, Tensor], about: str = "") -> str:
-    """Hash weights with their names and shapes, whatever their order, and a text about them."""
+    """Hash a text and weights with their names, types and shapes, in any order."""
     digest = hashlib.sha256(about.encode())
     for name, value in sorted(weights.items()):
         digest.update(f"{name} {tuple(value.shape)} {value.dtype}\n".encode())
@@ -84,15 +86,15 @@ def weights_sha256(weights: Mapping[str, Tensor], about: str = "") -> str:
 
 
 def build(node: Any, *arguments: Any) -> Any:
-    """Make what a node of a configuration describes, as Hydra's `instantiate` does.
+    """Build the object that a configuration node describes, as Hydra's `instantiate` does.
 
     Args:
-        node: a dictionary with `_target_`, and perhaps `_partial_`, beside the keyword arguments; anything else is
-            returned as it is, with what is to be made in it.
-        arguments: positional ones of the outermost target.
+        node: dictionary with `_target_`, its keyword arguments and optionally `_partial_`; anything else is returned,
+            with the nodes in it built.
+        arguments: positional arguments of the outermost target.
 
     Raises:
-        ModelFileError: if a target is none of the classes and functions that vtm offers.
+        ModelFileError: if a target is not a class or function that a model file may name.
 
     >>> build({"_target_": "vtm.data.sampling.Windows", "num_frames": 60, "stride": 1}).times(0.0, 2.5)
     [0.0, 1.0, 2.0]
@@ -109,7 +111,7 @@ def build(node: Any, *arguments: Any) -> Any:
 
 
 def _find(name: str) -> Any:
-    """Return what vtm offers under a dotted name."""
+    """Return the class or function with a dotted name, if a model file may name it."""
     module, _, attribute = name.rpartition(".")
     found = None
     if any(f"{module}.".startswith(f"{offered}.") for offered in _OFFERED):
@@ -117,18 +119,18 @@ def _find(name: str) -> Any:
             found = getattr(importlib.import_module(module), attribute, None)
     if not any(f"{getattr(found, '__module__', '')}.".startswith(f"{offered}.") for offered in _OFFERED):
         raise ModelFileError(
-            f"{name} is none of the classes and functions in {', '.join(_OFFERED)}, and a model file can name no "
-            "others: it must hold no code; put yours there"
+            f"{name} is not a class or function of {', '.join(_OFFERED)}; a model file can name no others, because it "
+            "contains no code: move yours there"
         )
     return found
 
 
-def _what_it_is(path: Path) -> str:
-    """Say what a file seems to be that is no safetensors file."""
+def _guess_kind(path: Path) -> str:
+    """Describe what a file that is not in the safetensors format seems to be."""
     if path.suffix == ".onnx":
         return "it is for onnxruntime; load the .safetensors file of the same model"
     if path.suffix == ".pt2":
         return "it is for torch.export.load; load the .safetensors file of the same model"
     if zipfile.is_zipfile(path):
         return f"it looks like a training checkpoint; python -m vtm.export ckpt_path={path} out=model.safetensors"
-    return "it is damaged or something else"
+    return "it is damaged or of another kind"

@@ -1,4 +1,4 @@
-"""What a model says of a video, and what it does with a clip of it."""
+"""The prediction of a model for a video, as an object, as JSON and as text."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from vtm.tasks.task import ranked
 
 @dataclass(frozen=True)
 class Segment:
-    """What the model says of one stretch of a video.
+    """The prediction for one window of a video.
 
     Attributes:
-        start: in seconds from the first frame.
-        end: in seconds, not after the end of the video.
-        scores: K probabilities, or the one value of a regression.
+        start: start of the window in seconds from the first frame.
+        end: end of the window in seconds, at most the length of the video.
+        scores: K probabilities, or the single value of a regression.
     """
 
     start: float
@@ -26,16 +26,16 @@ class Segment:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the model says of a video: the vote of its windows.
+    """The prediction for a video, averaged over its windows.
 
     Attributes:
-        video: the path as it was given.
+        video: path of the video as it was given.
         seconds: length of the video.
-        labels: K names of classes; None for a regression.
-        scores: K probabilities averaged over the windows, or the one value of a regression.
-        windows: in order of time; a model that looks at the whole video at once has one.
-        short: the video has fewer frames to look at than a clip has steps; padding or repeated frames fill the rest.
-        damaged: some frames could not be decoded, and others stand in for them.
+        labels: K class names; None for a regression.
+        scores: K probabilities averaged over the windows, or the average value of a regression.
+        segments: predictions for the windows in order of time; a model that sees the whole video has one.
+        short: whether the video has fewer frames than a clip has steps; padding or repeated frames fill the rest.
+        damaged: whether some frames could not be decoded; their nearest neighbors replace them.
     """
 
     video: str
@@ -47,16 +47,16 @@ class Prediction:
     damaged: bool
 
     def top(self, count: int = 5) -> list[tuple[str, float]]:
-        """List the classes of highest probability, best first; of a regression, ("value", x)."""
+        """Return the `count` classes with the highest probability, best first; for a regression, ("value", x)."""
         return ranked(self.labels, self.scores)[:count]
 
     def timeline(self, count: int = 5) -> list[tuple[Segment, list[tuple[str, float]]]]:
-        """List the windows, each with its classes of highest probability as `top` gives them."""
+        """Return the windows, each with its best classes in the form of `top`."""
         return [(segment, ranked(self.labels, segment.scores)[:count]) for segment in self.segments]
 
     @property
     def label(self) -> str | None:
-        """The class of highest probability; None for a regression."""
+        """The class with the highest probability; None for a regression."""
         return None if self.labels is None else self.top(1)[0][0]
 
     @property
@@ -66,22 +66,22 @@ class Prediction:
 
 
 def as_dict(prediction: Prediction, *, top: int, timeline: bool) -> dict[str, Any]:
-    """Put a prediction into plain containers, as `--json` prints it."""
+    """Convert a prediction to plain containers, as `--json` prints it."""
     regression = prediction.labels is None
-    found: dict[str, Any] = {"video": prediction.video, "seconds": round(prediction.seconds, 3)}
-    found |= {"short": prediction.short, "damaged": prediction.damaged}
-    found |= _answer(prediction.top(top), regression)
-    found["windows"] = len(prediction.segments)
+    result: dict[str, Any] = {"video": prediction.video, "seconds": round(prediction.seconds, 3)}
+    result |= {"short": prediction.short, "damaged": prediction.damaged}
+    result |= _answer(prediction.top(top), regression)
+    result["windows"] = len(prediction.segments)
     if timeline:
-        found["timeline"] = [
+        result["timeline"] = [
             {"start": segment.start, "end": round(segment.end, 3), **_answer(best, regression)}
             for segment, best in prediction.timeline(top)
         ]
-    return found
+    return result
 
 
 def as_lines(prediction: Prediction, *, top: int, timeline: bool) -> list[str]:
-    """Write a prediction as text: a line of the video and, with `timeline`, one of each window."""
+    """Format a prediction as text: one line for the video and, with `timeline`, one for each window."""
     regression = prediction.labels is None
     facts = [f"{prediction.seconds:.1f} s"]
     facts += [f"{len(prediction.segments)} windows" if len(prediction.segments) > 1 else "1 window"]
@@ -93,7 +93,7 @@ def as_lines(prediction: Prediction, *, top: int, timeline: bool) -> list[str]:
 
 
 def printable(text: str) -> str:
-    """Escape what would break a line or move the cursor, as names of files may."""
+    """Escape characters that would break a line or move the cursor; file names may contain them."""
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 

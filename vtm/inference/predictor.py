@@ -1,4 +1,4 @@
-"""A trained model as its users have it: videos in, answers out, the same as the test of train.py gives."""
+"""A trained model for inference: it predicts videos exactly as the test of train.py does."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from vtm.tasks.classification import Classification
 from vtm.tasks.regression import Regression
 from vtm.tasks.task import ranked
 
-FILE_NAME = "model.safetensors"  # in a folder, as the Hub has it
-_CLIPS_AT_ONCE = 4  # in one forward pass
+FILE_NAME = "model.safetensors"  # the model in a folder, as on the Hub
+_CLIPS_AT_ONCE = 4  # batch size
 _FETCHING = {"checkpoint_path", "cache_dir", "pretrained_cfg", "pretrained_cfg_overlay"}  # arguments of timm
 
 
@@ -38,39 +38,39 @@ class Predictor(
     paper_url="https://arxiv.org/abs/2410.23782",
     tags=["token-merging", "long-form-video"],
 ):
-    """Encode, merge and classify videos by a model that `python -m vtm.export` has written; `vtm.load` reads one.
+    """A model that predicts videos, written by `python -m vtm.export` and read by `vtm.load`.
 
-    Arithmetic is in fp32. The weights of the encoder are no part of the model: they are loaded with the first frames.
+    It computes in fp32. The weights of the encoder are not part of the model; they are loaded with the first frames.
 
     Args:
-        description: what `vtm.inference.model_file` has beside the weights.
+        description: description of the model, with `vtm.inference.model_file.PARTS`.
 
     Attributes:
-        network: the head, without what only training needs.
-        encoder: the frozen one.
-        protocol: which clips are seen of a video.
-        labels: K names of classes; None for a regression.
+        network: head, without the parts that only training uses.
+        encoder: frozen encoder.
+        protocol: protocol that chooses the clips of a video.
+        labels: K class names; None for a regression.
 
     Raises:
-        ModelFileError: if the encoder is not the one of the training.
+        ModelFileError: if the encoder differs from the one in training.
     """
 
     def __init__(self, description: Mapping[str, Any]) -> None:
         super().__init__()
         self.description = dict(description)
         if fetched := _FETCHING & (description["encoder"].get("model_args") or {}).keys():
-            raise ModelFileError(f"a model file cannot say where timm gets weights, but has {', '.join(fetched)}")
+            raise ModelFileError(f"a model file cannot set where timm reads weights, but sets {', '.join(fetched)}")
         try:
             self.encoder: Encoder | Precomputed = build(description["encoder"])
         except FileNotFoundError as error:
             raise ModelFileError(
-                f"{error}; the file has moved since the training: name its place by load(…, encoder_checkpoint=…), "
+                f"{error}; if the file has moved since training, pass its path: load(…, encoder_checkpoint=…), "
                 "--encoder-checkpoint of a command, or encoder_checkpoint=… of vtm.export"
             ) from None
         if self.encoder.key != description["encoder_key"]:
             raise ModelFileError(
-                f"the model was trained on features of {description['encoder_key']}, but its encoder now gives "
-                f"{self.encoder.key}: give the same weights, and the version of timm that it was trained with"
+                f"the model was trained on features of {description['encoder_key']}, but its encoder is now "
+                f"{self.encoder.key}; use the same weights and the same version of timm as in training"
             )
         outputs, classes = description["num_outputs"], description["classes"]
         if classes and len(classes) != outputs:
@@ -84,10 +84,10 @@ class Predictor(
 
     @classmethod
     def from_training(cls, weights: Mapping[str, Tensor], description: Mapping[str, Any]) -> Self:
-        """Make a model of all the weights that a network had in training.
+        """Build a model from all the weights of a network in training.
 
         Raises:
-            ModelFileError: if the encoder is not the one of the training.
+            ModelFileError: if the encoder differs from the one in training.
         """
         model = cls(description)
         network = model._build_network()
@@ -97,12 +97,12 @@ class Predictor(
 
     @property
     def identity(self) -> str:
-        """Name the model by the first digits of the SHA-256 of its weights."""
+        """The first digits of the SHA-256 of the weights."""
         return weights_sha256(self.network.state_dict())[:12]
 
     @property
     def device(self) -> torch.device:
-        """Where the network is, and frames are encoded."""
+        """The device of the network, on which frames are encoded, too."""
         return next(self.network.parameters()).device
 
     @torch.no_grad()
@@ -114,7 +114,7 @@ class Predictor(
         *,
         generator: Generators = None,
     ) -> Tensor:
-        """Score clips from their features; the arguments are those of `VTM.forward`.
+        """Score clips from their features, with the arguments of `VTM.forward`.
 
         Returns:
             (B, K) probabilities, or the (B, 1) values of a regression.
@@ -125,21 +125,21 @@ class Predictor(
     def predict(
         self, path: str | Path, *, stream: bool = False, seen: Callable[[float, float], None] | None = None
     ) -> Prediction:
-        """Say what is in a video, as the test of train.py would; a long one is read and held in parts.
+        """Predict a video as the test of train.py would; a long video is read in parts.
 
-        Where the model samples its targets in evaluation, the noise depends on the name of the file; in the test of
-        train.py it depends on the id of the video in its data set.
+        If the model samples its targets in evaluation, the noise depends on the file name; in the test of train.py it
+        depends on the id of the video in its data set.
 
         Args:
-            path: of the video.
-            stream: look at a frame per second of the whole video in one pass, rather than at the clips that the model
-                was tested on: the tokens of all its last windows are averaged into one answer.
-            seen: is told now and then how many seconds are done, and of how many.
+            path: video file.
+            stream: process one frame per second of the whole video in one pass, instead of the clips that the model was
+                tested on; the prediction is from the average token of all windows of the last block.
+            seen: progress callback, called with the seconds done and the length of the video.
 
         Raises:
-            FileNotFoundError: if there is no such file.
-            VideoError: if it cannot be read, or is too short.
-            ValueError: if the model takes features and no frames, or cannot stream because it samples.
+            FileNotFoundError: if the file does not exist.
+            VideoError: if the video cannot be read, or is too short.
+            ValueError: if the model takes features, not frames, or cannot stream.
         """
         video = self._open(path)
         seconds = video.seconds
@@ -149,10 +149,10 @@ class Predictor(
         for group in _groups(video.clips(), _CLIPS_AT_ONCE):
             starts, clips = zip(*group, strict=True)
             batch = collate(clips)
-            found = self(batch.inputs, batch.motion, batch.mask, generator=[clip_generator(name) for name in batch.id])
+            scored = self(batch.inputs, batch.motion, batch.mask, generator=[clip_generator(name) for name in batch.id])
             segments += [
                 Segment(start, self._end(start, seconds), scores)
-                for start, scores in zip(starts, found.tolist(), strict=True)
+                for start, scores in zip(starts, scored.tolist(), strict=True)
             ]
             damaged = damaged or bool(batch.damaged.any())
             if seen is not None:
@@ -163,20 +163,21 @@ class Predictor(
 
     @torch.no_grad()
     def trace(self, path: str | Path, *, start: float = 0.0) -> ClipView:
-        """Classify one clip of a video, and keep what was merged, to be drawn by `vtm.pictures`.
+        """Predict one clip of a video and return its frames and merged tokens, for `vtm.pictures` to draw.
 
         Args:
-            path: of the video.
-            start: of the clip, in seconds, for a model of windows.
+            path: video file.
+            start: start of the clip in seconds; 0 unless the protocol is `Windows`.
 
         Raises:
-            VideoError: if the file cannot be read, or is too short.
-            ValueError: if there is no clip at `start`, or the model takes features and no frames.
+            FileNotFoundError: if the file does not exist.
+            VideoError: if the video cannot be read, or is too short.
+            ValueError: if no clip starts at `start`, or the model takes features, not frames.
         """
         video = self._open(path)
         seconds = video.seconds
         if start and not isinstance(self.protocol, Windows):
-            raise ValueError(f"{path}: this model looks at the whole video at once, from 0 s and not from {start} s")
+            raise ValueError(f"{path}: this model sees the whole video as one clip; expected start 0 s, got {start} s")
         if not 0 <= start < seconds:
             raise ValueError(f"{path}: expected a clip to start in [0, {seconds:.2f}) s, got {start} s")
         clip, frames = video.clip(start)
@@ -193,17 +194,17 @@ class Predictor(
         )
 
     def open_stream(self) -> Stream:
-        """Make a stream of the network, to which the features of a clip are given little by little.
+        """Return a stream of the network, which takes the features of a video in parts.
 
         Raises:
             ValueError: if the network cannot stream.
         """
         if not isinstance(self.network, VTM):
-            raise ValueError(f"a {type(self.network).__name__} sees whole clips only")
+            raise ValueError(f"{type(self.network).__name__} takes whole clips only")
         return Stream(self.network)
 
     def generate_model_card(self, *_: Any, **metadata: Any) -> ModelCard:
-        """Say what the model is, for `save_pretrained` and `push_to_hub`."""
+        """Write the model card, for `save_pretrained` and `push_to_hub`."""
         usual: dict[str, Any] = self._hub_mixin_info.model_card_data.to_dict()  # type: ignore[no-untyped-call]
         return ModelCard(model_card(self.description, **usual | metadata))
 
@@ -212,7 +213,7 @@ class Predictor(
         return self.task.to_scores(logits).reshape(logits.shape)
 
     def _build_network(self) -> Head:
-        """Make the network as training has it, with random weights."""
+        """Build the network as in training, with random weights."""
         network: Head = build(
             self.description["model"], self.encoder.channels, self.description["num_outputs"], self.encoder.grid
         )
@@ -223,11 +224,11 @@ class Predictor(
         return EncodedVideo(Path(path), self.encoder, self.protocol, motion=motion, device=self.device)
 
     def _end(self, start: float, seconds: float) -> float:
-        """Tell where a clip ends."""
+        """Return the end of a clip in seconds."""
         return min(start + self.protocol.num_frames, seconds) if isinstance(self.protocol, Windows) else seconds
 
     def _stream(self, path: str | Path, video: EncodedVideo, seen: Callable[[float, float], None] | None) -> Prediction:
-        """Score the whole video in one pass."""
+        """Predict the whole video in one pass."""
         stream, damaged, seconds = self.open_stream(), False, video.seconds
         times = [time for time in every_second(0.0, int(seconds) + 1) if time < seconds or not time]
         for steps in video.steps(times):
@@ -245,12 +246,12 @@ class Predictor(
 
     @classmethod
     def _from_pretrained(
-        cls, *, model_id: str, encoder_checkpoint: str | Path | None = None, description: Any = None, **place: Any
+        cls, *, model_id: str, encoder_checkpoint: str | Path | None = None, description: Any = None, **options: Any
     ) -> Self:
-        """Read a model from a folder, or from the Hub; `description` is that of config.json, for people to read."""
+        """Read a model from a folder or the Hub; `description`, from config.json, is not used."""
         path = Path(model_id, FILE_NAME)
         if not Path(model_id).is_dir():
-            path = Path(hf_hub_download(model_id, FILE_NAME, **place))
+            path = Path(hf_hub_download(model_id, FILE_NAME, **options))
         return cls._read(path, encoder_checkpoint=encoder_checkpoint)
 
     @classmethod
@@ -271,25 +272,25 @@ class Predictor(
 def load(
     path: str | Path, *, encoder_checkpoint: str | Path | None = None, device: str | torch.device = "cpu"
 ) -> Predictor:
-    """Read a model that `python -m vtm.export` has written.
+    """Load a model that `python -m vtm.export` has written.
 
     Args:
-        path: the .safetensors file, or a folder with a `model.safetensors`.
-        encoder_checkpoint: where the weights of the encoder lie now, if it was trained with a file of its own.
-        device: where it is to run.
+        path: .safetensors file, or a folder that contains `model.safetensors`.
+        encoder_checkpoint: file of the encoder's own weights, if it has moved since training.
+        device: device to run on.
 
     Returns:
-        A `Predictor`: `model.predict("video.mp4").label`.
+        Model to call as `model.predict("video.mp4").label`.
 
     Raises:
-        ModelFileError: if there is no such file, it is damaged or something else, or the encoder has changed.
+        ModelFileError: if the file does not exist, is damaged or not a model of vtm, or if the encoder has changed.
     """
     path = Path(path, FILE_NAME) if Path(path).is_dir() else Path(path)
     return Predictor._read(path, encoder_checkpoint=encoder_checkpoint).to(device)
 
 
 def _groups(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    """Take `size` items at a time."""
+    """Yield lists of up to `size` items."""
     group: list[Any] = []
     for item in items:
         group.append(item)

@@ -1,6 +1,6 @@
-"""Predictions as a CSV file that processes on any number of machines write together, and that goes on where it was.
+"""A CSV table of predictions that processes on any number of machines can share and continue.
 
-A process locks the video that it takes by a byte of the table (`ByteLocks`), so it must not open a table twice.
+A process locks each video that it takes with a byte of the table (`ByteLocks`), so it must not open a table twice.
 """
 
 from __future__ import annotations
@@ -30,25 +30,25 @@ _ERROR, _MODEL = COLUMNS.index("error"), COLUMNS.index("model")
 
 
 class PredictionTable:
-    """Take videos that are not in a table, and add what becomes of them; a table is made where there is none.
+    """A table of predictions, created if it does not exist, with the videos that are still to be predicted.
 
     Its columns are `COLUMNS` and, for the classes after the best one, `prediction_2`, `probability_2` and so on. A
-    regression has its value as `prediction`, and no `probability`. `short` and `damaged` are 0 or 1, as `Prediction`
-    has them. A video that could not be predicted has just an `error`, and can be tried again.
+    regression has its value in `prediction`, and no `probability`. `short` and `damaged` are 0 or 1, as defined by
+    `Prediction`. A video that could not be predicted has only an `error`, and can be retried.
 
     Args:
-        path: of the file.
-        model: names what predicts; a file holds the predictions of one model.
-        classes: how many classes a row lists, best first; 1 for a regression.
-        again: videos to try again: when a table is opened that no other process has open, their errors are taken away.
+        path: file of the table.
+        model: ID of the model; a table holds the predictions of one model.
+        classes: number of classes in a row, best first; 1 for a regression.
+        again: videos to retry; their errors are removed when the table is opened, unless another process has it open.
 
     Attributes:
-        videos: that are in the file, as far as it has been read.
-        locked: the file system has locks; without them only one process at a time may have the table.
+        videos: videos in the part of the table that has been read.
+        locked: whether the file system has locks; without them only one process at a time may open the table.
 
     Raises:
-        ValueError: if the file is something else, or of another model; then it is left as it is.
-        OSError: if it cannot be written, or is no longer there; what is in it is complete.
+        ValueError: if the file is not a table of this model; then it is not changed.
+        OSError: if the file cannot be written or no longer exists; the rows in it are complete.
     """
 
     def __init__(self, path: Path, model: str, *, classes: int, again: Collection[Path] = ()) -> None:
@@ -59,7 +59,7 @@ class PredictionTable:
         self.locked = True
         self._classes = classes
         self._again = {str(video) for video in again}
-        self._end = 0  # of the rows that have been read, in bytes
+        self._end = 0  # of the rows that were read, in bytes
 
     def __enter__(self) -> Self:
         """Open the file."""
@@ -88,14 +88,14 @@ class PredictionTable:
         os.close(self._file)
 
     def take(self, videos: Iterable[Path]) -> Iterator[Path]:
-        """Take the videos that are not in the table and that no other process holds, until there are none."""
+        """Yield the videos that are not in the table and that no other process has taken, until none is left."""
         for name in take(deque(map(str, videos)), self._locks, is_done=self._has):
             yield Path(name)
             self._locks.release(name)
         self._read()
 
     def add(self, prediction: Prediction) -> None:
-        """Write the row of a video."""
+        """Add the row of a predicted video."""
         best = prediction.top(self._classes)
         if prediction.label is None:
             scores: list[Any] = [prediction.score, ""]
@@ -105,12 +105,12 @@ class PredictionTable:
         self._append((prediction.video, *scores[:2], *facts, "", self.model, *scores[2:]))
 
     def add_failure(self, video: Path, reason: str) -> None:
-        """Write the row of a video that could not be predicted."""
+        """Add the row of a video that could not be predicted."""
         known = {"video": str(video), "error": " ".join(reason.split()), "model": self.model}
         self._append([known.get(name, "") for name in self.columns])
 
     def _prepare(self) -> bool:
-        """Make the open file ready; return False where this process or another one has put a new file in its place."""
+        """Prepare the open file; return False if this or another process has replaced it by a new file."""
         self.videos, self._end = set(), 0
         with self._locks.opening() as alone:
             if alone:
@@ -127,40 +127,40 @@ class PredictionTable:
         return True
 
     def _has(self, video: str) -> bool:
-        """Tell whether a video is in the table by now."""
+        """Return whether a video is in the table by now."""
         if video not in self.videos:
             self._read()
         return video in self.videos
 
     def _read(self) -> list[list[str]]:
-        """Read the rows that are new in the file."""
+        """Read the new rows of the file."""
         size = os.fstat(self._file).st_size
         if size < self._end:
             raise ValueError(
-                f"{self.path}: expected at least the {self._end} bytes that were there, found {size}; put back what "
-                "was taken away, and the same command goes on"
+                f"{self.path}: expected at least the {self._end} bytes that were read before, found {size}; restore "
+                "the file and run the same command to continue"
             )
         content = os.pread(self._file, size - self._end, self._end)
         header = _line(self.columns).encode()
         if not self._end and not (header.startswith(content) or content.startswith(header)):
             found = content.partition(b"\n")[0][:200].decode(errors="backslashreplace")
             raise ValueError(
-                f"{self.path}: expected a table with the columns {', '.join(self.columns)}, found {found!r}; give "
-                "another file or, for a table of predictions, the --top that it was made with"
+                f"{self.path}: expected a table with the columns {', '.join(self.columns)}, found {found!r}; choose "
+                "another file or, for a table of predictions, the --top that it was written with"
             )
         end = content.rfind(b"\n") + 1
-        while content.count(b'"', 0, end) % 2:  # a line that ends within a name is no row
+        while content.count(b'"', 0, end) % 2:  # a line that ends within a quoted name is not a row
             end = content.rfind(b"\n", 0, end - 1) + 1
         text = content[0 if self._end else len(header) : end].decode(errors="surrogateescape")
         rows = list(csv.reader(io.StringIO(text, newline="")))
         for row in rows:
             if len(row) != len(self.columns):
                 raise ValueError(
-                    f"{self.path}: expected rows of {len(self.columns)} columns, found {row}; mend that row"
+                    f"{self.path}: expected rows of {len(self.columns)} columns, found {row}; correct this row"
                 )
             if row[_MODEL] != self.model:
                 raise ValueError(
-                    f"{self.path} has predictions of the model {row[_MODEL]}, but this one is {self.model}; give "
+                    f"{self.path} has predictions of the model {row[_MODEL]}, but this model is {self.model}; choose "
                     "another file"
                 )
         self.videos.update(row[0] for row in rows)
@@ -173,12 +173,12 @@ class PredictionTable:
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
-        """Keep others from writing, and take away the half row that a process which was killed may have left."""
+        """Lock the table for writing, and remove the incomplete row that a killed process may have left."""
         with self._locks.exclusive():
             if not is_in_place(self._file, self.path):
                 raise FileNotFoundError(
-                    f"{self.path} was moved, deleted or replaced while it was written; put it back for the same "
-                    "command to go on, or it begins anew"
+                    f"{self.path} was moved, deleted or replaced during writing; put it back to continue with the "
+                    "same command, which otherwise starts a new table"
                 )
             self._read()
             os.ftruncate(self._file, self._end)
@@ -192,8 +192,8 @@ class PredictionTable:
                 left = left[os.write(self._file, left) :]
         except OSError as error:
             raise OSError(
-                f"{self.path}: {error.strerror}; what is in it is complete, and the same command goes on when this "
-                "is put right"
+                f"{self.path}: {error.strerror}; all rows in it are complete; solve the problem and run the same "
+                "command to continue"
             ) from error
 
 
@@ -205,21 +205,21 @@ def predict_videos(
     stream: bool,
     seen: Callable[[Path, float, float], None],
 ) -> Iterator[tuple[Path, Prediction | str]]:
-    """Predict videos, and add them to a table; yield each with its prediction, or why there is none.
+    """Predict videos and add them to a table; yield each with its prediction, or with the reason of its failure.
 
     Args:
-        model: predicts them.
-        videos: those that are not in the table are predicted, by this process or by another one.
-        table: an open one, or None for all videos.
-        stream: as for `Predictor.predict`.
-        seen: is told now and then of which video how many seconds are done, and of how many.
+        model: model to use.
+        videos: videos to predict; with a table, only those that are not in it and that no other process has taken.
+        table: open table, or None.
+        stream: whether to predict each video in one pass, see `Predictor.predict`.
+        seen: progress callback, called with the video, the seconds done and its length.
     """
     for video in videos if table is None else table.take(videos):
         answer: Prediction | str
         try:
             answer = model.predict(video, stream=stream, seen=partial(seen, video))
         except torch.OutOfMemoryError:
-            answer = f"out of memory on {model.device}; --device cpu has another"
+            answer = f"out of memory on {model.device}; use --device cpu"
         except (VideoError, OSError, ValueError) as error:
             answer = str(error).removeprefix(f"{video}: ")
         if table is not None and isinstance(answer, str):
@@ -230,7 +230,7 @@ def predict_videos(
 
 
 def _line(row: Sequence[Any]) -> str:
-    """Write a row as CSV."""
+    """Format a row as a line of CSV."""
     text = io.StringIO(newline="")
-    csv.writer(text).writerow(row)  # with "\r\n" at the end, for it quotes just the letters that end a line
+    csv.writer(text).writerow(row)  # its line end "\r\n" makes it quote names with either character
     return text.getvalue().removesuffix("\r\n") + "\n"
