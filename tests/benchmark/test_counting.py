@@ -1,4 +1,4 @@
-"""What a row needs is known before it runs, and is what its shapes say."""
+"""The needs of a row are known before it runs, and follow from its shapes."""
 
 from dataclasses import replace
 from functools import cache
@@ -11,12 +11,12 @@ from vtm.benchmark.counting import free_bytes
 from vtm.benchmark.network import CLASSES, Workload
 from vtm.benchmark.rows import Row, Setting
 
-needs = cache(counting.needs)  # half a second, and several tests compare with the same row
+needs = cache(counting.needs)  # takes half a second, and tests share rows
 SMALL = Setting(60, 2, 2, 16, "cpu", threads=1, repeats=1, limit=20, overrides=("model.channels=[16,8,8]",))
 
 
 def formula(row: Row, setting: Setting, matching: float) -> float:
-    """Count by hand; of the N × M products of keys, `matching` are computed."""
+    """Count FLOP by formula; the share `matching` of the N × M key products is computed."""
     workload = Workload(row, setting)
     flop = 0.0
     for plan in workload.plan:
@@ -33,7 +33,7 @@ def formula(row: Row, setting: Setting, matching: float) -> float:
 def test_the_arithmetic_without_merging_is_the_formula(plain, precision):
     row = Row("none", plain=plain, batch=2, precision=precision)
     assert needs(row, SMALL).flop == formula(row, SMALL, matching=0)
-    features_gradient = 2 * 2 * (60 * 4) * 16 * 48  # of the first block's projection: nothing before it learns
+    features_gradient = 2 * 2 * (60 * 4) * 16 * 48  # the first projection's input needs no gradient
     training = needs(replace(row, training=True), SMALL).flop
     assert training in (3 * needs(row, SMALL).flop - features_gradient, 3 * needs(row, SMALL).flop)
 
@@ -41,7 +41,7 @@ def test_the_arithmetic_without_merging_is_the_formula(plain, precision):
 @pytest.mark.parametrize("strategy", ["uniform", "learnable"])
 def test_the_arithmetic_with_merging_is_the_formula(strategy):
     row = Row(strategy)
-    least, most = (formula(row, SMALL, matching) for matching in (1 / 2, 1))  # of sources only, or of all tokens
+    least, most = (formula(row, SMALL, matching) for matching in (1 / 2, 1))  # matching only sources, or all tokens
     assert least <= needs(row, SMALL).flop <= most
 
 

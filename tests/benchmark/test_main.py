@@ -1,4 +1,4 @@
-"""The command measures every row once, writes after each, and ends with a sentence."""
+"""The command measures each row once, writes the tables after each, and reports errors in one sentence."""
 
 import subprocess
 import sys
@@ -17,7 +17,7 @@ SIZE += " model.channels=[16,8]"
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
-    """Run the command with results that are made up, and return the rows that were measured."""
+    """Run the command with fake results, and return the measured rows."""
 
     def command(*arguments: str, stop_after: int | None = None) -> list:
         measured = []
@@ -51,12 +51,12 @@ def test_rows_that_are_the_same_are_measured_once_and_shown_in_every_table(run, 
     table = (tmp_path / "out" / "benchmark.md").read_text(encoding="utf-8")
     assert names_in(table).count("none, plain attention") == 4  # strategies, γ, L and R
     assert "learnable, γ = 6" in names_in(table)
-    assert "learnable, γ = 6" not in names  # it is the usual row
+    assert "learnable, γ = 6" not in names  # the same as the default row
     printed, written = (
         [[cell.strip(" :-") for cell in line.split("|")[:3]] for line in text.splitlines() if line[:1] in ("|", "#")]
         for text in (capsys.readouterr().out, table)
     )
-    assert printed == written[1:]  # the first line is the title of the page
+    assert printed == written[1:]  # the title of the page is not printed
     assert (tmp_path / "out" / "benchmark.csv").is_file()
 
 
@@ -65,12 +65,12 @@ def test_a_single_table_can_be_chosen(run, tmp_path):
     assert names >= {"none, plain attention", "learnable, R/|S| = 0.5"}
     table = (tmp_path / "out" / "benchmark.md").read_text(encoding="utf-8")
     assert [line for line in table.splitlines() if line.startswith("## ")] == ["## Merge count R"]
-    with pytest.raises(SystemExit, match=r"--only long is in none of the titles Strategies, .*--long"):
+    with pytest.raises(SystemExit, match=r"--only long matches no title of Strategies, .*--long"):
         run("--only", "long")
 
 
 def test_an_interruption_leaves_what_was_measured(run, tmp_path):
-    with pytest.raises(SystemExit, match=r"stopped after 2 rows, which are in .*out"):
+    with pytest.raises(SystemExit, match=r"interrupted; 2 rows are in .*out"):
         run("--threads", "1", stop_after=2)
     table = (tmp_path / "out" / "benchmark.md").read_text(encoding="utf-8")
     assert "none, fused attention" in names_in(table)
@@ -95,7 +95,7 @@ def test_what_no_row_can_do_stops_the_command_at_its_start(run, tmp_path, argume
 def test_an_unknown_precision_is_refused(run, capsys):
     with pytest.raises(SystemExit):
         run("--precision", "16-true")
-    assert "expected a choice of 32-true, bf16-mixed, got 16-true" in capsys.readouterr().err
+    assert "expected one or more of 32-true, bf16-mixed, got 16-true" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_a_wrong_argument_is_refused_in_one_sentence(run, capsys, option, value,
 
 
 def test_a_gpu_that_is_not_here_is_refused_in_one_sentence(run):
-    with pytest.raises(SystemExit, match=r"--device cuda:99 is not here: torch finds \d+ GPUs; choose another"):
+    with pytest.raises(SystemExit, match=r"--device cuda:99 does not exist: torch finds \d+ GPUs; choose another"):
         run("--device", "cuda:99")
 
 

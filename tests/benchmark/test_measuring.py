@@ -1,4 +1,4 @@
-"""Every kind of row is measured, at a size that takes no time; what does not fit says so."""
+"""Every kind of row is measured at a tiny size; a row that cannot be measured states why."""
 
 from dataclasses import replace
 
@@ -109,18 +109,18 @@ def test_compilation_is_told_apart_from_running(monkeypatch):
 
 
 def test_what_does_not_fit_says_how_much_it_needs_and_is_not_tried(monkeypatch):
-    monkeypatch.setattr(measuring, "Trial", None)
+    monkeypatch.setattr(measuring, "Workload", None)
     monkeypatch.setattr(measuring, "free_bytes", lambda device: 1000)
     result = last(Row("none", plain=True, batch=16), replace(SMALL, height=64, width=64))
     assert result.seconds is None
-    assert result.problem == f"needs {result.needed_bytes / 1e9:.1f} GB, 0.0 GB are free"
+    assert result.problem == f"needs {result.needed_bytes / 1e9:.1f} GB, but 0.0 GB are free"
     assert result.needed_bytes > 2 * 16 * 8 * 4 * (4 * 64 * 64) ** 2  # bytes of the N × N matrices
 
 
 def test_what_takes_too_long_is_left_out(monkeypatch):
-    monkeypatch.setattr(measuring, "Trial", None)
+    monkeypatch.setattr(measuring, "Workload", None)
     result = last(Row("learnable"), rate=1.0)
-    assert result.problem == f"left out: a call takes over {result.flop} s by its arithmetic alone (--limit)"
+    assert result.problem == f"skipped: its arithmetic alone takes over {result.flop} s per call (--limit)"
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_running_out_of_memory_is_a_cell_too(monkeypatch, error):
 
     monkeypatch.setattr(measuring, "_measured", fail)
     result = last(Row("learnable"))
-    assert result.problem == f"memory ran out; needs about {result.needed_bytes / 1e9:.1f} GB"
+    assert result.problem == f"out of memory; needs about {result.needed_bytes / 1e9:.1f} GB"
 
 
 def test_a_mistake_of_ours_is_no_cell(monkeypatch):

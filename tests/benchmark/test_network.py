@@ -1,4 +1,4 @@
-"""A row computes as it says."""
+"""A row computes in its own precision and restores torch's settings."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ SMALL = Setting(4, 2, 2, 16, "cpu", 1, 1, 20, ("model.window_frames=[2,4]", "mod
 
 
 class Products(TorchDispatchMode):
-    """Keep the types of what batched products multiply."""
+    """A record of the dtypes that batched products multiply."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -21,7 +21,7 @@ class Products(TorchDispatchMode):
         if func is torch.ops.aten.bmm.default:
             self.dtypes += [args[0].dtype, args[1].dtype]
             return func(*args)
-        with self:  # inference mode leaves it to us to take operations apart
+        with self:  # in inference mode, operations are not decomposed by torch
             parts = func.decompose(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {})) if parts is NotImplemented else parts
 

@@ -1,4 +1,4 @@
-"""A row whose process dies is a cell that says so."""
+"""A row whose process dies reports why."""
 
 import os
 import signal
@@ -28,9 +28,9 @@ def test_the_last_result_counts():
 def test_a_killed_process_leaves_what_it_needed():
     result = measured_apart(killed, Result(flop=3, needed_bytes=5 * 10**9))
     assert result.flop == 3
-    assert result.problem == "the process was killed (SIGKILL), most likely for want of memory, it needs about 5.0 GB"
+    assert result.problem == "the process was killed (SIGKILL), probably because memory ran out; it needs about 5.0 GB"
 
 
 def test_an_error_is_shown_and_named(capfd):
-    assert measured_apart(failing).problem == "the process failed, its error is printed above"
+    assert measured_apart(failing).problem == "the process failed; its error is printed above"
     assert "RuntimeError: a bug" in capfd.readouterr().err

@@ -1,4 +1,4 @@
-"""The tables say what was measured, in Markdown and in CSV."""
+"""The tables of results, in Markdown and in CSV."""
 
 import csv
 import platform
@@ -61,7 +61,18 @@ def test_the_markdown(report):
     tables = [line for line in lines if line.startswith("|")]
     assert len({line.count("|") for line in tables}) == 1
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in tables]
-    assert ["none, plain attention", "0.125", "8000", "4", "800", "0.1", "50", "1", "0.5", ""] in rows  # fused is known
+    assert [
+        "none, plain attention",
+        "0.125",
+        "8000",
+        "4",
+        "800",
+        "0.1",
+        "50",
+        "1",
+        "0.5",
+        "",
+    ] in rows  # of fused
     assert ["learnable, γ = 2", "1", "1000", "1", "100", "0.1", "50", "8", "4", "6 % in merging"] in rows
     problem = "needs 32.0 GB, 20.0 GB are free"
     assert ["none, plain attention, training", "", "", "", "900", "", "", "", "", problem] in rows
@@ -82,7 +93,7 @@ def test_a_bar_in_a_name_does_not_divide_its_cell(report):
 
 
 def test_the_legend_says_what_is_no_median(report):
-    assert "of long videos of a single call after one with a short clip" in report.markdown()
+    assert "for long videos the time of a single call after one with a short clip" in report.markdown()
 
 
 def test_the_files_are_replaced_whole(report, tmp_path):

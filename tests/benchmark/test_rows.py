@@ -1,4 +1,4 @@
-"""The rows are the paper's tables, and each of them composes."""
+"""The rows are those of the paper's tables, and each of them composes."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +18,7 @@ def tables() -> dict[str, list[Row]]:
 
 
 def chosen(title: str, *keys: str) -> list:
-    """Read a setting of the learnable rows of a table."""
+    """Return a configuration value of the learnable rows of a table."""
     found = []
     for row in tables()[title]:
         if row.strategy == "learnable":
@@ -89,7 +89,7 @@ def test_overrides_reach_the_rows_they_concern():
     assert composed(Row("learnable"), setting).merging.saliency_weight == 2
     assert composed(Row("none"), setting).model.num_heads == 4
     row = Row("learnable", overrides=("model.num_heads=2",))
-    assert composed(row, setting).model.num_heads == 2  # what the table is about
+    assert composed(row, setting).model.num_heads == 2  # the row's own override wins
 
 
 @pytest.mark.parametrize("override", ["merging.saliency_weight=2", "++merging.saliency_weight=2"])
@@ -103,9 +103,9 @@ def test_a_weight_of_the_saliency_reaches_only_the_strategy_that_has_a_number(ov
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("encoder=precomputed", "encoder=precomputed, which nothing can be measured with: choose another"),
+        ("encoder=precomputed", "encoder=precomputed cannot be measured, because it computes nothing; choose another"),
         ("merging.partition_facto=4", "did you mean 'merging.partition_factor'"),
-        ("merging=uniform", "every strategy has rows of its own"),
+        ("merging=uniform", "every strategy has its own rows"),
         ("foo", "foo"),
     ],
 )

@@ -1,1 +1,1 @@
-"""The benchmark of speed and memory, `python -m vtm.benchmark`: what it measures, how, and what it writes."""
+"""The benchmark of speed and memory, `python -m vtm.benchmark`: its rows, measurements and report."""

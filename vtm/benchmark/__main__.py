@@ -1,7 +1,7 @@
-"""Time and memory of the network on this machine, beside its arithmetic: python -m vtm.benchmark.
+"""Measure time and memory of the network on this machine, and count its arithmetic: python -m vtm.benchmark.
 
-By default one factor at a time is changed around the paper's setting: one clip of 60 frames of 16 × 16 tokens with 1024
-channels, and the rest as in `conf/`. Each row is printed as it is measured, and written to a table in Markdown and CSV.
+By default it changes one factor at a time from the paper's setting: one clip of 60 frames of 16 × 16 tokens with 1024
+channels, and the rest as in `conf/`. It prints each row when it is measured, and writes tables in Markdown and CSV.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from vtm.cli.errors import concise_errors
 
 
 def main() -> None:
-    """Measure what was asked for."""
+    """Measure the tables chosen on the command line."""
     given = _arguments()
     with concise_errors():
         _run(given)
@@ -42,7 +42,9 @@ def _run(given: dict[str, Any]) -> None:
     setting = Setting(**given | {"device": device, "threads": given["threads"] or torch.get_num_threads()})
     gpu = torch.device(device).type != "cpu"
     if gpu and (torch.device(device).index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"--device {device} is not here: torch finds {torch.cuda.device_count()} GPUs; choose another")
+        raise ValueError(
+            f"--device {device} does not exist: torch finds {torch.cuda.device_count()} GPUs; choose another"
+        )
     if full:
         tables = full_tables(**kinds, encoder=encoder or gpu)
     else:
@@ -51,9 +53,9 @@ def _run(given: dict[str, Any]) -> None:
     titles = ", ".join(tables)
     tables = {title: rows for title, rows in tables.items() if only.lower() in title.lower()}
     if not tables:
-        raise ValueError(f"--only {only} is in none of the titles {titles}; --long and --encoder add tables")
+        raise ValueError(f"--only {only} matches no title of {titles}; --long and --encoder add tables")
     for row in chain.from_iterable(tables.values()):
-        identity(row, setting)  # raises what is wrong with an override before an hour of measuring
+        identity(row, setting)  # raises for a wrong override before anything is measured
     needs(next(row for row in chain.from_iterable(tables.values()) if row.strategy == "learnable"), setting)
 
     report = Report(machine(setting, source_commit(Path(__file__))), _shape(setting))
@@ -74,7 +76,7 @@ def _run(given: dict[str, Any]) -> None:
                 print(*(lines if row is rows[0] else lines[-1:]), sep="\n", flush=True)  # the heading with the first
                 report.write(out)
     except KeyboardInterrupt:
-        sys.exit(f"\nstopped after {len(report.entries)} rows, which are in {out}" if report.entries else "\nstopped")
+        sys.exit(f"\ninterrupted; {len(report.entries)} rows are in {out}" if report.entries else "\ninterrupted")
 
 
 def _shape(setting: Setting) -> str:
@@ -85,23 +87,36 @@ def _shape(setting: Setting) -> str:
 def _arguments() -> dict[str, Any]:
     parser = argparse.ArgumentParser(
         prog="python -m vtm.benchmark",
-        description="Measure time and memory of the network on this machine, beside its arithmetic: strategies, γ, L, "
-        "R, batch, precision, torch.compile.",
+        description="Measure time and memory of the network on this machine, and count its arithmetic, for each "
+        "strategy, γ, L, R, batch size, precision and torch.compile.",
     )
-    parser.add_argument("overrides", nargs="*", help="of conf/train.yaml, such as merging.partition_factor=4")
-    parser.add_argument("--full", action="store_true", help="all combinations, not one factor at a time")
-    parser.add_argument("--long", action="store_true", help="videos of up to three hours, too: whole and as a stream")
-    parser.add_argument("--encoder", action="store_true", help="with the encoder, too (on a GPU always)")
-    parser.add_argument("--only", default="", help="tables with this text in their titles, such as strategies")
-    parser.add_argument("--device", type=_device, help="cpu, cuda or cuda:1; default: the GPU if there is one")
-    parser.add_argument("--threads", type=_count, help="of the CPU")
-    parser.add_argument("--repeats", type=_count, default=5, help="timed calls; of slow rows at most 3")
-    parser.add_argument("--limit", type=float, default=20.0, help="leave out rows whose call takes more seconds")
+    parser.add_argument("overrides", nargs="*", help="overrides of conf/train.yaml, such as merging.partition_factor=4")
+    parser.add_argument("--full", action="store_true", help="measure all combinations, not one factor at a time")
+    parser.add_argument(
+        "--long", action="store_true", help="also measure videos of up to three hours, whole and as a stream"
+    )
+    parser.add_argument("--encoder", action="store_true", help="also measure with the encoder (always on a GPU)")
+    parser.add_argument("--only", default="", help="only tables with this text in the title")
+    parser.add_argument("--device", type=_device, help="cpu, cuda or cuda:1 (default: cuda if available)")
+    parser.add_argument("--threads", type=_count, help="number of CPU threads (default: torch's choice)")
+    parser.add_argument(
+        "--repeats", type=_count, default=5, help="timed calls per row (default: 5; slow rows: at most 3)"
+    )
+    parser.add_argument(
+        "--limit", type=float, default=20.0, help="skip rows whose calls take more seconds than this (default: 20)"
+    )
     for name, default in {"frames": 60, "height": 16, "width": 16, "channels": 1024}.items():
-        parser.add_argument(f"--{name}", type=_count, default=default)
-    parser.add_argument("--batch", type=_counts, default="1,16", help="the first is used in all tables (1,16)")
-    parser.add_argument("--precision", type=_precisions, default="32-true,bf16-mixed", help="likewise")
-    parser.add_argument("--out", type=Path, help="folder; default: runs/benchmark/<stamp>")
+        parser.add_argument(f"--{name}", type=_count, default=default, help=f"of the features (default: {default})")
+    parser.add_argument(
+        "--batch", type=_counts, default="1,16", help="batch sizes; most tables use the first (default: 1,16)"
+    )
+    parser.add_argument(
+        "--precision",
+        type=_precisions,
+        default="32-true,bf16-mixed",
+        help="precisions; most tables use the first (default: 32-true,bf16-mixed)",
+    )
+    parser.add_argument("--out", type=Path, help="output folder (default: runs/benchmark/<stamp>)")
     given = vars(parser.parse_intermixed_args())
     given["overrides"] = tuple(given["overrides"])
     given["out"] = given["out"] or Path("runs/benchmark") / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
@@ -128,7 +143,7 @@ def _precisions(text: str) -> tuple[str, ...]:
     known = ("32-true", "bf16-mixed")
     parts = tuple(text.split(","))
     if unknown := [part for part in parts if part not in known]:
-        raise argparse.ArgumentTypeError(f"expected a choice of {', '.join(known)}, got {unknown[0]}")
+        raise argparse.ArgumentTypeError(f"expected one or more of {', '.join(known)}, got {unknown[0]}")
     return parts
 
 

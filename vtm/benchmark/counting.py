@@ -1,6 +1,6 @@
-"""What a row needs, worked out before it runs: its arithmetic, the bytes that must move, and the memory it takes.
+"""The arithmetic, memory traffic and memory of a row, computed before it is measured.
 
-The row runs on tensors that have shapes but no bytes, so what does not fit the machine is known without a try.
+The row runs on fake tensors, which have a shape but no data, so rows that do not fit into memory are never started.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ _WORKSPACE = 1.15  # of kernels: plain attention at the paper's size takes 1.13 
 
 
 class Needs(NamedTuple):
-    """What a row needs.
+    """The resources that a row needs.
 
     Attributes:
-        flop: of its products, attention and convolutions; what fused attention computes again to save memory, in
-            the backward pass, is not counted.
-        moved_bytes: that must move at least: the inputs and the weights in use once, the logits, and in training the
+        flop: floating-point operations of products, attention and convolutions, without the recomputation of fused
+            attention in the backward pass.
+        moved_bytes: lower bound of the memory traffic: inputs and used weights once, logits, and in training the
             gradients of the weights.
-        memory_bytes: of model, inputs and all between; of a stream, that of the same clip as a whole.
+        memory_bytes: memory of model, inputs and intermediate tensors; for a stream, that of the whole clip.
     """
 
     flop: int
@@ -43,7 +43,7 @@ class Needs(NamedTuple):
 
 
 def needs(row: Row, setting: Setting) -> Needs:
-    """Work out what a row needs.
+    """Compute what a row needs.
 
     Raises:
         ValueError: if an override is unknown, or the clips do not fit the network.
@@ -52,10 +52,10 @@ def needs(row: Row, setting: Setting) -> Needs:
     head = replace(row, compiled=False, streaming=False, encoder=False)
     with FakeTensorMode():
         workload = Workload(head, replace(on_tokens(setting, encoder), device="cpu"))
-        assert workload.inputs is not None  # only a stream has none
+        assert workload.inputs is not None  # None only for a stream
         flop = _flop_as_plain(workload)
         workload.model.zero_grad(set_to_none=True)
-        with _LiveMemory() as memory, workload.mode(), FlopCounterMode(display=False):  # it takes operations apart
+        with _LiveMemory() as memory, workload.mode(), FlopCounterMode(display=False):  # decomposes operations
             workload()
         moved = (1 + row.training) * _bytes(workload.model.parameters()) + 4 * row.batch * CLASSES
         moved += 0 if workload.motion is None else workload.motion.nbytes
@@ -68,14 +68,14 @@ def needs(row: Row, setting: Setting) -> Needs:
         chunk = torch.empty(encoder.chunk, 3, encoder.frames.image_size, encoder.frames.image_size)
         with _LiveMemory() as memory, sdpa_kernel(FUSED), FlopCounterMode(display=False) as counter:
             encoder.encode(backbone, chunk)
-    frames = chunk[0].numel() * steps  # bytes, of uint8
+    frames = chunk[0].numel() * steps  # bytes, as uint8
     weights = _bytes(backbone.parameters())
     flop += counter.get_total_flops() * -(-steps // encoder.chunk)
     return Needs(flop, moved + frames + weights, held + frames + weights + int(_WORKSPACE * memory.peak))
 
 
 def free_bytes(device: torch.device | str) -> int | None:
-    """Tell how much memory can still be had: of the GPU, or of the machine where it says so (Linux)."""
+    """Return the free memory of the GPU, or of the machine; None where the system does not report it."""
     if torch.device(device).type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     try:
@@ -86,10 +86,10 @@ def free_bytes(device: torch.device | str) -> int | None:
 
 
 class _LiveMemory(TorchDispatchMode):
-    """Add up the tensors that are made within, while they live.
+    """A counter of the bytes of all tensors that are alive.
 
     Attributes:
-        peak: the most bytes that were alive at a time.
+        peak: maximum of the bytes alive at a time.
     """
 
     def __init__(self) -> None:
@@ -108,19 +108,19 @@ class _LiveMemory(TorchDispatchMode):
         return result
 
     def _add(self, storage: torch.UntypedStorage) -> None:
-        place = storage._cdata
-        if place not in self._live:
-            self._live[place] = storage.nbytes()
+        key = storage._cdata
+        if key not in self._live:
+            self._live[key] = storage.nbytes()
             self._total += storage.nbytes()
             self.peak = max(self.peak, self._total)
-            weakref.finalize(storage, self._remove, place)
+            weakref.finalize(storage, self._remove, key)
 
-    def _remove(self, place: int) -> None:
-        self._total -= self._live.pop(place)
+    def _remove(self, key: int) -> None:
+        self._total -= self._live.pop(key)
 
 
 def _flop_as_plain(workload: Workload) -> int:
-    """Count with plain attention, whose products every version of torch counts."""
+    """Count operations with plain attention, because every version of torch counts its products."""
     with workload.mode(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         workload()
     return int(counter.get_total_flops())

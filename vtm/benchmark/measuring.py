@@ -1,4 +1,4 @@
-"""Measure one row: time, memory, the rate of the machine's matrix products, and where the time goes."""
+"""Measure one row: time, memory, the rate of matrix products, and the share of the parts."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ from vtm.models.vtm import SelfAttention
 from vtm.system.measure import PeakMemory, median_seconds, return_freed_memory, synchronize
 
 _FEW = 3  # timed calls of slow rows
-_MATRIX = {"cpu": 2048, "cuda": 8192}  # side of the matrices whose product shows the rate
+_MATRIX = {"cpu": 2048, "cuda": 8192}  # side of the matrices to measure the rate with
 
 
 @dataclass(frozen=True)
 class Result:
-    """What is known of a row.
+    """The measurements of a row.
 
     Attributes:
-        seconds: of one call, the median; None if it was not measured.
-        peak_bytes: most memory in use above that of model and inputs; None where the system does not tell.
-        flop: see `Needs`, as the next two.
-        moved_bytes: at least.
-        needed_bytes: of memory in all, worked out before the row ran.
-        rate: FLOP per second of a large matrix product in the row's precision, in the row's process.
-        details: what else was measured, by what it is.
-        problem: why it was not measured.
+        seconds: median time of a call; None if it was not measured.
+        peak_bytes: peak memory beyond that of model and inputs; None where the system does not report it.
+        flop: floating-point operations, see `Needs`.
+        moved_bytes: lower bound of the memory traffic, see `Needs`.
+        needed_bytes: memory computed before the row ran, see `Needs.memory_bytes`.
+        rate: FLOP per second of a large matrix product in the row's precision and process.
+        details: other measurements by name.
+        problem: why the row was not measured.
     """
 
     seconds: float | None = None
@@ -51,23 +51,23 @@ class Result:
 
 
 def measure(row: Row, setting: Setting, known_rate: float | None) -> Iterator[Result]:
-    """Measure a row in this process; first yield what it needs, in case the process does not survive it.
+    """Measure a row in this process; yield what it needs first, in case the process is killed.
 
     Args:
-        row: what to measure.
-        setting: what all rows share.
-        known_rate: FLOP per second of another row of this precision, to tell rows that take too long.
+        row: row to measure.
+        setting: setting of all rows.
+        known_rate: FLOP per second of another row with this precision, to skip rows that take too long.
     """
     torch.set_num_threads(setting.threads)
-    return_freed_memory()  # the process is the row's own
+    return_freed_memory()  # no other row uses this process
     torch.manual_seed(0)
     try:
-        found = needs(row, setting)
+        needed = needs(row, setting)
     except (ValueError, InstantiationException) as error:
         cause = error.__cause__ if isinstance(error, InstantiationException) else None
         yield Result(problem=" ".join(str(cause or error).split()))
         return
-    result = Result(flop=found.flop, moved_bytes=found.moved_bytes, needed_bytes=found.memory_bytes)
+    result = Result(flop=needed.flop, moved_bytes=needed.moved_bytes, needed_bytes=needed.memory_bytes)
     result = replace(result, problem=_obstacle(row, setting, result, known_rate))
     yield result
     if result.problem:
@@ -78,27 +78,27 @@ def measure(row: Row, setting: Setting, known_rate: float | None) -> Iterator[Re
         out_of_memory = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "allocate memory" in str(error)
         if not (out_of_memory or row.compiled):
             raise
-        reason = "memory ran out" if out_of_memory else f"torch.compile failed: {str(error).strip().splitlines()[0]}"
-        yield replace(result, problem=f"{reason}; needs about {_gigabytes(found.memory_bytes)}")
+        reason = "out of memory" if out_of_memory else f"torch.compile failed: {str(error).strip().splitlines()[0]}"
+        yield replace(result, problem=f"{reason}; needs about {_gigabytes(needed.memory_bytes)}")
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype, *, repeats: int) -> float:
-    """Measure what the machine's matrix products reach, in FLOP per second."""
+    """Measure the FLOP per second of a large matrix product on this machine."""
     side = _MATRIX[device.type]
     a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
     return 2 * side**3 / median_seconds(partial(torch.mm, a, b), device=device, repeats=repeats)
 
 
 def _obstacle(row: Row, setting: Setting, result: Result, known_rate: float | None) -> str:
-    """Say why a row cannot be measured here: it does not fit, or takes too long."""
-    assert result.flop is not None  # both were worked out
+    """Return why a row is not measured: it does not fit into memory, or takes too long."""
+    assert result.flop is not None  # both are known
     assert result.needed_bytes is not None
     free = free_bytes(setting.device)
     if free is not None and result.needed_bytes > free and not row.streaming:
-        return f"needs {_gigabytes(result.needed_bytes)}, {_gigabytes(free)} are free"
+        return f"needs {_gigabytes(result.needed_bytes)}, but {_gigabytes(free)} are free"
     least = 0.0 if known_rate is None else result.flop / known_rate
     if least > setting.limit and row.frames is None and not row.encoder:
-        return f"left out: a call takes over {least:.0f} s by its arithmetic alone (--limit)"
+        return f"skipped: its arithmetic alone takes over {least:.0f} s per call (--limit)"
     return ""
 
 
@@ -109,13 +109,13 @@ def _measured(row: Row, setting: Setting) -> dict[str, Any]:
     with workload.mode():
         if row.compiled:
             details["s to compile"] = _call_seconds(workload, workload)
-        if row.frames is not None:  # minutes: one call must do for both, after a short clip
+        if row.frames is not None:  # takes minutes: one call for time and memory, after a short clip
             workload.head(workload.features(setting.frames))
             with PeakMemory(workload.device) as peak:
                 seconds = _stream_seconds(workload) if row.streaming else _call_seconds(workload, workload)
         else:
-            for _ in range(2):  # the first loads the encoder's weights and the libraries, which are no memory of a call
-                workload.model.zero_grad(set_to_none=True)  # gradients are
+            for _ in range(2):  # the first call also loads weights and libraries
+                workload.model.zero_grad(set_to_none=True)  # their memory counts
                 with PeakMemory(workload.device) as peak:
                     workload()
             seconds = median_seconds(workload, device=workload.device, repeats=repeats)
@@ -125,7 +125,7 @@ def _measured(row: Row, setting: Setting) -> dict[str, Any]:
 
 
 def _details(workload: Workload, seconds: float, repeats: int) -> dict[str, float]:
-    """Measure where the time of a row goes."""
+    """Measure the share of time of the row's parts."""
     row = workload.row
     if workload.encoder is not None:
         features = workload.encode()
@@ -144,7 +144,7 @@ def _details(workload: Workload, seconds: float, repeats: int) -> dict[str, floa
 
 
 def _merging_share(workload: Workload, repeats: int) -> float:
-    """Time the mergers within calls of the network: the median of their share in each call."""
+    """Measure the median share of the mergers in the time of a call."""
     marks: list[float] = []
 
     def mark(*_: Any) -> None:
@@ -167,7 +167,7 @@ def _merging_share(workload: Workload, repeats: int) -> float:
 
 
 def _arithmetic_seconds(workload: Workload, repeats: int) -> float:
-    """Time what cannot be left out: the projections and the attention calls of each block, by their shapes alone."""
+    """Time only the projections and the attention of each block, on random tensors of their shapes."""
     draw = partial(torch.randn, device=workload.device, dtype=PRECISIONS[workload.row.precision])
     timed = partial(median_seconds, device=workload.device, repeats=repeats)
     heads = next(module.num_heads for module in workload.model.modules() if isinstance(module, SelfAttention))
@@ -185,7 +185,7 @@ def _arithmetic_seconds(workload: Workload, repeats: int) -> float:
 
 
 def _stream_seconds(workload: Workload) -> float:
-    """Time a stream; drawing the features of one window after another does not count."""
+    """Time a stream, without the time to draw the features of each window."""
     stream, seconds = Stream(workload.model), 0.0
     for start in range(0, workload.shape[1], length := workload.model.window_frames[0]):
         features = workload.features(min(length, workload.shape[1] - start))

@@ -1,4 +1,4 @@
-"""The network, the encoder and random inputs of one row, and a call of them; the configuration is that of training."""
+"""The network, the encoder and the random inputs of a row, built from the configuration of training."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from vtm.cli.overrides import near_misses
 from vtm.models import VTM, HeadOutput
 from vtm.models.streaming import Stream
 
-if TYPE_CHECKING:  # seconds to import, in the process of every row, and most rows need neither
+if TYPE_CHECKING:  # slow to import, and most rows need neither
     from vtm.encoders import Encoder
     from vtm.tasks.task import Task
 
@@ -31,21 +31,21 @@ FUSED = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.
 
 
 def composed(row: Row, setting: Setting) -> DictConfig:
-    """Compose the configuration of a row; the encoder's weights are random, so that nothing is downloaded.
+    """Compose the configuration of a row, with random encoder weights, so that nothing is downloaded.
 
     Raises:
-        ValueError: if an override is misspelt or unknown.
+        ValueError: if an override is unknown or sets `merging`.
     """
     if taken := [text for text in setting.overrides if text.startswith("merging=")]:
         raise ValueError(
-            f"{taken[0]} would make all rows the same, and every strategy has rows of its own: leave it out"
+            f"{taken[0]} would make all rows the same; leave it out, because every strategy has its own rows"
         )
-    theirs = tuple(text for text in setting.overrides if _concerns(text, row.strategy))
-    return _composed(row.strategy, theirs, row.overrides)
+    shared = tuple(text for text in setting.overrides if _concerns(text, row.strategy))
+    return _composed(row.strategy, shared, row.overrides)
 
 
 def identity(row: Row, setting: Setting) -> tuple[Row, str]:
-    """Tell rows apart by what they measure: overrides that change nothing make no other row."""
+    """Return a key for what a row measures; overrides that change nothing do not change it."""
     config = composed(row, setting)
     chosen = {"model": config.model, "encoder": config.encoder if row.encoder else None, "motion": config.motion}
     resolved = OmegaConf.to_yaml(OmegaConf.create(chosen | {"merging": config.merging}), resolve=True)
@@ -53,13 +53,13 @@ def identity(row: Row, setting: Setting) -> tuple[Row, str]:
 
 
 def make_encoder(row: Row, setting: Setting) -> Encoder | None:
-    """Make the encoder before the network, if the row has one."""
+    """Build the encoder of a row, if it has one."""
     encoder: Encoder | None = instantiate(composed(row, setting).encoder) if row.encoder else None
     return encoder
 
 
 def on_tokens(setting: Setting, encoder: Encoder | None) -> Setting:
-    """Take the shape of the tokens from their encoder."""
+    """Return the setting with the token shape of an encoder."""
     if encoder is None:
         return setting
     height, width = encoder.grid.shape
@@ -67,16 +67,18 @@ def on_tokens(setting: Setting, encoder: Encoder | None) -> Setting:
 
 
 class Workload:
-    """Everything that a row's calls need, on its device; within FakeTensorMode without a byte of it.
+    """The model and the inputs of a row, to be called once per measurement.
+
+    Within FakeTensorMode it takes no memory.
 
     Args:
-        row: what is measured.
-        setting: what all rows share.
+        row: row to measure.
+        setting: setting of all rows.
 
     Attributes:
-        model: the network.
-        encoder: before it, or None.
-        shape: (B, T, H, W, C) of the features.
+        model: network.
+        encoder: encoder in front of the network, or None.
+        shape: shape (B, T, H, W, C) of the features.
         inputs: features of this shape, or uint8 frames (B, T·f, 3, S, S) for the encoder; None for a stream.
 
     Raises:
@@ -102,7 +104,7 @@ class Workload:
         self.inputs = None if row.streaming else self._inputs()
 
     def features(self, frames: int) -> Tensor:
-        """Draw features of so many frames, (B, frames, H, W, C); never zeros, which some kernels are faster with."""
+        """Draw random features (B, frames, H, W, C); some kernels would be faster on zeros."""
         return torch.randn(self.shape[0], frames, *self.shape[2:], device=self.device)
 
     def __call__(self) -> None:
@@ -110,7 +112,7 @@ class Workload:
         self.step(self.encode())
 
     def step(self, features: Tensor) -> None:
-        """Run the network on features (B, T, H, W, C), in training with loss and gradients, as the trainer does."""
+        """Run the network on features (B, T, H, W, C); in training also compute loss and gradients."""
         if self.task is None:
             self.head(features)
             return
@@ -121,27 +123,27 @@ class Workload:
         loss.backward()
 
     def head(self, features: Tensor) -> HeadOutput:
-        """Run the network on features, (B, t, H, W, C)."""
+        """Run the network on features (B, t, H, W, C)."""
         motion = None if self.motion is None else self.motion[:, : features.shape[1]]
         with self._autocast():
             output: HeadOutput = self.network(features, motion=motion)
         return output
 
     def take(self, stream: Stream, features: Tensor, start: int) -> None:
-        """Give a stream the features from a frame on."""
+        """Pass features to a stream, with the motion from frame `start` on."""
         motion = None if self.motion is None else self.motion[:, start : start + features.shape[1]]
         with self._autocast():
             stream.update(features, motion=motion)
 
     def encode(self) -> Tensor:
         """Turn the inputs into features (B, T, H, W, C); the encoder's attention is fused in every row."""
-        assert self.inputs is not None  # a stream has none
+        assert self.inputs is not None  # None only for a stream
         with sdpa_kernel(FUSED), self._autocast():
             return self.inputs if self.encoder is None else self.encoder(self.inputs)
 
     @contextmanager
     def mode(self) -> Iterator[None]:
-        """Choose the attention kernels of the row, and gradients only for training."""
+        """Select the attention kernels of the row, and enable gradients only for training."""
         allowed = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
         torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)  # else plain attention in bf16 computes in fp32
         kernels = [SDPBackend.MATH] if self.row.plain else FUSED
@@ -163,24 +165,22 @@ class Workload:
 
 
 def _concerns(override: str, strategy: str) -> bool:
-    """Tell whether an override of the user's is for the rows of a strategy."""
+    """Return whether an override of the user applies to the rows of a strategy."""
     key = override.lstrip("+~").split("=")[0]
-    if key == "merging.saliency_weight":  # it gives auxiliary attention to what has none, and takes "scale" from it
+    if key == "merging.saliency_weight":  # only where it is a number: not null (no auxiliary attention), not "scale"
         return isinstance(_composed(strategy, (), ()).merging.get("saliency_weight"), int | float)
     return strategy != "none" or not key.startswith("merging")
 
 
-@cache  # it takes a third of a second
-def _composed(strategy: str, theirs: tuple[str, ...], ours: tuple[str, ...]) -> DictConfig:
-    chosen = ["experiment=lvu_scene", f"merging={strategy}", "encoder.pretrained=false", *theirs, *ours]
+@cache  # composing takes a third of a second
+def _composed(strategy: str, shared: tuple[str, ...], own: tuple[str, ...]) -> DictConfig:
+    chosen = ["experiment=lvu_scene", f"merging={strategy}", "encoder.pretrained=false", *shared, *own]
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
             return compose("train", overrides=chosen)
     except HydraException as error:
         first = " ".join(str(error).split("\n")[0].split())
         if "'encoder.pretrained'" in first:
-            first = (
-                "the overrides choose features, encoder=precomputed, which nothing can be measured with: choose another"
-            )
-        lines = near_misses(list(theirs), CONF, "train") or [first]
+            first = "encoder=precomputed cannot be measured, because it computes nothing; choose another encoder"
+        lines = near_misses(list(shared), CONF, "train") or [first]
         raise ValueError(f"{lines[0]} (the rows of the benchmark are overrides of conf/train.yaml)") from None

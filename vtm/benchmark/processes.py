@@ -1,4 +1,4 @@
-"""Measure in a process of its own, whose memory is the row's alone, and whose end is not ours."""
+"""Measure each row in a separate process, so that it has its own memory and may be killed."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from vtm.benchmark.measuring import Result
 
 
 def measured_apart(measure: Callable[..., Iterator[Result]], *arguments: Any) -> Result:
-    """Return the last result that a process gives, with the problem if the process did not get to its end.
+    """Return the last result of a measurement in a new process, with a problem if the process failed.
 
     Args:
-        measure: yields results, each of which says more than the one before; can be pickled, as the arguments.
-        arguments: of it.
+        measure: function that yields results, each more complete than the last; it and its arguments can be pickled.
+        arguments: arguments of `measure`.
     """
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_send_all, args=(sender, measure, arguments))
     process.start()
-    sender.close()  # so that the process has the only one, and its end is the end of what comes
+    sender.close()  # so that recv() raises EOFError when the process ends
     result = Result()
     try:
         while True:
@@ -31,20 +31,20 @@ def measured_apart(measure: Callable[..., Iterator[Result]], *arguments: Any) ->
     except EOFError:
         process.join()
     finally:
-        process.kill()  # where we are interrupted
+        process.kill()  # if this process is interrupted
         process.join()
     return result if process.exitcode == 0 else replace(result, problem=_end(process.exitcode, result))
 
 
 def _end(exit_code: int | None, result: Result) -> str:
-    needed = "" if result.needed_bytes is None else f", it needs about {result.needed_bytes / 1e9:.1f} GB"
+    needed = "" if result.needed_bytes is None else f"; it needs about {result.needed_bytes / 1e9:.1f} GB"
     if exit_code is not None and exit_code < 0:
         name = signal.Signals(-exit_code).name
-        return f"the process was killed ({name}), most likely for want of memory{needed}"
-    return f"the process failed, its error is printed above{needed}"
+        return f"the process was killed ({name}), probably because memory ran out{needed}"
+    return f"the process failed; its error is printed above{needed}"
 
 
 def _send_all(sender: Connection, measure: Callable[..., Iterator[Result]], arguments: tuple[Any, ...]) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the command that started us decides
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process handles it
     for result in measure(*arguments):
         sender.send(result)

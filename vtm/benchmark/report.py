@@ -1,4 +1,4 @@
-"""The tables of the benchmark as Markdown and CSV, with the machine they are of."""
+"""The tables of the benchmark in Markdown and CSV, with a description of the machine."""
 
 from __future__ import annotations
 
@@ -28,24 +28,25 @@ COLUMNS = (
     "× fused none",
 )
 LEGEND = (
-    "Random normal features, every row in a process of its own; times are medians after a warm-up, of long videos of a "
-    "single call after one with a short clip; training is forward, loss of all paths and backward, without the "
-    "optimizer; an encoder is frozen, with fused attention. Peak GB: above that of model and inputs. GFLOP: products "
-    "and attention, without what a backward pass computes again. GB moved at least: inputs, weights in use and logits "
-    "once, in training the gradients of the weights. % of matrix rate: GFLOP per second against those of a large "
-    "matrix product of the same precision, in the same process. × none: how many times faster than no merging with "
-    "plain attention, which writes its N × N matrices as the paper's baseline does, or with fused attention."
+    "Features are random normal, and each row runs in its own process. Times are medians after a warm-up; for long "
+    "videos the time of a single call after one with a short clip. Training is forward, loss of all paths and "
+    "backward, without the optimizer. The encoder is frozen and uses fused attention. Peak GB: memory beyond that of "
+    "model and inputs. GFLOP: products and attention, without recomputation in the backward pass. GB moved at least: "
+    "inputs, used weights and logits once, and in training the gradients of the weights. % of matrix rate: GFLOP per "
+    "second relative to a large matrix product of the same precision in the same process. × none: speed relative to "
+    "no merging, with plain attention, which writes its N × N matrices as the paper's baseline does, or with fused "
+    "attention."
 )
 
 
 @dataclass
 class Report:
-    """What has been measured so far.
+    """The rows that have been measured so far.
 
     Attributes:
-        machine: what it is measured on and with, by name.
-        shape: the setting, in words.
-        entries: title of the table, row and result, in order.
+        machine: machine and versions, by column name.
+        shape: description of the setting.
+        entries: table title, row and result of each measurement, in order.
     """
 
     machine: dict[str, str]
@@ -53,7 +54,7 @@ class Report:
     entries: list[tuple[str, Row, Result]] = field(default_factory=list)
 
     def cells(self, row: Row, result: Result) -> dict[str, float | None]:
-        """Work out the numbers of a row, by column; None for what is not known."""
+        """Compute the numbers of a row by column; None where unknown."""
         seconds, flop = result.seconds, result.flop
         reached = None if seconds is None or flop is None or result.rate is None else flop / seconds / result.rate
         plain, fused = (self._baseline(row, plain=plain) for plain in (True, False))
@@ -70,25 +71,25 @@ class Report:
         return dict(zip(COLUMNS, values, strict=True))
 
     def table(self, title: str) -> str:
-        """Write a table in Markdown."""
+        """Format a table in Markdown."""
         rows = []
         for row, result in (entry[1:] for entry in self.entries if entry[0] == title):
             cells = ["" if value is None else _short(value) for value in self.cells(row, result).values()]
             remarks = [f"{value:.3g} {name}" for name, value in result.details.items()]
             texts = [row.name, *cells, "; ".join([*remarks, result.problem]).strip("; ")]
-            rows.append([text.replace("|", r"\|") for text in texts])  # R/|S| would be three cells
+            rows.append([text.replace("|", r"\|") for text in texts])  # else R/|S| would be three cells
         sides = ["left", *["right"] * len(COLUMNS), "left"]
         return tabulate(rows, ["", *COLUMNS, "remarks"], tablefmt="pipe", disable_numparse=True, colalign=sides)
 
     def markdown(self) -> str:
-        """Write all tables."""
+        """Format all tables in Markdown."""
         lines = ["# Speed and memory", "", f"{'; '.join(self.machine.values())}.", "", f"{self.shape}.", "", LEGEND]
         for title in dict.fromkeys(title for title, _, _ in self.entries):
             lines += ["", f"## {title}", "", self.table(title)]
         return "\n".join(lines) + "\n"
 
     def csv(self) -> str:
-        """Write all rows in full precision, each with the machine."""
+        """Format all rows as CSV in full precision, each with the machine."""
         text = io.StringIO()
         facts = ("table", "row", *COLUMNS, "needed GB", "matrix GFLOP/s", "remarks", "problem", *self.machine)
         writer = csv.DictWriter(text, facts, lineterminator="\n")
@@ -104,12 +105,12 @@ class Report:
         return text.getvalue()
 
     def write(self, folder: Path) -> None:
-        """Replace `benchmark.md` and `benchmark.csv`, each in one step."""
+        """Write `benchmark.md` and `benchmark.csv`, each atomically."""
         write_atomically(folder / "benchmark.md", self.markdown())
         write_atomically(folder / "benchmark.csv", self.csv())
 
     def _baseline(self, row: Row, *, plain: bool) -> float | None:
-        """Find the seconds of the same row without merging, with its own windows or else the usual ones."""
+        """Return the seconds of this row without merging, with its own windows if measured, else the default ones."""
         found = {other: result.seconds for _, other, result in self.entries if other.strategy == "none"}
         same = replace(row, strategy="none", plain=plain, compiled=False, streaming=False)
         windows = tuple(text for text in row.overrides if text.startswith("model."))
@@ -117,11 +118,11 @@ class Report:
 
 
 def machine(setting: Setting, commit: str | None) -> dict[str, str]:
-    """Name the machine and the versions.
+    """Describe the machine and the versions.
 
     Args:
-        setting: names the device and the threads.
-        commit: of the source; None if it is not known.
+        setting: setting with the device and the number of threads.
+        commit: commit of the source; None if unknown.
     """
     device = torch.device(setting.device)
     gpu = {"gpu": f"{device_name(device)}, CUDA {torch.version.cuda}"} if device.type == "cuda" else {}
@@ -135,7 +136,7 @@ def machine(setting: Setting, commit: str | None) -> dict[str, str]:
 
 
 def _short(value: float) -> str:
-    """Round to three digits, but no whole number to tens.
+    """Round to three significant digits, but never above the decimal point.
 
     >>> _short(1234.5), _short(12.345), _short(0.012345)
     ('1234', '12.3', '0.0123')

@@ -1,4 +1,4 @@
-"""What the benchmark measures: its tables, whose rows are overrides of `conf/`, around the paper's setting."""
+"""The tables and rows of the benchmark: overrides of `conf/`, starting from the paper's setting."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ _LONG_FRAMES = (60, 600, 3600, 10800)  # one minute to three hours at one frame 
 
 @dataclass(frozen=True)
 class Setting:
-    """What all rows share.
+    """The setting that all rows share.
 
     Attributes:
-        frames: T of the clips, where a row has no other.
-        height: H of the token grid, where the tokens come from no encoder.
-        width: W of it.
-        channels: C of the tokens.
-        device: of torch.
-        threads: of the CPU's arithmetic.
-        repeats: timed calls of a row, of which the median counts; slow kinds of rows have 3 at most.
-        limit: in seconds; a row whose call takes longer by its arithmetic alone is left out.
-        overrides: of the configuration, for every row whose own do not contradict; those of merging do not reach rows
-            without it.
+        frames: T of the clips, unless a row sets its own.
+        height: H of the token grid, unless the encoder sets it.
+        width: W of the token grid, unless the encoder sets it.
+        channels: C of the tokens, unless the encoder sets it.
+        device: torch device.
+        threads: number of CPU threads.
+        repeats: timed calls of a row, of which the median is reported; at most 3 for slow rows.
+        limit: seconds; a row whose arithmetic alone takes longer per call is skipped.
+        overrides: configuration overrides of all rows; a row's own come after them, and those of merging apply only
+            to rows that merge.
     """
 
     frames: int
@@ -46,19 +46,19 @@ class Setting:
 
 @dataclass(frozen=True)
 class Row:
-    """What one process measures.
+    """One measurement, made in its own process.
 
     Attributes:
-        strategy: an option of `conf/merging`.
-        plain: attention writes its N × N matrices, as the paper's does.
-        training: forward, loss of all paths and backward; else inference.
-        batch: B.
-        precision: as Lightning calls it, "32-true" or "bf16-mixed".
-        overrides: of the configuration.
-        compiled: by torch.compile.
-        encoder: frames go in, through the encoder of the configuration with random weights.
-        frames: T, if it is not the setting's.
-        streaming: the frames come window by window, and never lie in memory together.
+        strategy: option of `conf/merging`.
+        plain: whether attention writes its N × N matrices, as in the paper.
+        training: whether to measure forward, loss of all paths and backward, instead of inference.
+        batch: batch size B.
+        precision: Lightning's name of the precision, "32-true" or "bf16-mixed".
+        overrides: configuration overrides.
+        compiled: whether to use torch.compile.
+        encoder: whether the inputs are frames for the encoder of the configuration, with random weights.
+        frames: T, if different from the setting's.
+        streaming: whether the features arrive window by window, and are never all in memory.
     """
 
     strategy: str
@@ -74,12 +74,12 @@ class Row:
 
     @property
     def slow(self) -> bool:
-        """Tell whether three timed calls must do."""
+        """Whether the row is limited to three timed calls."""
         return self.plain or self.training or self.encoder or self.batch > 1
 
     @property
     def name(self) -> str:
-        """Say what is measured, leaving out what is usual.
+        """Description of the row, without its default values.
 
         >>> Row("learnable", training=True, overrides=("merging.partition_factor=2",)).name
         'learnable, γ = 2, training'
@@ -104,13 +104,13 @@ class Row:
 def default_tables(
     batches: tuple[int, ...], precisions: tuple[str, ...], *, plain_everywhere: bool, encoder: bool
 ) -> dict[str, list[Row]]:
-    """Change one factor at a time, from the paper's setting; of batches and precisions the first are usual.
+    """Return tables that change one factor at a time from the paper's setting.
 
     Args:
-        batches: B.
-        precisions: as Lightning calls them.
-        plain_everywhere: measure plain attention in every precision, which takes minutes on a CPU.
-        encoder: measure the head with the encoder before it, too.
+        batches: batch sizes; the first is the default.
+        precisions: Lightning's names of the precisions; the first is the default.
+        plain_everywhere: whether to measure plain attention in every precision, which takes minutes on a CPU.
+        encoder: whether to also measure with the encoder.
     """
     plain = Row("none", plain=True, batch=batches[0], precision=precisions[0])
     fused = replace(plain, plain=False)
@@ -136,7 +136,7 @@ def default_tables(
 
 
 def full_tables(batches: tuple[int, ...], precisions: tuple[str, ...], *, encoder: bool) -> dict[str, list[Row]]:
-    """Combine every strategy, γ, R, L, batch and precision, in inference and in training; all with the encoder, too."""
+    """Return one table with every combination, in inference and training; with `encoder` also with the encoder."""
     factors, counts, lengths = (_values(name) for name in ("partition_factor", "merge_count", "window_frames"))
     kinds = product((False, True) if encoder else (False,), (False, True), precisions, batches, lengths)
     rows = []
@@ -150,7 +150,7 @@ def full_tables(batches: tuple[int, ...], precisions: tuple[str, ...], *, encode
 
 
 def long_tables() -> dict[str, list[Row]]:
-    """Take ever longer videos, whole and as a stream, through five blocks."""
+    """Return a table of longer and longer videos, whole and as a stream, through five blocks."""
     whole = [Row("learnable", frames=frames, overrides=_LONG) for frames in _LONG_FRAMES]
     return {"Long videos": [*whole, *(replace(row, streaming=True) for row in whole)]}
 
@@ -164,12 +164,12 @@ def _training(rows: Iterable[Row]) -> Iterator[Row]:
 
 
 def _ablation(row: Row, name: str) -> list[Row]:
-    """Give a row each value over which `ablation=<name>` sweeps."""
+    """Return a row for each value of the sweep `ablation=<name>`."""
     return [replace(row, overrides=(override,)) for override in _values(name)]
 
 
 def _values(name: str) -> list[str]:
-    """List the overrides over which `ablation=<name>` sweeps."""
+    """Return the overrides of the sweep `ablation=<name>`."""
     files = (CONF / "train.yaml", CONF / "ablation" / f"{name}.yaml")
     sweep = OmegaConf.merge(*map(OmegaConf.load, files)).hydra.sweeper.params
     return [
