@@ -1,4 +1,4 @@
-"""Everything found in conf/ composes, and instantiates without a download, a GPU or any data."""
+"""Every file in conf/ composes and instantiates without a download, a GPU or data."""
 
 from pathlib import Path
 
@@ -94,7 +94,7 @@ def test_every_encoder_knows_its_shapes_without_its_weights(name):
     assert (encoder.frames.frames_per_step, encoder.grid.shape, encoder.channels) == SHAPES[name]
 
 
-def test_vis4mer_s_frames_are_squashed_and_not_normalised():
+def test_vis4mer_s_frames_are_squashed_and_not_normalized():
     for name, plain in (("vis4mer", "vit_l16"), ("vis4mer_swin", "swin3d_b")):
         theirs, ours = (composed("experiment=demo", f"encoder={option}").encoder for option in (name, plain))
         assert dict(theirs) == dict(ours) | {"squash": True, "normalize": False} | (

@@ -1,4 +1,4 @@
-"""The published figures beside our results: in the right unit, beside the right experiment, possible for their n."""
+"""The published scores have the right unit and experiment, and are possible for their n."""
 
 import re
 from pathlib import Path
@@ -50,7 +50,7 @@ def test_figures_are_possible(name):
         assert 0.2 < figure.value < (5 if squared else 1), method
         if squared or "n" not in figure or "gives it" in figure.get("remark", ""):
             continue
-        # papers round to two digits of a percentage or to one, or cut there
+        # papers round or truncate percentages to one or two digits
         digits = 4 if round(figure.value, 3) != figure.value else 3
         unit = 10**-digits
         near = range(round((figure.value - unit) * figure.n), round((figure.value + unit) * figure.n) + 1)
