@@ -173,7 +173,7 @@ def test_weights_of_the_encoder_may_have_moved(tmp_path, make_checkpoint, export
     assert vtm.load(tmp_path / "m.safetensors").encoder.checkpoint == str(tmp_path / "moved.pth")
 
 
-def test_a_task_of_somebody_else_is_refused(tmp_path, make_checkpoint):
+def test_a_task_outside_vtm_is_refused(tmp_path, make_checkpoint):
     checkpoint = torch.load(make_checkpoint(tmp_path / "a.ckpt"), weights_only=True)
     checkpoint["vtm"]["config"]["task"]["_target_"] = "mine.Ranking"
     torch.save(checkpoint, tmp_path / "a.ckpt")
@@ -181,7 +181,7 @@ def test_a_task_of_somebody_else_is_refused(tmp_path, make_checkpoint):
         from_checkpoint(tmp_path / "a.ckpt")
 
 
-def test_classes_of_somebody_else_are_refused(tmp_path, make_checkpoint, export):
+def test_classes_outside_vtm_are_refused(tmp_path, make_checkpoint, export):
     checkpoint = torch.load(make_checkpoint(tmp_path / "a.ckpt"), weights_only=True)
     checkpoint["vtm"]["config"]["model"]["merge_layer"]["partition"]["_target_"] = "mine.partition"
     torch.save(checkpoint, tmp_path / "a.ckpt")

@@ -125,7 +125,7 @@ def test_2_wrong_path(refusal, tmp_path, overrides, message):
         ("data=lvu", "data.task has no value: add data.task=…, or choose an experiment that sets it; --help"),
     ],
 )
-def test_3_misspelt_override(refusal, tiny, override, message, monkeypatch):
+def test_3_misspelled_override(refusal, tiny, override, message, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
     settings = ["encoder=vit_tiny_random"] if override == "data=lvu" else tiny

@@ -120,7 +120,7 @@ def test_sigterm_is_left_to_who_handles_it_already():
     assert heard == [True] * 3
 
 
-def test_nobody_has_to_read_on():
+def test_a_closed_pipe_ends_a_command_quietly():
     code = (
         "from vtm.cli.errors import concise_errors; from vtm.system.progress import Progress\n"
         "with concise_errors(), Progress('predict', 1) as progress: progress.print('an answer')"

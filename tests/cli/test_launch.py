@@ -183,7 +183,7 @@ def test_without_overrides_it_is_said_where_the_other_experiments_are_listed(tmp
     assert capsys.readouterr().out.startswith("experiment demo (--help lists the other experiments), in the folder ")
 
 
-def test_advice_that_helps_nobody_is_left_out():
+def test_useless_advice_of_libraries_is_hidden():
     with warnings.catch_warnings(record=True) as shown, filter_warnings(resumes=False):
         warnings.warn("The 'train_dataloader' does not have many workers which may be a bottleneck.", stacklevel=1)
         warnings.warn("This DataLoader will create 4 worker processes in total. Our suggested max", stacklevel=1)

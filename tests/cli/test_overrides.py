@@ -28,7 +28,7 @@ CONF = Path(__file__).parents[2] / "conf"
         (["task.num_classes=5"], ["task.num_classes", "data.scene.num_classes"]),
     ],
 )
-def test_a_misspelt_override_names_the_near_miss(arguments, expected):
+def test_a_misspelled_override_gets_a_suggestion(arguments, expected):
     (line,) = near_misses(arguments, CONF, "train")
     assert line == "{!r} is unknown; did you mean {!r}?".format(*expected)
 

@@ -105,8 +105,8 @@ def _arguments() -> dict[str, Any]:
     parser.add_argument(
         "--limit", type=float, default=20.0, help="skip rows whose calls take more seconds than this (default: 20)"
     )
-    for name, default in {"frames": 60, "height": 16, "width": 16, "channels": 1024}.items():
-        parser.add_argument(f"--{name}", type=_count, default=default, help=f"of the features (default: {default})")
+    for name, size in {"frames": 60, "height": 16, "width": 16, "channels": 1024}.items():
+        parser.add_argument(f"--{name}", type=_count, default=size, help=f"{name} of the features (default: {size})")
     parser.add_argument(
         "--batch", type=_counts, default="1,16", help="batch sizes; most tables use the first (default: 1,16)"
     )
