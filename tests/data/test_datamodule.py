@@ -15,7 +15,7 @@ COUNTS = {"train": 7, "val": 3, "test": 3}
 
 
 class Numbered(VideoDataModule):
-    """Seven training videos and three of each other split, of 3 s with 10 frames per second."""
+    """A data set of seven training, three validation and three test videos, each 3 s at 10 frames per second."""
 
     class_names = None
 
@@ -119,7 +119,7 @@ def test_batch_size_must_divide_over_the_devices(make, root):
 
 
 class Recorder(lightning.LightningModule):
-    """Note what it is trained on."""
+    """A model that records the ids of its training clips."""
 
     def __init__(self):
         super().__init__()

@@ -13,7 +13,7 @@ from vtm.video.frames import FrameSpec
 
 @pytest.fixture(scope="module")
 def videos(stamps, tmp_path_factory):
-    """A video of 12 s with 10 frames per second, and one of 2.5 s."""
+    """Two videos of 12 s and 2.5 s at 10 frames per second."""
     folder = tmp_path_factory.mktemp("dataset")
     long, short = stamps.write(folder / "long.mp4", 120, g="20"), stamps.write(folder / "short.mp4", 25)
     return [Video("a/long.mp4", long, 3), Video("a/short.mp4", short, 1)]

@@ -1,4 +1,4 @@
-"""Every clip is seen once in evaluation, and as evenly as can be in training."""
+"""Samplers divide clips among ranks: all of them exactly once in evaluation, in equal numbers in training."""
 
 import pytest
 

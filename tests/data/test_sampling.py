@@ -99,5 +99,5 @@ def test_windows_of_any_length_share_what_is_stored():
 
 @pytest.mark.parametrize("stride", [0, 0.5, -1])
 def test_strides_are_whole_seconds(stride):
-    with pytest.raises(ValueError, match=f"whole number of seconds from 1 on, got {stride}"):
+    with pytest.raises(ValueError, match=f"whole number of seconds, at least 1, got {stride}"):
         Windows(num_frames=4, stride=stride)

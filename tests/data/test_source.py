@@ -33,7 +33,7 @@ def test_loading_processes_do_not_carry_the_weights(loading, tmp_path):
 
 
 def test_features_that_are_there_already_have_no_frames(tmp_path):
-    with pytest.raises(ValueError, match="needle-3x5x16 is what the data are already"):
+    with pytest.raises(ValueError, match="got needle-3x5x16, which stands for data that are features already"):
         VideoFiles(root=tmp_path, encoder=Precomputed("needle", grid=[3, 5], channels=16), sampling="any", motion=False)
 
 

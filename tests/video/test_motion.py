@@ -230,6 +230,6 @@ def test_difference_motion_is_the_speed_across_a_slope():
 
 
 @pytest.mark.parametrize(("squash", "corner", "scaled"), [(False, (0, 8), (16, 32)), (True, (0, 0), (16, 16))])
-def test_a_view_cuts_the_centre_or_squashes(squash, corner, scaled):
+def test_a_view_cuts_the_center_or_squashes(squash, corner, scaled):
     view = View.of(90, 180, size=16, squash=squash, turns=-3)
     assert (view.corner, view.scaled, view.turns) == (corner, scaled, 1)

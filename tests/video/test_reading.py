@@ -85,7 +85,7 @@ def test_time_stamps_rule_at_variable_rates_and_start_offsets(stamps, tmp_path, 
     assert 4.5 < duration(path) < 5.5
 
 
-def test_shortest_side_is_scaled_and_the_centre_cut_out(tmp_path):
+def test_shortest_side_is_scaled_and_the_center_cut_out(tmp_path):
     picture = np.zeros((60, 120, 3), np.uint8)
     picture[:, 30:60] = 255  # a square with one white half, and black outside of it
     picture[::2, 60:90] = 255  # and one half that averages to gray

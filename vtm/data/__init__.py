@@ -1,5 +1,5 @@
-"""Videos in, batches of uint8 frames out: reading, sampling, data sets and their Lightning data modules.
+"""Data loading: from the videos of a data set to batches of uint8 frames or stored features.
 
-Notation: B batch, T sampled steps of a clip, f consecutive frames per step, S side of the square frames. Times are in
-seconds from the first frame of a video.
+Notation: B batch, T sampled steps of a clip, f consecutive frames per step, S side of the square frames, (H, W) token
+grid, C channels. Times are in seconds from the first frame of a video.
 """

@@ -1,4 +1,4 @@
-"""What all data sets share: batches from lists of videos, and what to do about those that are missing."""
+"""The base class of the data modules: batches from lists of videos, and the handling of missing videos."""
 
 import csv
 from abc import ABC, abstractmethod
@@ -28,7 +28,7 @@ _HELP = "data/README.md"
 
 
 class LoaderOptions(TypedDict):
-    """Name the arguments that every data set takes; `VideoDataModule` explains them."""
+    """Arguments that every data set takes, see `VideoDataModule`."""
 
     root: Path | str
     protocol: ClipProtocol
@@ -41,24 +41,25 @@ class LoaderOptions(TypedDict):
 
 
 class VideoDataModule(LightningDataModule, ABC):
-    """Load the splits of one data set, which lies in `root/annotations` and `root/videos`.
+    """Base class of the data modules, which load a data set from `root/annotations` and `root/videos`.
 
-    The samplers divide the work between devices themselves, so the trainer needs `use_distributed_sampler=False`.
+    The samplers divide the clips among devices themselves, so the trainer needs `use_distributed_sampler=False`.
 
     Args:
-        root: The folder of the data set.
-        protocol: Says where clips start and at which times they look.
-        source: Makes what gives the inputs, frames or stored features, from `root`, `encoder` and `sampling`.
-        encoder: Turns the frames into features, or has done so.
-        batch_size: Clips per step over all devices.
-        num_workers: Loading processes per device; 0 loads in the training process.
-        seed: Fixes, with the epoch, the order of the training videos.
-        allow_missing: Leave out videos that are missing, and those that `python -m vtm.check_data` found unusable;
-            every result then says how many and which. Otherwise a missing video stops a run before it starts.
+        root: folder of the data set.
+        protocol: clip protocol, which chooses the sampled times.
+        source: factory of the source of the inputs (frames or stored features), called with `root`, `encoder` and
+            `sampling`.
+        encoder: specification of the encoder of the frames or of the stored features.
+        batch_size: number of clips per step, over all devices.
+        num_workers: number of worker processes per device; 0 loads in the training process.
+        seed: seed of the order of the training videos, together with the epoch.
+        allow_missing: skip videos that are missing or that `python -m vtm.check_data` found unusable, and report them
+            in every result. Otherwise a missing video stops a run before it starts.
 
     Raises:
-        NotADirectoryError: The root is a file.
-        ValueError: There is no clip in a step, or fewer than no loading processes.
+        NotADirectoryError: if the root is a file.
+        ValueError: if `batch_size` is less than 1 or `num_workers` is negative.
     """
 
     def __init__(
@@ -93,80 +94,80 @@ class VideoDataModule(LightningDataModule, ABC):
 
     @abstractmethod
     def read_split(self, split: Split) -> list[Video]:
-        """List the videos that the annotations name, whether their files are there or not, in a fixed order."""
+        """List the videos of a split in the annotations, in a fixed order, whether or not their files exist."""
 
     @property
     @abstractmethod
     def class_names(self) -> list[str] | None:
-        """Name the classes in the order of their indices; None for regression."""
+        """Names of the classes by index; None for regression."""
 
     @property
     def num_outputs(self) -> int:
-        """Count what a model has to put out: the classes, or one value."""
+        """Number of outputs of a model: the number of classes, or 1 for regression."""
         return 1 if self.class_names is None else len(self.class_names)
 
     @property
     def selection(self) -> Split:
-        """Name the split on which checkpoints are chosen; "test" where the validation split is the test split."""
+        """Split on which checkpoints are selected: "test" if the validation split is the test split."""
         return "val"
 
     @rank_zero_only
     def check_videos(self, *, training: bool) -> None:
-        """Look for the videos of a run, after writing those that can be written: before it leaves a trace anywhere.
+        """Prepare the data and check that the videos of a run exist, before the run writes any files.
 
         Args:
-            training: The training videos are wanted too.
+            training: also check the training videos.
 
         Raises:
-            FileNotFoundError: The folder, an annotation file or some of the videos are missing.
+            FileNotFoundError: if the folder, an annotation file or some of the videos are missing.
         """
         self.prepare_data()
         for split in SPLITS if training else SPLITS[1:]:
             self.videos(split)
 
     def setup(self, stage: str) -> None:
-        """Look for all videos of a run before it starts, and for what can be told of them at once."""
+        """Before training, check that all videos exist and run the quick checks of the source on them."""
         for split in SPLITS if stage == "fit" else ():
             expect = partial(self.source.expect, protocol=self.protocol, train=split == "train")
             with ThreadPoolExecutor(16) as pool:
                 list(pool.map(expect, self.videos(split)))
 
     def listed(self, split: Split) -> list[Video]:
-        """List the videos that the annotations name, as `read_split` did the first time."""
+        """List the videos of a split in the annotations; `read_split` is called only once."""
         if split not in self._listed:
             self._listed[split] = self.read_split(split)
         return self._listed[split]
 
     def videos(self, split: Split) -> list[Video]:
-        """List the videos of a split that are there: all of them, unless some may be missing.
+        """List the videos of a split to load: all of them or, with `allow_missing`, the usable ones.
 
         Raises:
-            FileNotFoundError: The folder, an annotation file or some of the videos are missing.
+            FileNotFoundError: if the folder, an annotation file or some of the videos are missing.
         """
-        found, lost = self._divide(split)
-        if lost and not (found and self.allow_missing):
+        usable, missing = self._divide(split)
+        if missing and not (usable and self.allow_missing):
             raise FileNotFoundError(
-                f"{len(lost)} of the {len(found) + len(lost)} {split} videos are missing, such as "
-                f"{', '.join(self.source.locate(video) for video in lost[:3])}; {self.source.remedy}. "
-                "`python -m vtm.check_data` with the same overrides lists all"
+                f"{len(missing)} of the {len(usable) + len(missing)} {split} videos are missing, such as "
+                f"{', '.join(self.source.locate(video) for video in missing[:3])}; {self.source.remedy}. "
+                "`python -m vtm.check_data` with the same overrides lists all missing videos"
                 + (
-                    ", and data.allow_missing=true goes on without them and says so in every result"
-                    if found
+                    ", and data.allow_missing=true skips them and reports this in every result"
+                    if usable
                     else "; data.allow_missing=true needs at least one video in every split"
                 )
             )
-        return found
+        return usable
 
     def missing(self, split: Split) -> list[str]:
-        """List the ids of the videos of a split that are left out."""
+        """List the ids of the videos of a split that are skipped."""
         return [video.id for video in self._divide(split)[1]]
 
     def _divide(self, split: Split) -> tuple[list[Video], list[Video]]:
-        """Divide the videos of a split into those to be used and those that are missing."""
+        """Divide the videos of a split into usable ones and missing ones."""
         if split not in self._splits:
             videos = self.listed(split)
             unusable = read_unusable(self.source.unusable) if self.allow_missing else {}
-            with ThreadPoolExecutor(16) as pool:  # a store may be far away
+            with ThreadPoolExecutor(16) as pool:  # a store may be remote
                 versions = list(pool.map(self.source.version, videos))
             usable = [
                 version is not None and version != unusable.get(video.id)
@@ -176,15 +177,18 @@ class VideoDataModule(LightningDataModule, ABC):
         return self._splits[split]
 
     def train_targets(self) -> Tensor:
-        """Collect the targets of training, (V,) int64 or float32; no video file is needed for them."""
+        """Return the targets of the V training videos, (V,) int64 or float32, from the annotations alone."""
         dtype = torch.float32 if self.class_names is None else torch.int64
         return torch.tensor([video.target for video in self.listed("train")], dtype=dtype)
 
     def annotation(self, *names: str) -> Path:
-        """Find an annotation file; several names are alternatives in order of preference.
+        """Return the path of an annotation file.
+
+        Args:
+            names: alternative file names in order of preference.
 
         Raises:
-            FileNotFoundError: The folder of the data set or all alternatives are missing.
+            FileNotFoundError: if the folder of the data set or all alternatives are missing.
         """
         if not self.root.is_dir():
             raise FileNotFoundError(f"The folder {self.root} is missing; {_HELP} says how to get it.")
@@ -195,18 +199,18 @@ class VideoDataModule(LightningDataModule, ABC):
         raise FileNotFoundError(f"The file {' or '.join(map(str, paths))} is missing; {_HELP} says how to get it.")
 
     def train_dataloader(self) -> DataLoader[Clip]:
-        """Load one clip of each training video, shuffled."""
+        """Return a loader of one clip per training video, shuffled."""
         videos = self.videos("train")
         rank, world_size = self._rank()
         sampler = TrainSampler(len(videos), seed=self.seed, rank=rank, world_size=world_size)
         return self._loader(self._dataset(videos, train=True), sampler)
 
     def val_dataloader(self) -> DataLoader[Clip]:
-        """Load every clip of the validation videos once."""
+        """Return a loader of every clip of the validation videos."""
         return self._evaluation_loader("val")
 
     def test_dataloader(self) -> DataLoader[Clip]:
-        """Load every clip of the test videos once."""
+        """Return a loader of every clip of the test videos."""
         return self._evaluation_loader("test")
 
     def _evaluation_loader(self, split: Split) -> DataLoader[Clip]:
@@ -221,10 +225,10 @@ class VideoDataModule(LightningDataModule, ABC):
         _, world_size = self._rank()
         if self.batch_size % world_size:
             raise ValueError(
-                f"batch_size counts the clips on all devices and must be a multiple of their number, got batch_size = "
-                f"{self.batch_size} and {world_size} devices; change one of them"
+                f"expected a batch_size, which counts the clips on all devices, that is a multiple of the number of "
+                f"devices, got batch_size = {self.batch_size} and {world_size} devices; change one of them"
             )
-        return DataLoader(  # torch gives each loading process one thread: the processes are the parallelism
+        return DataLoader(  # torch limits each worker process to one thread
             dataset,
             batch_size=self.batch_size // world_size,
             sampler=sampler,
@@ -232,7 +236,9 @@ class VideoDataModule(LightningDataModule, ABC):
             collate_fn=collate,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=self.num_workers > 0
-            and isinstance(sampler, EvalSampler),  # new ones after a resume, too
+            and isinstance(
+                sampler, EvalSampler
+            ),  # training starts new workers each epoch, so a resume repeats its clips
         )
 
     def _rank(self) -> tuple[int, int]:
@@ -241,7 +247,7 @@ class VideoDataModule(LightningDataModule, ABC):
 
 
 def read_unusable(path: Path) -> dict[str, str]:
-    """Read the list of what is there but of no use, if there is one: by id, the version of the file that is meant."""
+    """Read the list of unusable videos if it exists: the version of the unusable file by video id."""
     if not path.is_file():
         return {}
     with path.open(encoding="utf-8", newline="") as file:

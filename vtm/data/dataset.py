@@ -1,4 +1,4 @@
-"""One clip of one video as a training example, and clips as a batch."""
+"""The data set of clips, and the batches that clips are collated into."""
 
 import hashlib
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from vtm.data.source import Source, StepData, Video
 
 
 class Clip(NamedTuple):
-    """Hold one example: what `Batch` holds, without the first axis."""
+    """One example: the fields of `Batch` without the batch axis."""
 
     inputs: Tensor  # (T * f, 3, S, S) or (T, H, W, C)
     mask: Tensor | None  # (T,)
@@ -26,26 +26,26 @@ class Clip(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Hold the clips of one step of training or evaluation."""
+    """Clips of one step of training or evaluation."""
 
     inputs: Tensor  # (B, T * f, 3, S, S) uint8 frames, or (B, T, H, W, C) features
-    mask: Tensor | None  # (B, T) bool, True = real; None when every step is
+    mask: Tensor | None  # (B, T) bool, True for real steps, False for padding; None if there is no padding
     motion: Tensor | None  # (B, T, H, W) pixels per frame
     target: Tensor  # (B,) int64 class index or float32 value
-    index: Tensor  # type: ignore[assignment]  # (B,) int64, the place of the clip's video in its split
-    id: list[str]  # of the clips; unique in a split and the same in every run
-    damaged: Tensor  # (B,) bool: some of the frames could not be decoded, and others stand in for them
-    from_codec: Tensor | None  # (B,) the share of the steps whose motion is the codec's; None without motion
+    index: Tensor  # type: ignore[assignment]  # (B,) int64, index of the clip's video in its split
+    id: list[str]  # ids of the clips, unique in a split and the same in every run
+    damaged: Tensor  # (B,) bool, True if some of the frames could not be decoded and were replaced
+    from_codec: Tensor | None  # (B,) share of the steps whose motion is from the codec; None without motion
 
 
 class VideoDataset(Dataset[Clip]):
-    """Read the clips of a split: in training one of each video, in evaluation all that the protocol names.
+    """Data set of the clips of a split: one random clip per video for training, all clips of the protocol otherwise.
 
     Args:
-        videos: The split; `Clip.index` is a place in this list.
-        protocol: Says where clips start and at which times they look.
-        source: Gives the frames or features at these times.
-        train: Draw the clip of a video anew whenever it is asked for.
+        videos: videos of the split; `Clip.index` is an index into this list.
+        protocol: clip protocol, which chooses the sampled times.
+        source: source of the frames or features at these times.
+        train: draw a new clip of the video each time an item is read.
     """
 
     def __init__(self, videos: Sequence[Video], protocol: ClipProtocol, source: Source, *, train: bool) -> None:
@@ -59,15 +59,15 @@ class VideoDataset(Dataset[Clip]):
         )
 
     def __len__(self) -> int:
-        """Count the clips."""
+        """Return the number of clips."""
         return len(self._clips)
 
     def __getitem__(self, item: int) -> Clip:
-        """Read one clip; steps after the end of the region are zero and masked.
+        """Read one clip; steps after the end of the region of interest are zero and masked.
 
         Raises:
-            VideoError: The video cannot be read.
-            FeatureError: The stored features cannot be read.
+            VideoError: if the video cannot be read.
+            FeatureError: if the stored features cannot be read.
         """
         index, start = self._clips[item]
         video = self.videos[index]
@@ -79,14 +79,14 @@ class VideoDataset(Dataset[Clip]):
 
 
 def make_clip(video: Video, index: int, start: float, content: StepData, *, num_frames: int) -> Clip:
-    """Make a clip of the steps that lie inside the video; those after its end are zero and masked.
+    """Make a clip from the steps inside the video; steps after its end are zero and masked.
 
     Args:
-        video: That it is of.
-        index: Of the video in its split.
-        start: Of the clip, in seconds from the first frame of the file; it names the clip.
-        content: At the T' times inside the video, 0 < T' <= T.
-        num_frames: T.
+        video: video of the clip.
+        index: index of the video in its split.
+        start: start of the clip in seconds from the first frame of the file; part of the clip's id.
+        content: data of the T' steps inside the video, 0 < T' <= T.
+        num_frames: T, number of steps of the clip.
     """
     steps = len(content.substituted)
     absent = num_frames - steps
@@ -106,16 +106,16 @@ def make_clip(video: Video, index: int, start: float, content: StepData, *, num_
 def collate(clips: Sequence[Clip]) -> Batch:
     """Stack clips into a batch.
 
-    The mask is left out when it says nothing, because attention without a mask has faster kernels.
+    The mask is None if no step is masked, because attention has faster kernels without a mask.
 
     Raises:
-        ValueError: Some clips have motion and others have none.
+        ValueError: if some clips have motion and others do not.
     """
     masks = [clip.mask for clip in clips if clip.mask is not None and not clip.mask.all()]
     motions = [clip.motion for clip in clips if clip.motion is not None]
     if motions and len(motions) < len(clips):
         without = [clip.id for clip in clips if clip.motion is None]
-        raise ValueError(f"expected motion in all {len(clips)} clips or in none, but {without[:3]} have none")
+        raise ValueError(f"expected motion in all {len(clips)} clips or in none, got {without[:3]} without motion")
     return Batch(
         inputs=torch.stack([clip.inputs for clip in clips]),
         mask=(
@@ -133,7 +133,7 @@ def collate(clips: Sequence[Clip]) -> Batch:
 
 
 def clip_generator(clip: str) -> torch.Generator:
-    """Seed the noise of one clip by its id, on the CPU: the same on every device and in every batch."""
+    """Return a CPU generator seeded with the id of a clip, so that its noise is the same on any device and batch."""
     seed = int.from_bytes(hashlib.sha256(clip.encode(errors="surrogateescape")).digest()[:8], "big")
     return torch.Generator().manual_seed(seed)
 

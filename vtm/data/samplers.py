@@ -1,4 +1,4 @@
-"""The order of the clips, which depends on seed and epoch alone, and how processes divide them."""
+"""Samplers that order the clips by seed and epoch and divide them among ranks."""
 
 from collections.abc import Iterator
 
@@ -7,15 +7,18 @@ from torch.utils.data import Sampler
 
 
 class TrainSampler(Sampler[int]):
-    """Shuffle by seed and epoch and give each rank the same number of items, all different.
+    """Sampler that shuffles by seed and epoch and assigns the same number of different items to each rank.
 
-    The few items that do not divide evenly are left out, other ones in every epoch.
+    The few items that do not divide evenly are dropped, different ones in each epoch.
 
     Args:
-        size: The number of items.
-        seed: Fixes the orders of all epochs.
-        rank: This process.
-        world_size: The number of processes.
+        size: number of items.
+        seed: seed of the order in every epoch.
+        rank: rank of this process.
+        world_size: number of processes.
+
+    Raises:
+        ValueError: if there are fewer items than processes.
     """
 
     def __init__(self, size: int, *, seed: int, rank: int, world_size: int) -> None:
@@ -28,35 +31,35 @@ class TrainSampler(Sampler[int]):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the order of the next pass; the trainer calls it at the start of every epoch."""
+        """Set the epoch that determines the order; the trainer calls this at the start of every epoch."""
         self.epoch = epoch
 
     def __len__(self) -> int:
-        """Count the items of this rank."""
+        """Return the number of items of this rank."""
         return self.size // self.world_size
 
     def __iter__(self) -> Iterator[int]:
-        """Go through the items of this rank."""
+        """Iterate over the items of this rank in the order of the epoch."""
         order = np.random.default_rng((self.seed, self.epoch)).permutation(self.size)
         return iter(order[self.rank : len(self) * self.world_size : self.world_size].tolist())
 
 
 class EvalSampler(Sampler[int]):
-    """Give rank r the items r, r + world_size, …, so that all ranks together see every item exactly once.
+    """Sampler that assigns the items r, r + world_size, … to rank r, so that every item is evaluated exactly once.
 
     Args:
-        size: The number of items.
-        rank: This process.
-        world_size: The number of processes.
+        size: number of items.
+        rank: rank of this process.
+        world_size: number of processes.
     """
 
     def __init__(self, size: int, *, rank: int, world_size: int) -> None:
         self.items = range(rank, size, world_size)
 
     def __len__(self) -> int:
-        """Count the items of this rank."""
+        """Return the number of items of this rank."""
         return len(self.items)
 
     def __iter__(self) -> Iterator[int]:
-        """Go through the items of this rank in order."""
+        """Iterate over the items of this rank in order."""
         return iter(self.items)

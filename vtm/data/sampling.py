@@ -1,8 +1,8 @@
-"""Choose the times at which a video is looked at: pure functions and, on top of them, the two clip protocols.
+"""Choose the sampled times of a video: pure functions, and the two clip protocols built on them.
 
-A protocol turns the length of a video (or of its region of interest) into clips. `Single` looks at the whole at once,
-`Windows` at one stretch of fixed length after another, one frame per second, as ViS4mer does on LVU. It also lists the
-times that any of its clips may look at, at which features are stored.
+A protocol turns the length of a video (or of its region of interest) into clips. `Single` samples the whole video as
+one clip; `Windows` samples windows of fixed length at one frame per second, as ViS4mer does on LVU. A protocol also
+lists all times that its clips may sample, at which features are stored.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ import torch
 
 
 def spread(duration: float, num_frames: int) -> list[float]:
-    """Spread times evenly over a video: the middles of equal parts, (i + 1/2) * duration / num_frames.
+    """Return the midpoints of equal parts of a video, (i + 1/2) * duration / num_frames.
 
     >>> spread(8.0, 4)
     [1.0, 3.0, 5.0, 7.0]
@@ -22,7 +22,7 @@ def spread(duration: float, num_frames: int) -> list[float]:
 
 
 def every_second(start: float, num_frames: int) -> list[float]:
-    """List one time per second from the start on.
+    """Return one time per second, beginning at the start.
 
     >>> every_second(2.0, 3)
     [2.0, 3.0, 4.0]
@@ -31,7 +31,7 @@ def every_second(start: float, num_frames: int) -> list[float]:
 
 
 def windows(duration: float, length: float, stride: float) -> list[float]:
-    """List the start times of all complete windows; a video shorter than one window has a single one.
+    """Return the start times of all complete windows; a video shorter than one window has a single one.
 
     >>> windows(63.0, 60, 1)
     [0.0, 1.0, 2.0, 3.0]
@@ -42,37 +42,43 @@ def windows(duration: float, length: float, stride: float) -> list[float]:
 
 
 class ClipProtocol(Protocol):
-    """Say which clips a video has and which times a clip looks at; seconds count from the start of its region."""
+    """Protocol that chooses the clips of a video and their times, in seconds from the start of its region of interest.
+
+    The `duration` that its methods take is the length of the region in seconds.
+    """
 
     @property
     def num_frames(self) -> int:
-        """T, the sampled steps of every clip."""
+        """T, the number of sampled steps of every clip."""
 
     @property
     def sampling(self) -> str:
-        """Name the rule of `stored`: part of the key of stored features."""
+        """Name of the rule behind `stored`, part of the key of stored features."""
 
     def starts(self, duration: float) -> list[float]:
-        """List where the clips of the evaluation start."""
+        """List the start times of the evaluation clips."""
 
     def times(self, start: float, duration: float) -> list[float]:
-        """List the times of a clip that lie inside the region: T of them, or fewer where the region ends early."""
+        """List the times of a clip inside the region: T times, or fewer if the region ends before the clip."""
 
     def draw(self, duration: float) -> list[float]:
-        """Choose the times of the clip of one training step, with torch's global random numbers."""
+        """Draw the times of a training clip from torch's global random generator."""
 
     def stored(self, duration: float, *, train: bool) -> list[float]:
-        """List all times, ascending, that training clips (or those of the evaluation) may look at."""
+        """List all times, ascending, that training clips (or evaluation clips) may sample."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Single:
-    """Look once at the whole video, with its frames spread evenly.
+    """Protocol of one clip per video, with evenly spread frames.
 
     Args:
-        num_frames: T, the sampled steps.
-        train_positions: How many evenly spread positions the T steps of a training clip are drawn from, a multiple of
-            T; None: training sees the clip of the evaluation. ViS4mer draws 64 of 256 on COIN and of 512 on Breakfast.
+        num_frames: T, number of sampled steps.
+        train_positions: P, number of evenly spread positions from which the T steps of a training clip are drawn, a
+            multiple of T. None trains on the evaluation clip. ViS4mer draws 64 of 256 on COIN and of 512 on Breakfast.
+
+    Raises:
+        ValueError: if `train_positions` is not a positive multiple of `num_frames`.
     """
 
     num_frames: int
@@ -87,21 +93,21 @@ class Single:
 
     @property
     def sampling(self) -> str:
-        """Name the number of steps and of positions."""
+        """Name of the rule, with the numbers of steps and positions."""
         return f"spread{self.num_frames}" + (f"of{self.train_positions}" if self.train_positions else "")
 
     def starts(self, duration: float) -> list[float]:
-        """List the one start, 0."""
+        """Return the single start time, 0."""
         return [0.0]
 
     def times(self, start: float, duration: float) -> list[float]:
-        """Spread T times over the whole; they are training positions, the middle one of each group of P / T."""
+        """Return T evenly spread times: the middle one of each P / T training positions."""
         positions = self._positions(duration)
-        share = len(positions) // self.num_frames
-        return positions[share // 2 :: share]
+        step = len(positions) // self.num_frames
+        return positions[step // 2 :: step]
 
     def draw(self, duration: float) -> list[float]:
-        """Draw T of the training positions without repetition, all equally likely, in order of time."""
+        """Draw T of the training positions uniformly without replacement, in order of time."""
         if self.train_positions is None:
             return self.times(0.0, duration)
         chosen = torch.randperm(self.train_positions)[: self.num_frames].sort().values
@@ -109,7 +115,7 @@ class Single:
         return [positions[i] for i in chosen.tolist()]
 
     def stored(self, duration: float, *, train: bool) -> list[float]:
-        """List the training positions, or the T times of the evaluation."""
+        """List the P training positions, or the T times of the evaluation clip."""
         return self._positions(duration) if train else self.times(0.0, duration)
 
     def _positions(self, duration: float) -> list[float]:
@@ -118,11 +124,14 @@ class Single:
 
 @dataclass(frozen=True, kw_only=True)
 class Windows:
-    """Look at stretches of T seconds with one frame per second: in training a random one, in evaluation all.
+    """Protocol of windows of T seconds at one frame per second: a random window for training, all for evaluation.
 
     Args:
-        num_frames: T, the length of a window in frames and in seconds.
-        stride: Whole seconds from one window of the evaluation to the next. Training windows start at any second.
+        num_frames: T, length of a window in frames and in seconds.
+        stride: whole seconds between the starts of evaluation windows. Training windows start at any whole second.
+
+    Raises:
+        ValueError: if `stride` is not a whole number of at least 1.
     """
 
     num_frames: int
@@ -130,26 +139,26 @@ class Windows:
 
     def __post_init__(self) -> None:
         if self.stride < 1 or self.stride != int(self.stride):
-            raise ValueError(f"expected stride as a whole number of seconds from 1 on, got {self.stride}")
+            raise ValueError(f"expected stride to be a whole number of seconds, at least 1, got {self.stride}")
 
     @property
     def sampling(self) -> str:
-        """Name the rate; windows of any length and stride share what is stored."""
+        """Name of the rule: the frame rate, since windows of any length and stride share the stored features."""
         return "1fps"
 
     def starts(self, duration: float) -> list[float]:
-        """List the starts of all complete windows."""
+        """List the start times of all complete windows."""
         return windows(duration, self.num_frames, self.stride)
 
     def times(self, start: float, duration: float) -> list[float]:
-        """List the seconds of the window that lie before the end; the first one always does."""
+        """List the seconds of a window before the end of the region, and always the first one."""
         return [time for time in every_second(start, self.num_frames) if time == start or time < duration]
 
     def draw(self, duration: float) -> list[float]:
-        """Draw one of the complete windows that start at a whole second, all equally likely."""
+        """Draw the times of a complete window that starts at a uniformly random whole second."""
         candidates = windows(duration, self.num_frames, 1)
         return self.times(candidates[int(torch.randint(len(candidates), ()))], duration)
 
     def stored(self, duration: float, *, train: bool) -> list[float]:
-        """List every second before the end."""
+        """List every whole second before the end of the region."""
         return every_second(0.0, max(1, ceil(duration)))

@@ -1,4 +1,4 @@
-"""Where the inputs of a clip come from: `VideoFiles` decodes them; `vtm.features.store` reads what was stored."""
+"""The sources of the inputs of a clip: `VideoFiles` decodes videos; `vtm.features.store` reads stored features."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from vtm.video.scanning import duration
 
 @dataclass(frozen=True)
 class Video:
-    """Name one video of a split and what is to be learnt from it.
+    """Video of a split, with its target and region of interest.
 
     Args:
-        id: Unique in its data set: the relative path, or the id that the annotations use.
-        path: The file.
-        target: The class index, or the value to regress.
-        start: Where the region of interest starts, in seconds.
-        end: Where it ends; None stands for the end of the file.
-        cluster: What the video shares with others, such as a performance that several cameras film; None: nothing.
-            Videos of one cluster are not independent, which intervals take into account.
+        id: name that is unique in the data set: the relative path, or the id in the annotations.
+        path: video file.
+        target: class index, or value to regress.
+        start: start of the region of interest in seconds.
+        end: end of the region of interest in seconds; None for the end of the file.
+        cluster: name of a group of videos that are not independent, such as recordings of one performance by several
+            cameras; confidence intervals take it into account. None if the video is independent of all others.
     """
 
     id: str
@@ -41,10 +41,14 @@ class Video:
 
 
 def region_length(video: Video, end: float) -> float:
-    """Tell how long the region of interest is, in seconds, if the video ends there.
+    """Return the length of a region of interest in seconds.
+
+    Args:
+        video: video, which holds the start of the region.
+        end: end of the region in seconds.
 
     Raises:
-        ValueError: The region is empty.
+        ValueError: if the region is empty.
     """
     if not 0 <= video.start < end:
         raise ValueError(
@@ -55,16 +59,16 @@ def region_length(video: Video, end: float) -> float:
 
 
 class StepData(NamedTuple):
-    """Hold what a source has at some times of a video."""
+    """Inputs and motion of some steps of a video."""
 
     inputs: Tensor  # (T * f, 3, S, S) uint8 frames, or (T, H, W, C) features
     motion: Tensor | None  # (T, H, W) pixels per frame
-    from_codec: Tensor | None  # (T,) bool: the motion is the codec's; else it comes from differences of frames
-    substituted: Tensor  # (T,) frames that could not be decoded, for which the nearest one stands in
+    from_codec: Tensor | None  # (T,) bool, True if the motion is from the codec, False if from frame differences
+    substituted: Tensor  # (T,) int64, number of frames that could not be decoded and were replaced by the nearest ones
 
     @classmethod
     def join(cls, parts: Sequence[StepData]) -> StepData:
-        """Put the steps of several parts one after another."""
+        """Concatenate the steps of several parts."""
         inputs, motion, from_codec, substituted = zip(*parts, strict=True)
         return cls(
             torch.cat(inputs),
@@ -75,13 +79,13 @@ class StepData(NamedTuple):
 
 
 class EncoderSpec(Protocol):
-    """What data have to know of an encoder, or of features that are there already; not its weights.
+    """Specification of an encoder, or of data that are features already, without weights.
 
     Attributes:
-        key: names the features.
+        key: name of the features.
         grid: layout of the tokens of a step.
-        channels: C, of a token.
-        frames: that it takes; None where the data are features already.
+        channels: C, channels of a token.
+        frames: frames that the encoder takes; None if the data are features already.
     """
 
     @property
@@ -98,89 +102,89 @@ class EncoderSpec(Protocol):
 
 
 def frames_of(encoder: EncoderSpec) -> FrameSpec:
-    """Return the frames that an encoder takes.
+    """Return the specification of the frames that an encoder takes.
 
     Raises:
-        ValueError: It stands for features that are there already.
+        ValueError: if the data are features already.
     """
     if encoder.frames is None:
         raise ValueError(
-            f"{encoder.key} is what the data are already: there is nothing to encode and nothing stored; choose an "
-            "encoder, or leave out data/source"
+            f"expected an encoder that takes frames, got {encoder.key}, which stands for data that are features "
+            "already; choose an encoder, or leave out data/source"
         )
     return encoder.frames
 
 
 class Source(Protocol):
-    """Give the inputs of videos."""
+    """Source of the inputs of videos."""
 
-    motion: bool  # whether it also reads how fast each token moves
-    remedy: str  # what to do about a file that is missing
-    unusable: Path  # the list of those that are there but of no use, which `python -m vtm.check_data` writes
+    motion: bool  # whether the motion of each token is read too
+    remedy: str  # what the user can do about missing files, for error messages
+    unusable: Path  # list of unusable files, which `python -m vtm.check_data` writes
 
     def locate(self, video: Video) -> str:
-        """Name the file of a video, whether it is there or not."""
+        """Return the path or address of the file of a video, whether or not it exists."""
 
     def version(self, video: Video) -> str | None:
-        """Name the state of a video's file by a text that changes with it; None if there is no file."""
+        """Return a text that changes when the file of a video changes; None if the file does not exist."""
 
     def length(self, video: Video) -> float:
-        """Tell how long the region of interest is, in seconds."""
+        """Return the length of the region of interest in seconds."""
 
     def read(self, video: Video, times: list[float]) -> StepData:
-        """Read the inputs at some times of the file, in seconds from its first frame."""
+        """Read the inputs at some times, in seconds from the first frame of the file."""
 
     def expect(self, video: Video, protocol: ClipProtocol, *, train: bool) -> None:
-        """Raise what can be told at once to stand in the way of the clips of a video that is there."""
+        """Raise an error if a quick check finds that the clips of an existing video cannot be read."""
 
     def check(self, video: Video, protocol: ClipProtocol, *, train: bool) -> None:
-        """Raise whatever stands in the way of them, however long it takes to find out."""
+        """Raise an error if a thorough check, which may be slow, finds that the clips of a video cannot be read."""
 
 
 class VideoFiles:
-    """Decode the frames, for an encoder that runs during training.
+    """Source that decodes video files, for an encoder that runs during training.
 
     Args:
-        root: The folder of the data set; the videos name their files themselves.
-        encoder: Wants the frames.
-        sampling: The rule of the times; any will do here.
-        motion: Read how fast each token moves, which makes decoding a quarter to two fifths slower.
+        root: folder of the data set.
+        encoder: specification of the encoder of the frames.
+        sampling: name of the sampling rule; not used.
+        motion: measure the motion of each token, which makes decoding 25 to 40 % slower.
     """
 
     remedy = "put them there as data/README.md describes"
 
     def __init__(self, *, root: Path, encoder: EncoderSpec, sampling: str, motion: bool) -> None:
         self.unusable = root / "unusable.csv"
-        self.frames = frames_of(encoder)  # and not the encoder, whose weights loading processes need not carry
+        self.frames = frames_of(encoder)  # keep no encoder, so that worker processes do not copy its weights
         self.grid = encoder.grid
         self.motion = motion
 
     def locate(self, video: Video) -> str:
-        """Name the file."""
+        """Return the path of the video file."""
         return str(video.path)
 
     def version(self, video: Video) -> str | None:
-        """Name size and time of the file; None if there is none."""
+        """Return the size and modification time of the file; None if it is not a regular file."""
         try:
-            facts = video.path.stat()
+            status = video.path.stat()
         except (FileNotFoundError, NotADirectoryError):
             return None
-        return f"{facts.st_size}-{facts.st_mtime_ns}" if S_ISREG(facts.st_mode) else None
+        return f"{status.st_size}-{status.st_mtime_ns}" if S_ISREG(status.st_mode) else None
 
     def length(self, video: Video) -> float:
-        """Take the annotated end, or measure the file.
+        """Return the length of the region of interest, which ends at the annotated or else the measured end.
 
         Raises:
-            ValueError: The region is empty.
-            VideoError: The file cannot be read.
+            ValueError: if the region is empty.
+            VideoError: if the file cannot be read.
         """
         return region_length(video, duration(video.path) if video.end is None else video.end)
 
     def read(self, video: Video, times: list[float]) -> StepData:
-        """Decode the frames.
+        """Decode the frames at some times.
 
         Raises:
-            VideoError: The file cannot be read.
+            VideoError: if the file cannot be read.
         """
         frames = read_frames(
             video.path,
@@ -194,19 +198,19 @@ class VideoFiles:
         return StepData(frames.pixels, motion, frames.from_codec, frames.substituted)
 
     def expect(self, video: Video, protocol: ClipProtocol, *, train: bool) -> None:
-        """Expect nothing of a file before it is read."""
+        """Accept any file: a video has no quick check."""
 
     def check(self, video: Video, protocol: ClipProtocol, *, train: bool) -> None:
-        """Decode the first and the last frame, after the pass over all packets that tells the length.
+        """Scan all packets, and decode the first and last frame that clips may sample.
 
         Raises:
-            ValueError: The region is empty.
-            VideoError: The file cannot be read, or is too short.
+            ValueError: if the region of interest is empty.
+            VideoError: if the file cannot be read or is too short.
         """
         times = stored_times(self, video, protocol, train=train)
         self.read(video, [times[0], times[-1]])
 
 
 def stored_times(source: Source, video: Video, protocol: ClipProtocol, *, train: bool) -> list[float]:
-    """List all times of the file that clips of a video may look at, in seconds from its first frame."""
+    """List all times that clips of a video may sample, in seconds from the first frame of the file."""
     return [video.start + time for time in protocol.stored(source.length(video), train=train)]

@@ -1,4 +1,4 @@
-"""Tables of annotations and the names of classes."""
+"""Annotation tables and class names are read and checked."""
 
 import pytest
 

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[3] / "data" / "coin"
 LISTS = ROOT / "annotations"
 ID_LISTS = ("train_split.txt", "test_split.txt")
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*The official COIN.json needs none of this:UserWarning")
+pytestmark = pytest.mark.filterwarnings("ignore:.*The official COIN.json has none of these differences:UserWarning")
 real = pytest.mark.skipif(not LISTS.is_dir(), reason="the lists of COIN are not there")
 
 
@@ -71,7 +71,7 @@ def rebuilt():
 
 
 def flat(database):
-    """Write the entries as MA-LMM and HERMES do, and without the number of the task, which must be looked up."""
+    """Write the entries as MA-LMM and HERMES do, without the index of the task, which must be looked up."""
     kept = {"training": "train", "testing": "val"}
     return {
         key: {
@@ -98,7 +98,7 @@ def with_uid(database):
     ("layout", "says"),
     [
         (flat, r"flat dictionary, as of MA-LMM and HERMES; train stands for training; val stands for testing; .*"
-               r"611 videos that its authors did not get are expected"),
+               r"611 videos that its authors could not download are expected"),
         (one_key, r"list of one-key dictionaries, as of SCHEMA and PDPP; 611 videos"),
         (with_uid, r"video_uid, as of videollm-online; test stands for testing; train stands for training; 611"),
         (lambda database: {"database": with_uid(database)}, r"video_uid, as of videollm-online"),
@@ -118,7 +118,9 @@ def test_all_layouts_of_the_real_list_give_the_same(tmp_path, rebuilt, layout, s
 def test_real_list_of_pdpp_gets_the_official_split(tmp_path):
     lists = [json.loads((LISTS / f"coin_{name}.json").read_text()) for name in ("train_70", "test_30")]
     (tmp_path / "COIN.json").write_text(json.dumps([*lists[0], *lists[1]]))
-    with pytest.raises(ValueError, match=r"COIN.json: is a list.*split of its own; put train_split.txt and test_split"):
+    with pytest.raises(
+        ValueError, match=r"COIN.json: is a list.*split that is not official; put train_split.txt and test_split"
+    ):
         read_coin(tmp_path / "COIN.json")
     for name in ID_LISTS:
         (tmp_path / name).symlink_to(LISTS / name)
@@ -249,7 +251,7 @@ def test_lists_of_ids_decide_the_split(tmp_path):
     content = {"database": {"a": entry(0, "testing"), "b": entry(1, "testing"), "c": entry(1, "training")}}
     path = write(tmp_path, content, train_split="a\nc\nz\n", test_split="b\n")
     with pytest.warns(
-        UserWarning, match=r"COIN.json: 1 videos have the wrong subset and are put where train_split.txt"
+        UserWarning, match=r"COIN.json: 1 videos have the wrong subset and are moved to the one in train_split.txt"
     ):
         entries = read_coin(path)
     assert {key: e.subset for key, e in entries.items()} == {"a": "training", "b": "testing", "c": "training"}
@@ -281,7 +283,7 @@ def test_mistakes_in_a_list_are_named(tmp_path, content, says):
 
 def test_a_web_page_is_no_list(tmp_path):
     (tmp_path / "COIN.json").write_text("<!DOCTYPE html>")
-    with pytest.raises(ValueError, match=r"COIN.json: expected JSON.*not its page"):
+    with pytest.raises(ValueError, match=r"COIN.json: expected JSON.*not its web page"):
         read_coin(tmp_path / "COIN.json")
 
 
@@ -289,6 +291,6 @@ def test_mistakes_in_the_lists_of_ids_are_named(tmp_path, database):
     with pytest.raises(FileNotFoundError, match=r"annotations/test_split.txt is missing.*neither of the two"):
         read_coin(write(tmp_path, {"database": database}, train_split="a"))
     with pytest.raises(
-        ValueError, match=r"COIN.json: expected ids that train_split.txt and test_split.txt list, got t"
+        ValueError, match=r"COIN.json: expected ids that are in train_split.txt and test_split.txt, got t"
     ):
         read_coin(write(tmp_path, {"database": database}, test_split="b"))

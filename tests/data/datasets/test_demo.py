@@ -117,13 +117,13 @@ def test_progress_goes_to_the_log_line_by_line(make, tmp_path, capsys):
 
 
 def bare(scene, **changes):
-    """Draw a class-0 video without distractors and noise, next to the same video of class 1."""
+    """Mark the pixels of the object: where the same video of classes 0 and 1 differs, without distractors and noise."""
     scene = replace(scene, num_distractors=0, noise=0.0, **changes)
     first, second = (np.stack(list(scene.render(label, np.random.default_rng(3)))) for label in (0, 1))
     return (first != second).any(-1)  # (F, H, W), where the object is
 
 
-def test_the_object_is_rare_small_and_inside_the_centre_crop():
+def test_the_object_is_rare_small_and_inside_the_center_crop():
     scene = replace(SMALL, seconds=24, fps=8)
     where = bare(scene)
     share = where.any((1, 2)).mean()
@@ -154,14 +154,14 @@ def test_three_to_five_shots_move(seed):
 HUES = {"red": 0, "orange": 30, "yellow": 58, "green": 120, "cyan": 180, "blue": 230, "purple": 275, "pink": 320}
 
 
-def test_both_colours_of_the_class_and_no_others_survive_the_encoder(make, tmp_path):
+def test_both_colors_of_the_class_and_no_others_survive_the_encoder(make, tmp_path):
     module = make(tmp_path, scene=replace(SMALL, num_distractors=0), num_train=4)
     module.prepare_data()
     for video in module.videos("train"):
         frames = read_frames(video.path, [number / 4 for number in range(24)], size=48).pixels.float()
-        colourful = frames.amax(1) - frames.amin(1) > 150  # (T, S, S)
-        assert 0.25 < colourful.any(2).any(1).float().mean() < 0.45
-        pixels = frames.permute(0, 2, 3, 1)[colourful] / 255
+        colorful = frames.amax(1) - frames.amin(1) > 150  # (T, S, S)
+        assert 0.25 < colorful.any(2).any(1).float().mean() < 0.45
+        pixels = frames.permute(0, 2, 3, 1)[colorful] / 255
         hues = 360 * np.array([colorsys.rgb_to_hsv(*pixel)[0] for pixel in pixels.tolist()])
         near = [
             (np.abs((hues - HUES[color] + 180) % 360 - 180) < 20).mean()
@@ -186,7 +186,7 @@ def test_impossible_scenes_are_refused(changes, says):
         replace(SMALL, **changes)
 
 
-def test_every_class_has_two_colours_of_its_own():
+def test_every_class_has_two_colors_of_its_own():
     names = replace(SMALL, num_classes=4).class_names
     colors = [color for name in names for color in name.split("-")]
     assert sorted(colors) == sorted(HUES)

@@ -9,7 +9,7 @@ from vtm.data.datasets.folder import FolderDataModule, split_by_hash
 
 @pytest.fixture
 def make(tmp_path, loading):
-    """Make the data module of the files that are written to tmp_path."""
+    """Write files to tmp_path and make their data module."""
 
     def make(*, regression=False, table=None, videos=()):
         if table is not None:
@@ -151,14 +151,17 @@ def test_listed_videos_that_are_missing_are_named(make):
         ("path,label,split\na.mp4,x,train\n\nb.mp4, ,train\n", r"line 4: expected a label for b.mp4"),
         ("path,label,split\na.mp4,x,training\n", r"line 2: .*train, val or test as split of a.mp4, got 'training'"),
         ("path,label,split\na.mp4,x,\n", r"line 2: .*train, val or test as split of a.mp4, got ''"),
-        ("path,label,split\na.mp4,x,train\nb.mp4,y,test\n./a.mp4,x,val\n", r"line 4: .*a.mp4 \(val\).*line 2.*\(train"),
+        (
+            "path,label,split\na.mp4,x,train\nb.mp4,y,test\n./a.mp4,x,val\n",
+            r"line 4: .*a.mp4 \(val\).*\(train\) of .*line 2",
+        ),
         ("path,label,split\na.mp4,x,train\nb.mp4,y,train\nc.mp4,x,test\n", r"videos.csv: .*got none in val"),
         ("path,label,split\na.mp4,x,train\nb.mp4,x,val\nc.mp4,x,test\n", r"videos.csv: .*2 classes, got only 'x'"),
         (
             "path,label,split\na.mp4,x,train\nb.mp4,1,val\nc.mp4,x,test\n",
             r"line 3: .*got '1' for b.mp4.*regression=true",
         ),
-        ('path,label,split\n"a.mp4,x,train\n', r"videos.csv: .*UTF-8, separated by commas"),
+        ('path,label,split\n"a.mp4,x,train\n', r"videos.csv: .*comma-separated table in UTF-8"),
         ("path,label\n" + "".join(f"{n}.mp4,{'xy'[n > 2]}\n" for n in range(5)), r"3 videos of class 'y'.*got 2"),
     ],
 )
@@ -185,10 +188,10 @@ def test_other_encodings_are_refused(make, tmp_path):
     [
         (
             ["a/x.txt", "a/y.tiff", "b/1.mp4"],
-            r"videos/a: .*suffixes.*\.mov.*got 2 files of other kinds, such as x.txt, y.t",
+            r"videos/a: .*suffixes.*\.mov.*got 2 other files, such as x.txt, y.t",
         ),
-        (["1.mp4", "a/1.mp4"], r"videos/1.mp4: .*folders of their class"),
-        (["train/1.mp4"], r"videos/train/1.mp4: .*folders of their class"),
+        (["1.mp4", "a/1.mp4"], r"videos/1.mp4: .*expected videos in class folders"),
+        (["train/1.mp4"], r"videos/train/1.mp4: .*expected videos in class folders"),
         (["notes.txt"], r"videos: expected videos, got none"),
         (["train/a/1.mp4", "valid/a/1.mp4", "test/a/1.mp4"], r"videos: .*train, val, test.*got valid; .*videos.csv"),
         (["Training/a/1.mp4", "Testing/a/1.mp4"], r"got Testing, Training"),
@@ -209,7 +212,7 @@ def test_one_file_in_two_splits_is_refused(make, tmp_path):
     (tmp_path / "videos" / "test" / "a").mkdir()
     (tmp_path / "videos" / "test" / "a" / "again.mp4").symlink_to(tmp_path / "videos" / "train" / "a" / "3.m4v")
     with pytest.raises(
-        ValueError, match=r"test/a/again.mp4 \(test\) is the file of .*train/a, train/a/3.m4v \(train\)"
+        ValueError, match=r"test/a/again.mp4 \(test\), which is the same file as train/a/3.m4v \(train\) of .*train/a"
     ):
         module.read_split("train")
 
@@ -222,7 +225,7 @@ def test_names_that_are_no_text_are_refused(make, tmp_path):
 
 
 def test_regression_wants_the_table(make):
-    with pytest.raises(ValueError, match=r"numbers to predict have to stand in .*videos.csv"):
+    with pytest.raises(ValueError, match=r"expected numbers to predict in .*videos.csv"):
         make(regression=True, videos=SPLIT_FOLDERS).read_split("train")
 
 

@@ -46,7 +46,7 @@ CLASSES = {
 
 @pytest.fixture
 def make(loading):
-    """Make the data module of a task, which looks at windows of 60 s."""
+    """Make the data module of a task with windows of 60 s."""
     return lambda task, root: LVUDataModule(
         task=task, **loading(root, protocol=Windows(num_frames=60, stride=1), batch_size=1)
     )

@@ -1,4 +1,4 @@
-"""Clips of tokens hold the needles, decoys and clutter they are said to hold, and the oracle knows where."""
+"""Needle clips have the configured needles, decoys and clutter, and the oracle classifies them."""
 
 from dataclasses import replace
 from functools import partial
@@ -146,12 +146,12 @@ def test_the_classes_take_turns_and_all_clips_load():
     ("change", "message"),
     [
         ({"num_classes": 16}, "2 <= num_classes < channels"),
-        ({"num_needles": 0}, "one needle or more"),
+        ({"num_needles": 0}, "at least one needle"),
         ({"num_decoys": -3}, "num_decoys of 0 or more, got -3"),
         ({"clutter": -0.1}, "clutter of 0 or more, got -0.1"),
         ({"noise": -1.0}, "noise of 0 or more"),
         ({"num_patterns": 0}, "num_patterns of 1 or more"),
-        ({"num_decoys": 50}, "room for all in 60 tokens, got 2 needles, 50 decoys and 12 tokens of clutter"),
+        ({"num_decoys": 50}, "all kinds to fit into 60 tokens, got 2 needles, 50 decoys and 12 tokens of clutter"),
     ],
 )
 def test_impossible_clips_are_refused(change, message):

@@ -1,1 +1,1 @@
-"""The data sets, a file each."""
+"""The data sets: one file per data set, and their annotation tables."""

@@ -1,4 +1,4 @@
-"""Read the tables of annotations, and name classes by them."""
+"""Read annotation tables and the class names in them."""
 
 from __future__ import annotations
 
@@ -8,10 +8,15 @@ from pathlib import Path
 
 
 def read_rows(path: Path, columns: Iterable[str], *, delimiter: str) -> list[dict[str, str]]:
-    """Read an annotation table whose header must name exactly these columns.
+    """Read the rows of an annotation table.
+
+    Args:
+        path: table in UTF-8.
+        columns: names that the header must have, in order.
+        delimiter: character between fields.
 
     Raises:
-        ValueError: The header or the number of fields in a row is another one.
+        ValueError: if the header differs from `columns`, or a row has another number of fields.
     """
     columns = list(columns)
     with path.open(encoding="utf-8", newline="") as file:
@@ -25,10 +30,14 @@ def read_rows(path: Path, columns: Iterable[str], *, delimiter: str) -> list[dic
 
 
 def name_classes(pairs: Iterable[tuple[int, str]], *, source: Path) -> list[str]:
-    """List class names by index; an index below the largest that has no name gets a made-up one.
+    """List class names by index, with a placeholder for each index that has no name.
+
+    Args:
+        pairs: class indices and names, possibly repeated.
+        source: annotation file, for error messages.
 
     Raises:
-        ValueError: One index has two names.
+        ValueError: if an index has two names.
     """
     names: dict[int, str] = {}
     for index, name in pairs:

@@ -1,4 +1,4 @@
-"""Breakfast (Kuehne et al., CVPR 2014): ten activities, in VideoGraph's split by participant that ViS4mer publishes."""
+"""Breakfast (Kuehne et al., CVPR 2014): ten activities, in the split by participant of VideoGraph and ViS4mer."""
 
 from typing import Unpack
 
@@ -12,16 +12,17 @@ _VAL_PARTICIPANTS = frozenset(f"P{number}" for number in range(40, 47))
 
 
 class BreakfastDataModule(VideoDataModule):
-    """Load Breakfast.
+    """Data module of Breakfast.
 
-    Every camera counts as a video of its own, the stereo camera with its channel 0, as in the published lists. Videos
-    lie as they are distributed, `videos/P03/cam01/P03_cereals.avi`, or flat under the names of the lists,
-    `videos/P03-cam01-P03_cereals.avi`.
+    Each camera is a separate video, as in the published lists; of the stereo camera only channel 0 is used. Video files
+    are expected as distributed, `videos/P03/cam01/P03_cereals.avi`, or under the names in the lists,
+    `videos/P03-cam01-P03_cereals.avi`. Recordings of one performance by several cameras are a cluster.
 
     Args:
-        hold_out: Validate on participants P40 to P46 of the training list, because there is no list for validation.
-            Otherwise all training videos are trained on and the test split is the validation split too, as in ViS4mer:
-            checkpoints are then chosen on test videos.
+        hold_out: validate on participants P40 to P46 of the training list, because Breakfast has no validation list.
+            Otherwise train on all training videos and validate on the test split, as in ViS4mer; checkpoints are then
+            selected on test videos.
+        options: see `VideoDataModule`.
     """
 
     def __init__(self, *, hold_out: bool, **options: Unpack[LoaderOptions]) -> None:
@@ -31,7 +32,7 @@ class BreakfastDataModule(VideoDataModule):
 
     @property
     def class_names(self) -> list[str]:
-        """Name the ten activities as the lists do."""
+        """Names of the ten activities, as in the lists."""
         if self._class_names is None:
             path = self.annotation("train.csv")
             rows = read_rows(path, _COLUMNS, delimiter=",")
@@ -40,11 +41,11 @@ class BreakfastDataModule(VideoDataModule):
 
     @property
     def selection(self) -> Split:
-        """Name the split on which checkpoints are chosen."""
+        """Split on which checkpoints are selected."""
         return "val" if self.hold_out else "test"
 
     def read_split(self, split: Split) -> list[Video]:
-        """List the videos of a split; ids are the names in the lists, one per camera."""
+        """List the videos of a split, one per camera; their ids are the names in the lists."""
         tests = split == "test" or (split == "val" and not self.hold_out)
         path = self.annotation("test.csv" if tests else "train.csv")
         files, videos = VideoIndex(self.root / "videos"), []

@@ -1,4 +1,4 @@
-"""COIN (Tang et al., CVPR 2019): 180 tasks of instructional videos, in the official split, from any list of them."""
+"""COIN (Tang et al., CVPR 2019): 180 tasks of instructional videos, in the official split, from any published list."""
 
 import json
 import warnings
@@ -15,7 +15,7 @@ from vtm.video.listing import VideoIndex
 _SIZES = {"training": 9030, "testing": 2797}
 _SPELLINGS = {
     "training": ("training", "train"),
-    "testing": ("testing", "test", "validation", "val"),  # COIN has two parts, and some call the second one validation
+    "testing": ("testing", "test", "validation", "val"),  # COIN has two subsets; some lists call the second validation
 }
 _ID_LISTS = {"training": "train_split.txt", "testing": "test_split.txt"}
 _ONE_KEY = "a list of one-key dictionaries, as of SCHEMA and PDPP"
@@ -23,15 +23,17 @@ _TAXONOMY = ("recipe_type", "class", "domain", "n_steps", "step_ids")
 
 
 class COINDataModule(VideoDataModule):
-    """Load COIN; a clip looks at the region of interest of its video.
+    """Data module of COIN, whose clips are sampled from the region of interest of each video.
 
-    `COIN.json` may have any of the layouts that `read_coin` knows; `COIN.rebuilt.json` stands in where it is missing.
-    Videos lie as the official downloader puts them, `videos/<recipe_type>/<id>.<suffix>`, or flat.
+    `COIN.json` may have any of the layouts that `read_coin` accepts; if it is missing, `COIN.rebuilt.json` is read.
+    Video files are expected as the official downloader writes them, `videos/<recipe_type>/<id>.<suffix>`, or as
+    `videos/<id>.<suffix>`.
 
     Args:
-        hold_out: Validate on a tenth of the training videos of each class, chosen by a hash of their ids and so the
-            same for every seed, because COIN has no validation part. Otherwise all training videos are trained on and
-            the test split is the validation split too, as in ViS4mer: checkpoints are then chosen on test videos.
+        hold_out: validate on a tenth of the training videos of each class, because COIN has no validation subset. A
+            hash of the ids selects them, so they do not depend on the seed. Otherwise train on all training videos and
+            validate on the test split, as in ViS4mer; checkpoints are then selected on test videos.
+        options: see `VideoDataModule`.
     """
 
     def __init__(self, *, hold_out: bool, **options: Unpack[LoaderOptions]) -> None:
@@ -41,18 +43,18 @@ class COINDataModule(VideoDataModule):
 
     @property
     def class_names(self) -> list[str]:
-        """Name the 180 tasks in the order of `recipe_type`."""
-        return name_classes(((entry.task, entry.name) for entry in self._labelled().values()), source=self._path())
+        """Names of the 180 tasks in the order of `recipe_type`."""
+        return name_classes(((entry.task, entry.name) for entry in self._labeled().values()), source=self._path())
 
     @property
     def selection(self) -> Split:
-        """Name the split on which checkpoints are chosen."""
+        """Split on which checkpoints are selected."""
         return "val" if self.hold_out else "test"
 
     def read_split(self, split: Split) -> list[Video]:
-        """List the videos of a split in the order of their ids."""
+        """List the videos of a split, sorted by id."""
         tests = split == "test" or (split == "val" and not self.hold_out)
-        entries = {key: entry for key, entry in self._labelled().items() if (entry.subset == "testing") == tests}
+        entries = {key: entry for key, entry in self._labeled().items() if (entry.subset == "testing") == tests}
         if not tests and self.hold_out:
             held_out = hold_out_tenth({key: entry.task for key, entry in entries.items()})
             entries = {key: entry for key, entry in entries.items() if (key in held_out) == (split == "val")}
@@ -65,60 +67,63 @@ class COINDataModule(VideoDataModule):
     def _path(self) -> Path:
         return self.annotation("COIN.json", "COIN.rebuilt.json")
 
-    def _labelled(self) -> dict[str, "Entry"]:
+    def _labeled(self) -> dict[str, "Entry"]:
         if self._entries is None:
             self._entries = read_coin(self._path())
         return self._entries
 
 
 class Entry(NamedTuple):
-    """Hold what is used of one video's annotations."""
+    """Annotations of one video."""
 
     task: int  # recipe_type
-    name: str  # of the task
+    name: str  # name of the task
     subset: str  # training or testing
-    start: float  # of the region of interest, in seconds
-    end: float | None  # None: the end of the video
+    start: float  # start of the region of interest in seconds
+    end: float | None  # end of the region of interest in seconds; None for the end of the video
 
 
 def read_coin(path: Path) -> dict[str, Entry]:
-    """Read the labelled videos of a list of COIN, in the official split.
+    """Read the labeled videos of a list of COIN in the official split, by id.
 
-    Known are the official layout, the flat dictionary of MA-LMM and HERMES, the lists of one-key dictionaries of SCHEMA
-    and PDPP, and entries with a `video_uid` as in videollm-online. Where `train_split.txt` and `test_split.txt`, one
-    official id per line, lie beside the list, they decide the split; where a class has no `recipe_type`, its name does,
-    in any spelling, with `taxonomy_targets.csv` or other entries to look it up. One warning tells all that is not
-    official.
+    Accepted are the official layout, the flat dictionary of MA-LMM and HERMES, the lists of one-key dictionaries of
+    SCHEMA and PDPP, and entries with a `video_uid` as in videollm-online. If `train_split.txt` and `test_split.txt`
+    (one official id per line) are in the same folder, they determine the split. An entry without `recipe_type` takes it
+    from `taxonomy_targets.csv` or from another entry whose class name has the same letters. One warning lists all
+    differences from the official list.
 
     Raises:
-        ValueError: The layout is another one, the split is not the official one, or a label is wrong.
-        FileNotFoundError: One of the two lists of ids is missing.
+        ValueError: if the layout is unknown, the split is not the official one, or a label is wrong.
+        FileNotFoundError: if only one of the two lists of ids exists.
     """
     entries, layout = _read_entries(path)
     subsets, split_notes = _official_split(path, entries, layout)
     tasks = _look_up_tasks(path, entries)
-    labelled = {
+    labeled = {
         key: Entry(*tasks[key], subsets[key], float(entry.get("start") or 0), entry.get("end"))
         for key, entry in entries.items()
         if key in tasks
     }
     notes = [*([] if layout is None else [f"is {layout}"]), *split_notes]
     for subset in _SIZES:
-        if not any(entry.subset == subset for entry in labelled.values()):
+        if not any(entry.subset == subset for entry in labeled.values()):
             raise ValueError(f"{path}: expected training and testing videos, got none for {subset}; join both lists")
-    unlabelled, whole = len(entries) - len(labelled), sum(entry.end is None for entry in labelled.values())
-    if unlabelled or whole:
-        notes.append(f"{unlabelled} videos have no label and are left out, {whole} have no region and are used whole")
+    unlabeled, whole = len(entries) - len(labeled), sum(entry.end is None for entry in labeled.values())
+    if unlabeled or whole:
+        notes.append(f"{unlabeled} videos have no label and are left out, {whole} have no region and are used whole")
     counted = sum("num_frames_actual" in entry for entry in entries.values())
     if counted:
-        notes.append(f"{len(entries) - counted} videos that its authors did not get are expected all the same")
+        notes.append(f"{len(entries) - counted} videos that its authors could not download are expected too")
     if notes:
-        warnings.warn(f"{path}: {'; '.join(notes)}. The official COIN.json needs none of this", stacklevel=2)
-    return labelled
+        warnings.warn(f"{path}: {'; '.join(notes)}. The official COIN.json has none of these differences", stacklevel=2)
+    return labeled
 
 
 def hold_out_tenth(classes: dict[str, int]) -> set[str]:
-    """Choose a tenth of the ids of each class, rounded and at least one, in the order of their SHA-256.
+    """Select a tenth of the ids of each class, rounded and at least one, in the order of their SHA-256.
+
+    Args:
+        classes: class index by id.
 
     >>> len(hold_out_tenth({str(number): number % 2 for number in range(60)}))
     6
@@ -134,11 +139,13 @@ def hold_out_tenth(classes: dict[str, int]) -> set[str]:
 
 
 def _read_entries(path: Path) -> tuple[dict[str, dict[str, Any]], str | None]:
-    """Read the entries by id, and name the layout; None is the official one."""
+    """Read the entries by id, and describe the layout; None for the official one."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path}: expected JSON in UTF-8 ({error}); get the file itself, and not its page") from error
+        raise ValueError(
+            f"{path}: expected JSON in UTF-8 ({error}); download the file itself, not its web page"
+        ) from error
     layout: str | None = "a flat dictionary, as of MA-LMM and HERMES"
     if isinstance(content, dict) and "database" in content:
         content, layout = content["database"], None
@@ -154,57 +161,57 @@ def _read_entries(path: Path) -> tuple[dict[str, dict[str, Any]], str | None]:
         raise ValueError(f'{path}: expected {{"database": {{id: entry}}}}, or a layout that data/README.md describes')
     twice = [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]
     if twice:
-        raise ValueError(f"{path}: expected every video once, got {twice[0]} several times; take out all but one")
+        raise ValueError(f"{path}: expected every video once, got {twice[0]} several times; remove all but one")
     return dict(pairs), layout
 
 
 def _official_split(
     path: Path, entries: dict[str, dict[str, Any]], layout: str | None
 ) -> tuple[dict[str, str], list[str]]:
-    """Tell the official subset of each video, and what is not official about the subsets in the list."""
+    """Return the official subset of each video, and notes on how the subsets in the list differ from it."""
     subsets, notes = _read_subsets(path, entries)
     lists = {subset: path.with_name(name) for subset, name in _ID_LISTS.items()}
     names = " and ".join(_ID_LISTS.values())
-    remedy = f"put {names}, with the official ids one per line, beside it"
+    remedy = f"put {names}, with one official id per line, in the same folder"
     if any(file.is_file() for file in lists.values()):
         missing = [file for file in lists.values() if not file.is_file()]
         if missing:
             raise FileNotFoundError(f"The file {missing[0]} is missing; {remedy}, or neither of the two")
-        right = {key: subset for subset, file in lists.items() for key in file.read_text(encoding="utf-8").split()}
-        unknown = [key for key in subsets if key not in right]
+        official = {key: subset for subset, file in lists.items() for key in file.read_text(encoding="utf-8").split()}
+        unknown = [key for key in subsets if key not in official]
         if unknown:
-            raise ValueError(f"{path}: expected ids that {names} list, got {unknown[0]}; take it out, or {remedy}")
-        moved = sum(right[key] != subset for key, subset in subsets.items())
+            raise ValueError(f"{path}: expected ids that are in {names}, got {unknown[0]}; remove it, or {remedy}")
+        moved = sum(official[key] != subset for key, subset in subsets.items())
         if moved:
-            notes.append(f"{moved} videos have the wrong subset and are put where {names} say")
-        subsets = {key: right[key] for key in subsets}
+            notes.append(f"{moved} videos have the wrong subset and are moved to the one in {names}")
+        subsets = {key: official[key] for key in subsets}
     elif layout == _ONE_KEY:
-        raise ValueError(f"{path}: is {layout}, and PDPP's has a split of its own; {remedy}")
+        raise ValueError(f"{path}: is {layout}, of which PDPP's list has a split that is not official; {remedy}")
     counts = Counter(subsets.values())
-    found = f"{counts['training']} of {_SIZES['training']} training and {counts['testing']} of {_SIZES['testing']} test"
+    sizes = f"{counts['training']} of {_SIZES['training']} training and {counts['testing']} of {_SIZES['testing']} test"
     if any(counts[subset] > size for subset, size in _SIZES.items()):
-        raise ValueError(f"{path}: expected the official split, got {found} videos; {remedy}")
+        raise ValueError(f"{path}: expected the official split, got {sizes} videos; {remedy}")
     if counts != _SIZES:
-        notes.append(f"{found} videos are listed")
+        notes.append(f"{sizes} videos are listed")
     return subsets, notes
 
 
 def _read_subsets(path: Path, entries: dict[str, dict[str, Any]]) -> tuple[dict[str, str], list[str]]:
-    """Read what the list calls the subset of each video, in the official words."""
+    """Return the official name of the subset of each video in the list, and notes on other names in it."""
     official = {spelling: subset for subset, spellings in _SPELLINGS.items() for spelling in spellings}
-    spelt = {key: str(entry.get("subset")) for key, entry in entries.items()}
-    for key, spelling in spelt.items():
-        if spelling not in official:
-            raise ValueError(f"{path}: expected training or testing as subset of {key}, got {spelling}; correct it")
-    found = sorted(set(spelt.values()))
-    if len(found) > len(_SIZES):
-        raise ValueError(f"{path}: expected the subsets training and testing, got {', '.join(found)}; correct them")
-    notes = [f"{spelling} stands for {official[spelling]}" for spelling in found if spelling not in _SIZES]
-    return {key: official[spelling] for key, spelling in spelt.items()}, notes
+    listed = {key: str(entry.get("subset")) for key, entry in entries.items()}
+    for key, subset in listed.items():
+        if subset not in official:
+            raise ValueError(f"{path}: expected training or testing as subset of {key}, got {subset}; correct it")
+    names = sorted(set(listed.values()))
+    if len(names) > len(_SIZES):
+        raise ValueError(f"{path}: expected the subsets training and testing, got {', '.join(names)}; correct them")
+    notes = [f"{name} stands for {official[name]}" for name in names if name not in _SIZES]
+    return {key: official[subset] for key, subset in listed.items()}, notes
 
 
 def _look_up_tasks(path: Path, entries: dict[str, dict[str, Any]]) -> dict[str, tuple[int, str]]:
-    """Tell the number and the name of the task of each video that has a label."""
+    """Return the index and the name of the task of each labeled video."""
     names = {key: str(name) for key, e in entries.items() if (name := e.get("class") or e.get("target"))}
     tasks: dict[str, tuple[int, str]] = {}
     taxonomy = path.with_name("taxonomy_targets.csv")
@@ -213,7 +220,7 @@ def _look_up_tasks(path: Path, entries: dict[str, dict[str, Any]]) -> dict[str, 
     numbers = {key: int(n) for key, entry in entries.items() if (n := entry.get("recipe_type")) is not None}
     for key, number in numbers.items():
         if key not in names:
-            raise ValueError(f"{path}: expected class or target of {key} beside its recipe_type; get the list anew")
+            raise ValueError(f"{path}: expected class or target of {key} with its recipe_type; download the list again")
         task = tasks.setdefault(_letters(names[key]), (number, names[key]))
         if task[0] != number:
             raise ValueError(
@@ -222,12 +229,12 @@ def _look_up_tasks(path: Path, entries: dict[str, dict[str, Any]]) -> dict[str, 
     for key, name in names.items():
         if _letters(name) not in tasks:
             raise ValueError(
-                f"{path}: expected one of the 180 tasks as class of {key}, got {name}, which no entry and no "
-                f"{taxonomy.name} beside it gives a recipe_type; correct it, or put that file there"
+                f"{path}: expected one of the 180 tasks as class of {key}, got {name}, which has a recipe_type neither "
+                f"in other entries nor in {taxonomy.name}; correct it, or put that file in the same folder"
             )
     return {key: tasks[_letters(name)] for key, name in names.items()}
 
 
 def _letters(name: str) -> str:
-    """Reduce a class name to what its spellings share: PerformCPR, perform cpr."""
+    """Reduce a class name to lower-case letters and digits, which its spellings share: PerformCPR, perform cpr."""
     return "".join(filter(str.isalnum, name.casefold()))

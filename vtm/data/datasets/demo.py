@@ -1,7 +1,7 @@
-"""Videos made here, for a demonstration that needs no download: shots with moving backgrounds and many moving shapes.
+"""Synthetic videos for a demonstration without download: shots with moving backgrounds and many moving shapes.
 
-In each video one small disc in the two colours of its class is on screen for a few seconds; all the rest says nothing
-about the class. A model that finds the few tokens of the disc wins over one that averages everything.
+In each video, a small disc in the two colors of the class is on screen for a few seconds; everything else is
+independent of the class. A model that finds the few tokens of the disc outperforms one that averages all tokens.
 """
 
 import colorsys
@@ -23,28 +23,28 @@ from vtm.system.progress import Progress
 from vtm.video.writing import write_video
 
 _HUES = {"red": 0, "orange": 30, "yellow": 58, "green": 120, "cyan": 180, "blue": 230, "purple": 275, "pink": 320}
-_PERIOD = 256  # side of the background textures, at least the sides of a frame
-_RECIPE = 2  # to be raised when the same settings no longer give the same videos
+_PERIOD = 256  # side of the background textures, the largest side of a frame
+_RECIPE = 2  # increase when the same settings no longer produce the same videos
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """Draw videos of one kind.
+    """Settings of the videos, and their renderer.
 
     Args:
-        num_classes: How many pairs of colours there are, at most 4.
-        seconds: Length of a video.
-        fps: Frames per second.
-        height: Of the frames in pixels, even.
-        width: Of the frames in pixels, even.
-        object_size: Diameter of the disc that tells the class, in pixels.
-        min_visible: Smallest share of the time for which the disc is on screen.
-        max_visible: Largest share.
-        num_distractors: Moving shapes on screen at any time, half of them grey, half in a pale colour of any class.
-        object_speed: Of the disc in pixels per second.
-        distractor_speed: Of the other shapes, likewise.
-        pan_speed: Of the background, likewise; each shot has between a half and three halves of it.
-        noise: Standard deviation of the sensor noise, in grey levels.
+        num_classes: number of classes, each a pair of colors, 2 to 4.
+        seconds: length of a video in seconds.
+        fps: frames per second.
+        height: height of the frames in pixels, even.
+        width: width of the frames in pixels, even.
+        object_size: diameter of the disc that shows the class, in pixels.
+        min_visible: minimum share of the time in which the disc is on screen.
+        max_visible: maximum share of the time in which the disc is on screen.
+        num_distractors: number of moving shapes on screen, half of them gray, half in a pale color of any class.
+        object_speed: speed of the disc in pixels per second.
+        distractor_speed: speed of the other shapes in pixels per second.
+        pan_speed: mean speed of the background in pixels per second; each shot has 0.5 to 1.5 times this speed.
+        noise: standard deviation of the sensor noise in gray levels.
     """
 
     num_classes: int
@@ -63,7 +63,7 @@ class Scene:
 
     def __post_init__(self) -> None:
         if not 2 <= self.num_classes <= len(_HUES) // 2:
-            raise ValueError(f"expected 2 to {len(_HUES) // 2} for num_classes, got {self.num_classes}")
+            raise ValueError(f"expected num_classes of 2 to {len(_HUES) // 2}, got {self.num_classes}")
         if not 0 < self.min_visible <= self.max_visible <= 1:
             raise ValueError(
                 f"expected 0 < min_visible <= max_visible <= 1, got {self.min_visible} and {self.max_visible}"
@@ -78,35 +78,35 @@ class Scene:
 
     @property
     def class_names(self) -> list[str]:
-        """Name the classes by their two colours, which are neighbours on the colour wheel."""
+        """Names of the classes: two neighboring colors of the color wheel each."""
         colors = list(_HUES)
         return [f"{colors[2 * k]}-{colors[2 * k + 1]}" for k in range(self.num_classes)]
 
     def render(self, label: int, rng: np.random.Generator) -> Iterator[NDArray[np.uint8]]:
-        """Draw the frames (H, W, 3) of a video of one class; the same state of the generator gives the same video."""
+        """Yield the frames (H, W, 3) of a random video of one class; equal generators produce equal videos."""
         count = self.seconds * self.fps
-        disc = _two_colour_disc(self.object_size, *self.class_names[label].split("-"))
+        disc = _two_color_disc(self.object_size, *self.class_names[label].split("-"))
         side = min(self.height, self.width)
-        inside = ((self.height - side) // 2, (self.width - side) // 2, side, side)  # what a centre crop keeps
-        places: dict[int, tuple[int, int]] = {}
+        inside = ((self.height - side) // 2, (self.width - side) // 2, side, side)  # the center crop
+        corners: dict[int, tuple[int, int]] = {}  # frame to the corner of the disc
         for first, length in self._appearances(count, rng):
             path = _bounce(length, inside, self.object_size, speed=self.object_speed / self.fps, rng=rng)
-            places.update(zip(range(first, first + length), path, strict=True))
+            corners.update(zip(range(first, first + length), path, strict=True))
         grain = rng.normal(0, self.noise, (2 * self.height, 2 * self.width, 3)).round().astype(np.int16)
         cuts = np.cumsum(rng.uniform(1, 2, rng.integers(3, 6)))
         ends = np.round(cuts / cuts[-1] * count).astype(int).tolist()
         frame = 0
         for end in ends:
             for picture in self._shot(end - frame, rng):
-                if frame in places:
-                    _paint(picture, disc, places[frame])
+                if frame in corners:
+                    _paint(picture, disc, corners[frame])
                 top, left = rng.integers(self.height), rng.integers(self.width)
                 picture += grain[top : top + self.height, left : left + self.width]
                 yield picture.clip(0, 255).astype(np.uint8)
                 frame += 1
 
     def _appearances(self, count: int, rng: np.random.Generator) -> list[tuple[int, int]]:
-        """Choose when the disc is on screen: first frame and length of stretches of about 2.5 s."""
+        """Draw the first frame and the length of each appearance of the disc, of about 2.5 s each."""
         total = max(1, round(rng.uniform(self.min_visible, self.max_visible) * count))
         number = max(1, round(total / self.fps / 2.5))
         lengths = [total // number + (i < total % number) for i in range(number)]
@@ -114,7 +114,7 @@ class Scene:
         return [(gap + sum(lengths[:i]), lengths[i]) for i, gap in enumerate(gaps)]
 
     def _shot(self, length: int, rng: np.random.Generator) -> Iterator[NDArray[np.int16]]:
-        """Draw the frames of one shot without disc and noise: a panning texture and moving shapes."""
+        """Yield the frames of one shot without disc and noise: a panning texture and moving shapes."""
         ground = np.tile(_texture(_PERIOD, rng), (2, 2, 1))
         angle, speed = rng.uniform(0, 2 * np.pi), rng.uniform(0.5, 1.5) * self.pan_speed / self.fps
         start = rng.integers(0, _PERIOD, 2)
@@ -138,14 +138,14 @@ class Scene:
 
 
 class DemoDataModule(VideoDataModule):
-    """Write the demonstration set once, then load it like any other.
+    """Data module of the demonstration set, which is written on first use.
 
     Args:
-        scene: Draws the videos.
-        num_train: Videos for training; the classes take turns, here and below.
-        num_val: Videos for validation.
-        num_test: Videos for the test.
-        data_seed: Fixes every pixel of the videos; independent of the seed of the training run.
+        scene: settings of the videos.
+        num_train: number of training videos; classes alternate in all splits.
+        num_val: number of validation videos.
+        num_test: number of test videos.
+        data_seed: seed of the videos, independent of the seed of the training run.
     """
 
     def __init__(
@@ -165,21 +165,21 @@ class DemoDataModule(VideoDataModule):
 
     @property
     def class_names(self) -> list[str]:
-        """Name the classes by their two colours."""
+        """Names of the classes: two colors each."""
         return self.scene.class_names
 
     def prepare_data(self) -> None:
-        """Write the videos that are not there yet, their lists, and last `demo.json`, which marks the set complete.
+        """Write the missing videos, the lists, and finally `demo.json`, which marks the set as complete.
 
         Raises:
-            ValueError: The folder holds videos made with other settings.
+            ValueError: if the folder contains videos with other settings.
         """
         settings = asdict(self.scene) | {f"num_{split}": count for split, count in self.counts.items()}
         settings |= {"data_seed": self.data_seed, "recipe": _RECIPE}
         complete, begun = self.root / "demo.json", self.root / "demo.json.begun"
         for path in (complete, begun):
-            if path.is_file() and (found := json.loads(path.read_text(encoding="utf-8"))) != settings:
-                other = {key: found.get(key) for key in settings if found.get(key) != settings[key]}
+            if path.is_file() and (stored := json.loads(path.read_text(encoding="utf-8"))) != settings:
+                other = {key: stored.get(key) for key in settings if stored.get(key) != settings[key]}
                 raise ValueError(
                     f"{path}: the videos in this folder were made with {other}, expected "
                     f"{ {key: settings[key] for key in other} }; delete the folder or choose another root"
@@ -187,8 +187,8 @@ class DemoDataModule(VideoDataModule):
         if complete.is_file():
             return
         write_atomically(begun, json.dumps(settings))
-        videos = [(place, video) for place, split in enumerate(self.counts) for video in self._plan(split)]
-        todo = [(place, number, video) for number, (place, video) in enumerate(videos) if not video.path.exists()]
+        videos = [(index, video) for index, split in enumerate(self.counts) for video in self._plan(split)]
+        todo = [(index, number, video) for number, (index, video) in enumerate(videos) if not video.path.exists()]
         done = len(videos) - len(todo)
         with (
             ThreadPoolExecutor(os.cpu_count()) as pool,
@@ -203,7 +203,7 @@ class DemoDataModule(VideoDataModule):
         begun.unlink(missing_ok=True)
 
     def read_split(self, split: Split) -> list[Video]:
-        """List the videos that `annotations/<split>.csv` names."""
+        """List the videos in `annotations/<split>.csv`."""
         path = self.annotation(f"{split}.csv")
         rows = read_rows(path, ("path", "label"), delimiter=",")
         return [self._video(row["path"], self.class_names.index(row["label"])) for row in rows]
@@ -212,12 +212,12 @@ class DemoDataModule(VideoDataModule):
         return Video(name, self.root / "videos" / name, label, end=float(self.scene.seconds))
 
     def _plan(self, split: Split) -> list[Video]:
-        """List the videos of a split by the settings alone."""
+        """List the videos of a split from the settings, before its list is written."""
         labels = [number % self.scene.num_classes for number in range(self.counts[split])]
         return [self._video(f"{split}/{self.class_names[y]}/{i:04}.mp4", y) for i, y in enumerate(labels)]
 
-    def _write(self, place: int, number: int, video: Video) -> None:
-        rng = np.random.default_rng((self.data_seed, place, number))
+    def _write(self, split_index: int, number: int, video: Video) -> None:
+        rng = np.random.default_rng((self.data_seed, split_index, number))
         video.path.parent.mkdir(parents=True, exist_ok=True)
         frames = self.scene.render(int(video.target), rng)
         options = {"preset": "veryfast", "crf": "23", "g": str(2 * self.scene.fps)}
@@ -225,26 +225,26 @@ class DemoDataModule(VideoDataModule):
 
 
 class _Sprite(NamedTuple):
-    """Hold a small picture to be painted into a frame."""
+    """Small picture to paint into a frame."""
 
     mask: NDArray[np.bool_]  # (S, S, 1)
     color: NDArray[np.int16]  # (S, S, 3)
 
 
 def _rgb(color: str) -> NDArray[np.float64]:
-    """Look up a bright colour, (3,) in 0 to 255."""
+    """Return a bright color as RGB (3,) in 0 to 255."""
     return 255 * np.array(colorsys.hsv_to_rgb(_HUES[color] / 360, 0.9, 0.95))
 
 
-def _two_colour_disc(size: int, first: str, second: str) -> _Sprite:
-    """Draw the mark of a class: a disc whose quarters have two colours by turns."""
+def _two_color_disc(size: int, first: str, second: str) -> _Sprite:
+    """Draw the object of a class: a disc whose quarters alternate between two colors."""
     y, x = np.mgrid[:size, :size] - (size - 1) / 2
     color = np.where(((y > 0) == (x > 0))[..., None], _rgb(first), _rgb(second))
     return _Sprite((np.hypot(y, x) <= size / 2)[..., None], color.astype(np.int16))
 
 
 def _shape(size: int, color: NDArray[np.float64], rng: np.random.Generator) -> _Sprite:
-    """Draw a disc, square, triangle, ring or cross in one colour."""
+    """Draw a random disc, square, triangle, ring or cross in one color."""
     y, x = np.mgrid[:size, :size] / (size - 1) * 2 - 1
     radius = np.hypot(y, x)
     masks = [
@@ -258,7 +258,7 @@ def _shape(size: int, color: NDArray[np.float64], rng: np.random.Generator) -> _
 
 
 def _texture(side: int, rng: np.random.Generator) -> NDArray[np.int16]:
-    """Draw a pattern in two dull colours that repeats seamlessly, (side, side, 3)."""
+    """Draw a random pattern in two dull colors that tiles seamlessly, (side, side, 3)."""
     y, x = 2 * np.pi * np.mgrid[:side, :side] / side
     scale = int(rng.integers(3, 17))
     kind = rng.integers(3)
@@ -283,7 +283,7 @@ def _texture(side: int, rng: np.random.Generator) -> NDArray[np.int16]:
 def _bounce(
     length: int, box: tuple[int, int, int, int], size: int, *, speed: float, rng: np.random.Generator
 ) -> list[tuple[int, int]]:
-    """Move a square straight on inside a box (top, left, height, width) that throws it back; list its corners."""
+    """Move a square on a line reflected at the sides of a box (top, left, height, width); list its corner by frame."""
     angle = rng.uniform(0, 2 * np.pi)
     corner = []
     for low, extent, step in zip(box[:2], box[2:], (np.sin(angle), np.cos(angle)), strict=True):

@@ -1,4 +1,4 @@
-"""Videos of one's own, labelled by the folders that they lie in, or by a table."""
+"""A data set of the user's own videos, labeled by their folders or by a table."""
 
 import csv
 import warnings
@@ -18,19 +18,19 @@ _HELP = 'the section "folder" of data/README.md'
 
 
 class FolderDataModule(VideoDataModule):
-    """Load videos of one's own; ids are paths relative to `root/videos`.
+    """Data module of the user's own videos, whose ids are paths relative to `root/videos`.
 
-    Labels and splits come from the first of these that is there:
+    Labels and splits come from the first of these that exists:
 
     - the table `root/videos.csv` with the columns path, label and split, or path and label,
     - the folders `root/videos/<split>/<class>`, with the splits train, val and test,
     - the folders `root/videos/<class>`.
 
-    Below the folder of a class, videos may lie as deep as they like. Where nothing tells the split, a hash of the id
-    does, as `split_by_hash` describes.
+    Class folders may have subfolders. Without splits, a hash of the ids divides the videos, see `split_by_hash`.
 
     Args:
-        regression: The labels are numbers to predict, and not the names of classes; they come from the table.
+        regression: predict numbers, which are the labels in the table, instead of classes.
+        options: see `VideoDataModule`.
     """
 
     def __init__(self, *, regression: bool, **options: Unpack[LoaderOptions]) -> None:
@@ -40,21 +40,21 @@ class FolderDataModule(VideoDataModule):
 
     @property
     def class_names(self) -> list[str] | None:
-        """List the labels of the training videos, sorted by their characters; None for regression."""
-        items = self._labelled()
+        """Labels of the training videos, sorted by code points; None for regression."""
+        items = self._labeled()
         return None if self.regression else sorted({item.label for item in items if item.split == "train"})
 
     def read_split(self, split: Split) -> list[Video]:
-        """List the videos of a split in the order of their ids."""
-        items = [item for item in self._labelled() if item.split == split]
+        """List the videos of a split, sorted by id."""
+        items = [item for item in self._labeled() if item.split == split]
         folder, number = self.root / "videos", {name: index for index, name in enumerate(self.class_names or ())}
         return [
             Video(item.id, folder / item.id, float(item.label) if self.regression else number[item.label])
             for item in items
         ]
 
-    def _labelled(self) -> list["_Item"]:
-        """Read and check all labels once."""
+    def _labeled(self) -> list["_Item"]:
+        """Read and check the labels and splits; this is done only once."""
         if self._items is None:
             table, folder = self.root / "videos.csv", self.root / "videos"
             if table.is_file():
@@ -62,7 +62,9 @@ class FolderDataModule(VideoDataModule):
             elif not folder.is_dir():
                 raise FileNotFoundError(f"{self.root}: expected videos.csv or the folder videos in it; see {_HELP}")
             elif self.regression:
-                raise ValueError(f"{folder}: folders name classes; numbers to predict have to stand in {table}")
+                raise ValueError(
+                    f"{folder}: expected numbers to predict in {table}, got only class folders; write this table"
+                )
             else:
                 items = _list_folders(folder)
             self._items = sorted(_checked(items, folder, regression=self.regression))
@@ -72,11 +74,14 @@ class FolderDataModule(VideoDataModule):
 def split_by_hash(labels: dict[str, str]) -> dict[str, Split]:
     """Divide the ids of each label into 15 % val, 15 % test and the rest train, in the order of their SHA-256.
 
-    The shares are rounded, and at least one. The same ids give the same splits on every machine, but further ids may
-    move some of the old ones.
+    The shares are rounded, and at least one id each. Equal ids have equal splits on every machine, but adding ids may
+    move existing ones to another split.
+
+    Args:
+        labels: label by id.
 
     Raises:
-        ValueError: A label has fewer than the three ids it takes.
+        ValueError: if a label has fewer than three ids.
 
     >>> Counter(split_by_hash({str(number): "a" for number in range(20)}).values())
     Counter({'train': 14, 'val': 3, 'test': 3})
@@ -89,7 +94,7 @@ def split_by_hash(labels: dict[str, str]) -> dict[str, Split]:
         if len(keys) < len(SPLITS):
             raise ValueError(
                 f"expected at least 3 videos{f' of class {label!r}' * bool(label)} to divide them into train, val and "
-                f"test, got {len(keys)}; add some, or divide them yourself as {_HELP} describes"
+                f"test, got {len(keys)}; add videos, or define the splits as {_HELP} describes"
             )
         keys.sort(key=lambda key: sha256(key.encode()).digest())
         share = max(1, round(0.15 * len(keys)))
@@ -101,7 +106,7 @@ class _Item(NamedTuple):
     id: str
     label: str
     split: Split | None
-    place: str  # where this stands, for messages
+    origin: str  # table and line, or folder, for error messages
 
 
 def _read_table(path: Path) -> list[_Item]:
@@ -110,22 +115,24 @@ def _read_table(path: Path) -> list[_Item]:
             reader = csv.reader(file, strict=True)
             rows = [(f"{path}, line {reader.line_num}", row) for row in reader if row]
     except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path}: expected a table in UTF-8, separated by commas ({error}); save it anew") from error
+        raise ValueError(f"{path}: expected a comma-separated table in UTF-8 ({error}); save it as such") from error
     columns = rows[0][1] if rows else []
     if columns not in (["path", "label", "split"], ["path", "label"]):
         raise ValueError(f"{path}: expected the columns path,label,split or path,label, got {','.join(columns)!r}")
     items = []
-    for place, row in rows[1:]:
+    for origin, row in rows[1:]:
         if len(row) != len(columns):
-            raise ValueError(f"{place}: expected the fields {','.join(columns)}, got {row}; quote fields with a comma")
+            raise ValueError(f"{origin}: expected the fields {','.join(columns)}, got {row}; quote fields with a comma")
         name, label, split = PurePosixPath(row[0]), row[1].strip(), row[2].strip() if len(row) == 3 else None
         if not name.parts or name.is_absolute() or ".." in name.parts:
-            raise ValueError(f"{place}: expected a path relative to {path.with_suffix('')}, got {row[0]!r}; put a link")
+            raise ValueError(
+                f"{origin}: expected a path relative to {path.with_suffix('')}, got {row[0]!r}; put a link to it there"
+            )
         if not label:
-            raise ValueError(f"{place}: expected a label for {name}, got none; add it, or take out the line")
+            raise ValueError(f"{origin}: expected a label for {name}, got none; add it, or remove the line")
         if split is not None and split not in SPLITS:
-            raise ValueError(f"{place}: expected train, val or test as split of {name}, got {split!r}; correct it")
-        items.append(_Item(name.as_posix(), label, split, place))
+            raise ValueError(f"{origin}: expected train, val or test as split of {name}, got {split!r}; correct it")
+        items.append(_Item(name.as_posix(), label, split, origin))
     return items
 
 
@@ -136,33 +143,33 @@ def _list_folders(folder: Path) -> list[_Item]:
     unknown = [name for name in names if name not in SPLITS]
     if unknown:
         raise ValueError(
-            f"{folder}: expected the splits {', '.join(SPLITS)} and no other folder beside them, got "
-            f"{', '.join(unknown)}; rename or move them, or write {folder}.csv for classes with such names"
+            f"{folder}: expected only the splits {', '.join(SPLITS)} as folders, got "
+            f"{', '.join(unknown)}; rename or move them, or write {folder}.csv if these are names of classes"
         )
     return [item for split in SPLITS if split in names for item in _list_classes(folder, split)]
 
 
 def _list_classes(videos: Path, split: Split | None) -> Iterator[_Item]:
-    """List the videos in the folders of the classes of a split."""
+    """Yield the videos in the class folders of a split, or of the whole data set if the split is None."""
     for folder in entries(videos / (split or "")):
         if not folder.is_dir():
             if is_video(folder):
-                raise ValueError(f"{folder}: expected videos in folders of their class; move this one into one")
+                raise ValueError(f"{folder}: expected videos in class folders; move this one into a class folder")
             continue
         files = list(walk(folder))
-        found = [file for file in files if is_video(file)]
-        if not found:
+        videos_of_class = [file for file in files if is_video(file)]
+        if not videos_of_class:
             raise ValueError(
                 f"{folder}: expected a video, with one of the suffixes {' '.join(sorted(SUFFIXES))}, got "
-                f"{len(files)} files of other kinds{', such as ' * bool(files)}{', '.join(f.name for f in files[:3])}; "
-                "put videos there, or take the folder away"
+                f"{len(files)} other files{', such as ' * bool(files)}{', '.join(f.name for f in files[:3])}; "
+                "put videos there, or remove the folder"
             )
-        for file in found:
+        for file in videos_of_class:
             yield _Item(file.relative_to(videos).as_posix(), folder.name, split, str(folder))
 
 
 def _checked(items: list[_Item], folder: Path, *, regression: bool) -> list[_Item]:
-    """Give each item its split, and refuse what would make a run fail late or a score mean less than it says."""
+    """Assign a split to each item, and check for errors that would stop a run late or invalidate its scores."""
     table = folder.with_suffix(".csv")
     source = table if table.is_file() else folder
     if not items:
@@ -170,21 +177,21 @@ def _checked(items: list[_Item], folder: Path, *, regression: bool) -> list[_Ite
     files: dict[Path, _Item] = {}
     for item in items:
         if any("\ud800" <= character <= "\udfff" for character in item.id):  # bytes that Python could not decode
-            raise ValueError(f"{item.place!r}: expected names in UTF-8, got {item.id!r}; rename the file")
+            raise ValueError(f"{item.origin!r}: expected names in UTF-8, got {item.id!r}; rename the file")
         other = files.setdefault((folder / item.id).resolve(), item)
         if other is not item:
             raise ValueError(
-                f"{item.place}: expected every video once, but {item.id} ({item.split}) is the file of {other.place}, "
-                f"{other.id} ({other.split}); keep one of them"
+                f"{item.origin}: expected every video once, got {item.id} ({item.split}), which is the same file as "
+                f"{other.id} ({other.split}) of {other.origin}; keep one of them"
             )
     if items[0].split is None:
         splits = split_by_hash({item.id: "" if regression else item.label for item in items})
         items = [item._replace(split=splits[item.id]) for item in items]
         counts = Counter(splits.values())
         warnings.warn(
-            f"{source}: nothing says which videos to train on, so a hash of their paths divides them: "
-            f"{', '.join(f'{counts[split]} {split}' for split in SPLITS)}. Videos of one recording may be on both "
-            f"sides; {table} with a column split keeps them together",
+            f"{source}: no splits are defined, so a hash of their paths divides the videos: "
+            f"{', '.join(f'{counts[split]} {split}' for split in SPLITS)}. Videos of one recording may be in different "
+            f"splits; {table} with a column split keeps them together",
             stacklevel=2,
         )
     for split in SPLITS:
@@ -198,8 +205,8 @@ def _check_values(items: list[_Item]) -> None:
     for item in items:
         if not _is_number(item.label):
             raise ValueError(
-                f"{item.place}: expected a finite number as label of {item.id}, got {item.label!r}; correct it, or set "
-                "task=classification data.regression=false for names of classes"
+                f"{item.origin}: expected a finite number as label of {item.id}, got {item.label!r}; correct it, or "
+                "set task=classification data.regression=false for names of classes"
             )
 
 
@@ -209,8 +216,8 @@ def _check_classes(items: list[_Item], source: Path) -> None:
     for item in items:
         if item.label not in classes:
             raise ValueError(
-                f"{item.place}: expected only classes that have training videos, got {item.label!r} for {item.id} "
-                f"({item.split}); put some of that class into train, or take it out; {remedy}"
+                f"{item.origin}: expected only classes that have training videos, got {item.label!r} for {item.id} "
+                f"({item.split}); put videos of this class into train, or remove it; {remedy}"
             )
     if len(classes) < 2:
         raise ValueError(f"{source}: expected at least 2 classes, got only {min(classes)!r}; add videos of another one")
@@ -219,7 +226,7 @@ def _check_classes(items: list[_Item], source: Path) -> None:
 
 
 def _is_number(label: str) -> bool:
-    """Tell whether a label is a finite number."""
+    """Return whether a label is a finite number."""
     try:
         return isfinite(float(label))
     except ValueError:

@@ -1,4 +1,4 @@
-"""LVU 1.0 (Wu and Krähenbühl, CVPR 2021): nine tasks on movie clips, in the lists that ViS4mer publishes."""
+"""LVU 1.0 (Wu and Krähenbühl, CVPR 2021): nine tasks on movie clips, in the lists published with ViS4mer."""
 
 from collections.abc import Callable
 from math import log
@@ -13,7 +13,7 @@ _CLASSES = ("relationship", "way_speaking", "scene", "director", "genre", "write
 
 
 def like_ratio(likes: float, dislikes: float) -> float:
-    """Scale the share of likes to 0 … 10 and centre it with LVU's constant; published errors are on this scale.
+    """Scale the share of likes to 0 … 10 and center it with LVU's constant; published errors are on this scale.
 
     >>> round(like_ratio(9, 1), 4)
     -0.1382
@@ -22,7 +22,7 @@ def like_ratio(likes: float, dislikes: float) -> float:
 
 
 def view_count(views: float) -> float:
-    """Take the natural logarithm of the views and centre it with LVU's constant; published errors are on this scale.
+    """Take the natural logarithm of the views and center it with LVU's constant; published errors are on this scale.
 
     >>> round(view_count(100_000), 4)
     -0.2513
@@ -37,25 +37,29 @@ _VALUES: dict[str, tuple[Callable[..., float], tuple[str, ...]]] = {
 
 
 class LVUDataModule(VideoDataModule):
-    """Load one task of LVU.
+    """Data module of one task of LVU.
 
-    Videos lie in `videos/<YouTube id>.<suffix>`. They last as long as `lvu_durations.csv` says, in whole seconds, so
-    that everybody evaluates the same windows. The videos of one movie are a cluster.
+    Video files are expected as `videos/<YouTube id>.<suffix>`. Their lengths in whole seconds are read from
+    `lvu_durations.csv`, so that all results are on the same windows. The videos of one movie are a cluster.
 
     Args:
-        task: The name of one of the nine folders of lists.
+        task: one of the nine tasks, the name of its folder of lists.
+        options: see `VideoDataModule`.
+
+    Raises:
+        ValueError: if the task is unknown.
     """
 
     def __init__(self, *, task: str, **options: Unpack[LoaderOptions]) -> None:
         super().__init__(**options)
         if task not in (*_CLASSES, *_VALUES):
-            raise ValueError(f"expected as task one of {', '.join((*_CLASSES, *_VALUES))}, got {task}")
+            raise ValueError(f"expected task to be one of {', '.join((*_CLASSES, *_VALUES))}, got {task}")
         self.task = task
         self._class_names: list[str] | None = None
 
     @property
     def class_names(self) -> list[str] | None:
-        """Name the classes as the lists do; director and writer have some without videos."""
+        """Names of the classes, with placeholders for the classes of director and writer that have no videos."""
         rows = [row for split in SPLITS for row in self._rows(split)]
         if self.task in _CLASSES and self._class_names is None:
             pairs = ((int(row["class_id"]), row["class_name"]) for row in rows)
@@ -63,7 +67,7 @@ class LVUDataModule(VideoDataModule):
         return self._class_names
 
     def read_split(self, split: Split) -> list[Video]:
-        """List the videos of one of the task's lists."""
+        """List the videos in the task's list of a split."""
         durations = {
             row["videoid"]: float(row["duration"])
             for row in read_rows(self.annotation("lvu_durations.csv"), ("videoid", "duration"), delimiter=",")
