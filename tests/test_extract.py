@@ -149,7 +149,7 @@ def test_a_full_disk_is_one_sentence(unstored, tmp_path):
     root = unstored
     limited = ["encoder.image_size=96", "data.num_workers=0"]  # workers need shared memory beyond the limit
     output = run(tmp_path, EXTRACT, f"data.root={root}", *limited, succeeds=False, preexec_fn=_little_disk)
-    assert "the same command goes on when this is put right" in output
+    assert "the stored features are complete, fix this and run the same command again to continue" in output
     assert "Traceback" not in output
     assert not stored(root)
     assert not list((root / "features").rglob("*.part"))

@@ -1,4 +1,4 @@
-"""Extraction in this process: what is stored, estimated, reported and refused."""
+"""Extraction stores the right features, estimates its cost, and reports videos that cannot be stored."""
 
 import os
 import re
@@ -27,7 +27,7 @@ CPU = torch.device("cpu")
 
 
 class Dataset:
-    """A demonstration set of 9 videos, its encoder and its store."""
+    """A demonstration set of nine videos with its encoder and store."""
 
     def __init__(
         self, root: Path, *, storage: str = "bfloat16", protocol: Any = None, allow_missing: bool = False
@@ -159,7 +159,7 @@ def test_missing_videos_stop_it_unless_they_may_be_missing(root, videos):
 def test_too_little_room_is_said_before_anything_is_written(root, monkeypatch):
     monkeypatch.setattr("vtm.features.extraction.shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
     dataset = Dataset(root)
-    with pytest.raises(OSError, match=r"has room for 1e-06 GB, but about .* GB are needed.*encoder.storage=int8"):
+    with pytest.raises(OSError, match=r"expected about .* GB of free space .*, got 1e-06 GB; .*encoder.storage=int8"):
         dataset.extract()
     assert not dataset.files()
 

@@ -128,13 +128,13 @@ def test_a_cut_file_is_an_error_with_its_path(tmp_path, keep):
     path = tmp_path / "x.safetensors"
     write(path)
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(FeatureError, match=r"x.safetensors: is no feature file, or damaged"):
+    with pytest.raises(FeatureError, match=r"x.safetensors: is not a feature file, or is damaged"):
         header_of(path)
 
 
 def test_other_files_are_refused(tmp_path):
     (tmp_path / "text").write_text("not features, but long enough for a header")
-    with pytest.raises(FeatureError, match="text: is no feature file"):
+    with pytest.raises(FeatureError, match="text: is not a feature file"):
         header_of(tmp_path / "text")
     with pytest.raises(FileNotFoundError):
         header_of(tmp_path / "nothing")

@@ -40,7 +40,7 @@ def video(tmp_path):
 
 
 def fill(store, video, *, count=10, channels=4):
-    """Store random steps, one per second; return them as they come back."""
+    """Store random steps, one per second, and return the features and motion that reading them must return."""
     generator = torch.Generator().manual_seed(len(video.id))
     quantized = quantize(torch.randn(count, 3, 3, channels, generator=generator), store.storage_dtype)
     motion = torch.rand(count, 3, 3, generator=generator)
@@ -106,7 +106,7 @@ def test_a_file_under_the_name_of_another_is_refused(make, video):
     fill(store, video)
     Path(store.locate(other)).parent.mkdir(parents=True, exist_ok=True)
     Path(store.locate(video)).rename(store.locate(other))
-    with pytest.raises(FeatureError, match=r"features .* of other, found .* of clips/v é.mp4; the file was moved"):
+    with pytest.raises(FeatureError, match=r"features .* of other, got .* of clips/v é.mp4; the file was moved"):
         store.read(other, [0.0])
 
 
@@ -147,7 +147,7 @@ def test_check_finds_damage_anywhere(make, video):
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):
-    """Serve files, and the ranges that are asked for, which the standard server does not."""
+    """A file server that supports byte ranges, which the one of the standard library does not."""
 
     protocol_version = "HTTP/1.1"
 
@@ -197,7 +197,7 @@ def server(tmp_path):
 
 @pytest.fixture(autouse=True)
 def _forget():
-    ranges._distant.cache_clear()
+    ranges._remote_size_and_version.cache_clear()
 
 
 def test_features_behind_an_address_are_read_by_ranges_and_kept(make, video, server, monkeypatch):
@@ -277,7 +277,7 @@ def test_a_file_that_changes_on_the_other_side_is_read_anew(make, video, server)
     fill(make(), video)
     assert make(address=server.address_text).read(video, [2.0])
     changed, _ = fill(make(), video, count=12)
-    ranges._distant.cache_clear()
+    ranges._remote_size_and_version.cache_clear()
     assert torch.equal(make(address=server.address_text).read(video, [11.0]).inputs.float(), changed[11:])
 
 

@@ -14,7 +14,7 @@ from vtm.video.decoding import VideoError
 
 
 class Store:
-    """A folder in which a file that exists is complete."""
+    """A store in which every file that exists is complete."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -1,1 +1,1 @@
-"""Features that are encoded once and read many times."""
+"""Stored features: extract them once, read them from files on a disk or behind an address."""

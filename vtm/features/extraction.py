@@ -1,4 +1,4 @@
-"""Encode the videos of a data set once and store their features, in any number of processes."""
+"""Extract and store the features of the videos of a data set, in any number of processes."""
 
 from __future__ import annotations
 
@@ -26,44 +26,44 @@ from vtm.system.processes import process_rank
 from vtm.system.progress import Progress
 from vtm.video.decoding import VideoError
 
-_FRAMES = 64  # to decode in one go, at least
+_FRAMES = 64  # minimum number of frames to decode at a time
 
 
 def extract(data: VideoDataModule, store: FeatureStore, encoder: Encoder, *, device: torch.device) -> dict[str, str]:
-    """Store the features of all videos of a data set that are not stored yet and that nobody else is storing.
+    """Store the features of all videos of a data set that are not stored yet and not held by another process.
 
     Args:
-        data: Lists the videos and says how they are loaded; its source decodes them.
-        store: Where the features go.
-        encoder: Makes them.
-        device: Where it runs.
+        data: data module, whose source decodes the videos.
+        store: store to write the features to.
+        encoder: encoder of the features.
+        device: device of the encoder.
 
     Returns:
-        Why videos could not be stored, by their ids.
+        Error messages of the videos that could not be stored, by video id.
 
     Raises:
-        FileNotFoundError: Videos are missing.
-        OSError: The disk is full, now or according to the estimate.
+        FileNotFoundError: if videos are missing.
+        OSError: if a file cannot be written, or the disk has too little space for the estimated features.
     """
     data.prepare_data()
     remove_leftovers(Path(store.folder))
-    work = WorkQueue(data, store)
+    queue = WorkQueue(data, store)
     steps = -(-_FRAMES // encoder.chunk) * encoder.chunk // encoder.frames.frames_per_step
-    _estimate(work, encoder, device, steps)
+    _estimate(queue, encoder, device, steps)
     loader: DataLoader[_Chunk] = DataLoader(
         _Chunks(data.source.read),
         batch_size=None,
-        sampler=_Queue(work, steps),
+        sampler=_JobSampler(queue, steps),
         num_workers=data.num_workers,
         collate_fn=_as_it_is,
         pin_memory=device.type == "cuda",
     )
     writer: FeatureWriter | None = None
     from_codec: list[bool] = []
-    with Progress("storing features", len(work.videos), done=work.passed) as progress:
+    with Progress("storing features", len(queue.videos), done=queue.passed) as progress:
         try:
             for job, content in loader:
-                if job.video.id in work.failed:
+                if job.video.id in queue.failed:
                     continue
                 try:
                     if isinstance(content, str):
@@ -72,41 +72,42 @@ def extract(data: VideoDataModule, store: FeatureStore, encoder: Encoder, *, dev
                     _write(writer, encoder, content, device)
                     from_codec += [] if content.from_codec is None else content.from_codec.tolist()
                     if job.end < len(job.times):
-                        progress.advance(f"{len(from_codec)} steps", to=work.passed)
+                        progress.advance(f"{len(from_codec)} steps", to=queue.passed)
                         continue
                     writer.publish()
-                    work.stored.add(job.video.id)
-                except (VideoError, ValueError) as error:  # of this video alone
-                    work.failed[job.video.id] = str(error)
+                    queue.stored.add(job.video.id)
+                except (VideoError, ValueError) as error:  # concerns this video only
+                    queue.failed[job.video.id] = str(error)
                     if writer is not None:
                         writer.abandon()
                 writer = None
-                work.release(job.video)
-                progress.advance(f"{len(from_codec)} steps, {len(work.failed)} failed", to=work.passed)
+                queue.release(job.video)
+                progress.advance(f"{len(from_codec)} steps, {len(queue.failed)} failed", to=queue.passed)
         except OSError as error:
             raise OSError(
-                f"{error.filename or store.folder}: {error.strerror or error}; what is stored is complete, and the "
-                "same command goes on when this is put right"
+                f"{error.filename or store.folder}: {error.strerror or error}; the stored features are complete, fix "
+                "this and run the same command again to continue"
             ) from error
         except KeyboardInterrupt:
             sys.exit(
-                f"interrupted with {len(work.stored)} of {len(work.videos)} videos stored; the same command goes on"
+                f"interrupted with {len(queue.stored)} of {len(queue.videos)} videos stored; run the same command "
+                "again to continue"
             )
         finally:
             if writer is not None:
                 writer.abandon()
-    work.refresh()
-    others = len(work.videos) - len(work.stored) - len(work.failed)
+    queue.refresh()
+    others = len(queue.videos) - len(queue.stored) - len(queue.failed)
     print(
-        f"{len(work.stored)} of {len(work.videos)} videos are stored in {store.folder}"
-        + (f", {others} are in the hands of other processes" if others else "")
-        + (f"; motion is the codec's in {sum(from_codec) / len(from_codec):.0%} of the new steps" if from_codec else "")
+        f"{len(queue.stored)} of {len(queue.videos)} videos are stored in {store.folder}"
+        + (f", {others} are held by other processes" if others else "")
+        + (f"; motion is from the codec in {sum(from_codec) / len(from_codec):.0%} of new steps" if from_codec else "")
     )
-    return work.failed
+    return queue.failed
 
 
 class _Job(NamedTuple):
-    """Name some steps of a video: those of its times from `first` to before `end`."""
+    """Steps of a video to encode together, `times[first:end]`."""
 
     video: Video
     length: float
@@ -116,14 +117,14 @@ class _Job(NamedTuple):
 
 
 class _Chunk(NamedTuple):
-    """Hold the frames of a job, or why there are none."""
+    """Frames of a job, or the message of the error that decoding raised."""
 
     job: _Job
     content: StepData | str
 
 
 class _Chunks(Dataset[_Chunk]):
-    """Decode the frames of jobs, in the loading processes."""
+    """Data set that decodes the frames of a job, in worker processes."""
 
     def __init__(self, read: Callable[[Video, list[float]], StepData]) -> None:
         self.read = read
@@ -135,15 +136,15 @@ class _Chunks(Dataset[_Chunk]):
             return _Chunk(job, str(error))
 
 
-class _Queue(Sampler[_Job]):
-    """Take videos and cut them into jobs, whenever the loader wants more."""
+class _JobSampler(Sampler[_Job]):
+    """Sampler that takes videos from a queue on demand and divides them into jobs of at most `steps` steps."""
 
-    def __init__(self, work: WorkQueue, steps: int) -> None:
-        self.work = work
+    def __init__(self, queue: WorkQueue, steps: int) -> None:
+        self.queue = queue
         self.steps = steps
 
     def __iter__(self) -> Iterator[_Job]:
-        for video, length, times in self.work.take():
+        for video, length, times in self.queue.take():
             for first in range(0, len(times), self.steps):
                 yield _Job(video, length, times, first, min(first + self.steps, len(times)))
 
@@ -153,7 +154,7 @@ def _as_it_is(chunk: Any) -> Any:
 
 
 def _write(writer: FeatureWriter, encoder: Encoder, content: StepData, device: torch.device) -> None:
-    """Encode some steps and append them."""
+    """Encode the frames of some steps and append the features to the file."""
     quantized = encoder.quantized(content.inputs.to(device, non_blocking=True)[None])
     values, scale = quantized.values[0].cpu(), None if quantized.scale is None else quantized.scale[0].cpu()
     assert content.motion is not None
@@ -161,65 +162,65 @@ def _write(writer: FeatureWriter, encoder: Encoder, content: StepData, device: t
     writer.add(Quantized(values, scale), content.motion, content.from_codec, content.substituted)
 
 
-def _estimate(work: WorkQueue, encoder: Encoder, device: torch.device, steps: int) -> None:
-    """Say how much disk and time the work will take: by the lengths of a few videos, and a trial on one.
+def _estimate(queue: WorkQueue, encoder: Encoder, device: torch.device, steps: int) -> None:
+    """Print the estimated disk space and time, from the lengths of a sample of videos and a trial on one of them.
 
     Raises:
-        OSError: The disk has too little room.
+        OSError: if the disk has too little space.
     """
-    todo = [entry for name, entry in work.videos.items() if name not in work.stored]
+    todo = [entry for name, entry in queue.videos.items() if name not in queue.stored]
     lengths: list[int] = []
     trial: StepData | None = None
     for video, train in todo[:: max(1, len(todo) // 32)]:
         try:
-            _, times = work.plan(video, train)
+            _, times = queue.plan(video, train)
             lengths.append(len(times))
             if trial is None:
                 start = time.perf_counter()
-                trial = work.data.source.read(video, times[:steps])
+                trial = queue.data.source.read(video, times[:steps])
                 decoding = (time.perf_counter() - start) / min(steps, len(times))
-        except (VideoError, ValueError):  # to be reported when it is its turn
+        except (VideoError, ValueError):  # reported when the video is extracted
             continue
     if trial is None:
         return
     frames = trial.inputs.to(device)[None]
-    tokens = encoder.tokens(frames)  # the first time, with loading the weights
+    tokens = encoder.tokens(frames)  # the first call loads the weights and is not timed
     start = time.perf_counter()
     tokens = encoder.tokens(frames).cpu()
     encoding = (time.perf_counter() - start) / len(trial.substituted)
     total = len(todo) * sum(lengths) / len(lengths)
     cells = encoder.grid.num_tokens
     needed = total * cells * (encoder.channels * getattr(torch, encoder.storage_dtype).itemsize + 8)
-    folder = next(path for path in (Path(work.store.folder), *Path(work.store.folder).parents) if path.exists())
+    folder = next(path for path in (Path(queue.store.folder), *Path(queue.store.folder).parents) if path.exists())
     free = shutil.disk_usage(folder).free
     processes, cores = process_rank().world_size, os.cpu_count() or 1
-    decoders = min(processes * max(1, work.data.num_workers), cores)
-    if device.type == "cpu":  # the same cores do both
+    decoders = min(processes * max(1, queue.data.num_workers), cores)
+    if device.type == "cpu":  # decoding and encoding share the cores
         seconds = total * (decoding + encoding) / min(decoders + processes, cores)
     else:
         seconds = total * max(decoding / decoders, encoding / processes)
     if process_rank().rank == 0:
         print(
-            f"{len(todo)} of {len(work.videos)} videos are to be stored: about {total:,.0f} steps, "
+            f"{len(todo)} of {len(queue.videos)} videos are to be stored: about {total:,.0f} steps, "
             f"{needed / 1e9:.3g} GB of {free / 1e9:.3g} GB free, {timedelta(seconds=round(seconds))} "
             f"for {processes} process(es)\n"
-            f"decoding takes {1000 * decoding:.3g} ms per step in each of {work.data.num_workers} loading processes, "
+            f"decoding takes {1000 * decoding:.3g} ms per step in each of {queue.data.num_workers} worker processes, "
             f"encoding {1000 * encoding:.3g} ms\n"
-            "error of the tokens in storage, root mean square to root mean square: "
+            "relative error of the stored tokens (RMS): "
             + ", ".join(f"{storage} {_error(tokens, storage):.2g}" for storage in ("bfloat16", "float16", "int8"))
             + f"; chosen: {encoder.storage_dtype}"
         )
     if needed > free:
         raise OSError(
-            f"{folder} has room for {free / 1e9:.3g} GB, but about {needed / 1e9:.3g} GB are needed; choose another "
-            "disk with data.source.address=<folder>, or encoder.storage=int8"
+            f"{folder}: expected about {needed / 1e9:.3g} GB of free space for the features, got {free / 1e9:.3g} GB; "
+            "choose another disk with data.source.address=<folder>, or encoder.storage=int8"
         )
 
 
 def _error(tokens: Tensor, storage: StorageDtype) -> float:
-    """Measure how far storage moves the tokens, relative to their size; infinite where they do not fit."""
+    """Return the RMS error of the tokens in storage relative to their RMS; infinite if they exceed its range."""
     try:
-        moved = dequantize(quantize(tokens, storage)) - tokens
+        difference = dequantize(quantize(tokens, storage)) - tokens
     except ValueError:
         return float("inf")
-    return float(moved.square().mean().sqrt() / tokens.square().mean().sqrt())
+    return float(difference.square().mean().sqrt() / tokens.square().mean().sqrt())

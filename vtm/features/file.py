@@ -1,7 +1,7 @@
-"""The file of one video's features: a safetensors file that is written step by step and checked at every read.
+"""The feature file of one video: a safetensors file that is written step by step and checked at every read.
 
-Memory does not grow with the length of the video, and each step has a checksum: of a file that was cut, or in which a
-byte has changed, no step is ever taken for a right one.
+Memory use does not grow with the length of the video. Header and steps have checksums, so that files that are cut short
+or have changed bytes are detected.
 """
 
 from __future__ import annotations
@@ -25,29 +25,29 @@ from vtm.encoders.rounding import Quantized, StorageDtype
 from vtm.features.remote import forget, read_ranges
 from vtm.system.processes import host_name
 
-_FORMAT = "1"  # to be raised when these files can no longer be read as before
+_FORMAT = "1"  # increase when files of the previous format can no longer be read
 _NAMES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "int8": "I8", "float64": "F64", "int64": "I64"}
 _DTYPES = {name: getattr(torch, dtype) for dtype, name in _NAMES.items()}
-_STEPS = ("features", "scale", "motion", "from_codec", "substituted")  # tensors with a row per step, where they exist
+_STEPS = ("features", "scale", "motion", "from_codec", "substituted")  # tensors with a row per step; scale is optional
 
 
 class FeatureError(Exception):
-    """Say that stored features cannot be used, which file they are in, and what to do."""
+    """Error for stored features that cannot be used; the message names the file and the remedy."""
 
 
 class OtherTimesError(FeatureError):
-    """Say that features are stored, but not those of the wanted times."""
+    """Error for a feature file that lacks some of the requested times."""
 
 
 class FeatureWriter:
-    """Write the steps of one video as they come, so that memory does not grow with its length.
+    """Writer of the feature file of one video, which keeps no steps in memory.
 
     Args:
-        path: Of the file.
-        times: Of all steps, (T,) in seconds.
+        path: file to write.
+        times: times of all T steps in seconds.
         shape: (H, W, C) of a step.
-        storage: The format of the features.
-        facts: What else the header says.
+        storage: number format of the features.
+        facts: other entries of the header.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class FeatureWriter:
     ) -> None:
         steps, grid = len(times), shape[:2]
         layout: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {
-            "times": (torch.float64, (steps,)),  # wide formats first, so that all are aligned
+            "times": (torch.float64, (steps,)),  # in descending order of width, so that all are aligned
             "crc32": (torch.int64, (steps,)),
             "substituted": (torch.int64, (steps,)),
             **({"scale": (torch.float32, (steps, *grid))} if storage == "int8" else {}),
@@ -73,13 +73,13 @@ class FeatureWriter:
         self._file.write(head + stamps)
 
     def __enter__(self) -> Self:
-        """Write in a block that ends with the file in place, or without any trace of it."""
+        """Return the writer; the block publishes the file at its end, or removes it on an error."""
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Publish the file if nothing went wrong."""
+        """Publish the file, or remove it if the block raised an error."""
         if kind is None:
             self.publish()
         else:
@@ -89,10 +89,13 @@ class FeatureWriter:
         """Append steps.
 
         Args:
-            packed: (t, H, W, C) features on the CPU.
-            motion: (t, H, W) pixels per frame.
-            from_codec: (t,) bool, whether the motion is the codec's.
-            substituted: (t,) how many of their frames could not be decoded.
+            quantized: features (t, H, W, C) on the CPU.
+            motion: pixels per frame (t, H, W).
+            from_codec: whether the motion is from the codec (t,), bool.
+            substituted: number of frames that could not be decoded (t,), int64.
+
+        Raises:
+            ValueError: if a shape or number format does not match the file.
         """
         steps = {
             "features": quantized.values.contiguous(),
@@ -114,10 +117,11 @@ class FeatureWriter:
         self._done += count
 
     def publish(self) -> None:
-        """Give the complete file its name, readable for whom the umask lets read.
+        """Move the complete file to its path, with the permissions of the umask.
 
         Raises:
-            OSError: The disk is full, or the like; no trace is left then.
+            OSError: if the file cannot be written, for example if the disk is full; the partial file is removed.
+            ValueError: if steps are missing; the partial file is removed.
         """
         try:
             if self._done != self._total:
@@ -131,42 +135,42 @@ class FeatureWriter:
             raise
 
     def abandon(self) -> None:
-        """Leave no trace."""
+        """Remove the partial file."""
         try:
             self._file.close()
-        except OSError:  # what is buffered does not fit on the disk either
+        except OSError:  # buffered bytes cannot be written if the disk is full
             pass
         finally:
             self._partial.unlink(missing_ok=True)
 
 
 class _Tensor(NamedTuple):
-    """Locate a tensor in its file."""
+    """Location of a tensor in its file."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
-    start: int  # bytes from the start of the file
+    start: int  # offset in the file in bytes
 
     def rows(self, low: int, high: int) -> tuple[int, int]:
-        """Return where the rows `low` to `high` begin and end in the file."""
+        """Return the byte range of the rows `low` to before `high` in the file."""
         row = math.prod(self.shape[1:]) * self.dtype.itemsize
         return self.start + low * row, self.start + high * row
 
 
 class FeatureHeader(NamedTuple):
-    """Hold what a file says about itself, and where its tensors are."""
+    """Header of a feature file."""
 
-    path: str
-    version: str
-    id: str
-    key: str
-    length: float
-    video_bytes: int
-    times: NDArray[np.float64]
+    path: str  # path or address of the file
+    version: str  # see `size_and_version`
+    id: str  # id of the video
+    key: str  # key of the encoder and sampling rule
+    length: float  # length of the region of interest in seconds
+    video_bytes: int  # size of the video file
+    times: NDArray[np.float64]  # (T,) times of the steps in seconds, ascending
     tensors: dict[str, _Tensor]
 
     def find(self, times: Iterable[float]) -> list[int] | None:
-        """Find the rows of some times; None if one is not there."""
+        """Return the rows of some times; None if one of them is not stored."""
         wanted = np.asarray(list(times))
         rows = np.searchsorted(self.times, wanted - 1e-6).clip(max=len(self.times) - 1)
         return rows.tolist() if (abs(self.times[rows] - wanted) < 1e-6).all() else None
@@ -175,7 +179,7 @@ class FeatureHeader(NamedTuple):
 def _make_header(
     layout: dict[str, tuple[torch.dtype, tuple[int, ...]]], stamps: bytes, facts: dict[str, str]
 ) -> tuple[bytes, dict[str, _Tensor]]:
-    """Lay out a safetensors file: the bytes before the data, and where each tensor will be."""
+    """Return the bytes of a safetensors file before its data, and the location of each tensor."""
     entries: dict[str, Any] = {}
     end = 0
     for name, (dtype, shape) in layout.items():
@@ -196,21 +200,21 @@ def _make_header(
 def read_steps(
     header: FeatureHeader, rows: list[int], *, cache: Path, cache_bytes: int | None = None
 ) -> dict[str, Tensor]:
-    """Read some steps of a file, and check them.
+    """Read some steps of a file and verify their checksums.
 
     Args:
-        header: Of the file.
-        rows: The numbers of the steps; neighbours are read as one slice.
-        cache: Where to keep what comes from a distance.
-        cache_bytes: How much of it.
+        header: header of the file.
+        rows: indices of the t steps; all bytes from the first to the last are read as one slice.
+        cache: folder for the cached blocks of remote files.
+        cache_bytes: size limit of the cache in bytes; None for no limit.
 
     Returns:
         `features` (t, H, W, C), `scale` for int8, `motion` (t, H, W), `from_codec` and `substituted` (t,).
 
     Raises:
-        FeatureError: Some of the steps are damaged.
+        FeatureError: if some of the steps are damaged.
     """
-    low, high, again = min(rows), max(rows) + 1, False
+    low, high, retried = min(rows), max(rows) + 1, False
     names = [name for name in (*_STEPS, "crc32") if name in header.tensors]
     ranges = [header.tensors[name].rows(low, high) for name in names]
     while True:
@@ -219,16 +223,16 @@ def read_steps(
             name: torch.from_numpy(part).view(header.tensors[name].dtype).reshape(-1, *header.tensors[name].shape[1:])
             for name, part in zip(names, parts, strict=True)
         }
-        right = steps.pop("crc32").tolist()
-        damaged = [row for row in sorted(set(rows)) if _checksum(steps, row - low) != right[row - low]]
+        expected = steps.pop("crc32").tolist()
+        damaged = [row for row in sorted(set(rows)) if _checksum(steps, row - low) != expected[row - low]]
         if not damaged:
             break
-        if again or not forget(header.path, header.version, cache=cache):  # what is cached may be damaged, or too old
+        if retried or not forget(header.path, header.version, cache=cache):  # cached blocks may be damaged or outdated
             raise FeatureError(
                 f"{header.path}: the features at {header.times[damaged[0]]:.2f} s are damaged; delete the file and "
                 "extract it again"
             )
-        again = True
+        retried = True
     if rows == list(range(low, high)):
         return steps
     chosen = torch.tensor(rows) - low
@@ -237,23 +241,23 @@ def read_steps(
 
 @lru_cache(maxsize=4096)
 def read_header(path: str, size: int, version: str, cache: Path) -> FeatureHeader:
-    """Read and check a header.
+    """Read and check the header of a feature file, from memory unless its size or version has changed.
 
     Args:
-        path: The file, or its address.
-        size: Of the file in bytes; with the version, it tells when the file has to be read anew.
-        version: As `size_and_version` tells.
-        cache: Where to keep what comes from a distance.
+        path: path or address of the file.
+        size: size of the file in bytes.
+        version: version of the file, see `size_and_version`.
+        cache: folder for the cached blocks of remote files.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        FeatureError: It is cut short, or is none of ours.
+        FileNotFoundError: if the file does not exist.
+        FeatureError: if the file is damaged, cut short or not a feature file.
     """
     try:
         return _read_header(path, size, version, cache)
     except (ValueError, KeyError, TypeError) as error:
         raise FeatureError(
-            f"{path}: is no feature file, or damaged ({error}); delete it and extract it again"
+            f"{path}: is not a feature file, or is damaged ({error}); delete it and extract it again"
         ) from error
 
 
@@ -282,7 +286,7 @@ def _read_header(path: str, size: int, version: str, cache: Path) -> FeatureHead
 
 
 def _checksum(steps: dict[str, Tensor], row: int) -> int:
-    """Compute the CRC-32 of all that a file holds of one step."""
+    """Compute the CRC-32 of all data of one step."""
     crc32 = 0
     for name in _STEPS:
         if name in steps:
@@ -291,5 +295,5 @@ def _checksum(steps: dict[str, Tensor], row: int) -> int:
 
 
 def _bytes(tensor: Tensor) -> memoryview:
-    """Show the bytes of a contiguous tensor."""
+    """Return a view of the bytes of a contiguous tensor."""
     return memoryview(tensor.reshape(-1).view(torch.uint8).numpy().data)

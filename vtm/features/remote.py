@@ -1,4 +1,4 @@
-"""Read ranges of bytes of a file: of a disk, or by fsspec from a distance, with a local cache."""
+"""Read byte ranges of local files or, with a local cache, of remote files through fsspec."""
 
 import itertools
 import os
@@ -14,38 +14,39 @@ import fsspec
 import numpy as np
 from numpy.typing import NDArray
 
-_BLOCK = 1 << 22  # bytes that are fetched and kept together
+_BLOCK = 1 << 22  # bytes per cached block
 _EMPTY: NDArray[np.uint8] = np.empty(0, np.uint8)
 _FETCHES = itertools.count()
 
 
 def size_and_version(path: str) -> tuple[int, str]:
-    """Tell how many bytes a file has, and a text that changes when its content does.
+    """Return the size of a file in bytes, and a text that changes when the file does.
 
     Raises:
-        FileNotFoundError: There is no such file.
+        FileNotFoundError: if the file does not exist.
+        OSError: if a remote file cannot be reached.
     """
     if "://" in path:
-        return _distant(path)
-    facts = os.stat(path)
-    return facts.st_size, f"{facts.st_mtime_ns}"
+        return _remote_size_and_version(path)
+    status = os.stat(path)
+    return status.st_size, f"{status.st_mtime_ns}"
 
 
 def read_ranges(
     path: str, version: str, ranges: Iterable[tuple[int, int]], *, cache: Path, cache_bytes: int | None
 ) -> list[NDArray[np.uint8]]:
-    """Read bytes [start, end) of a file, for each of some ranges.
+    """Read byte ranges of a file.
 
     Args:
-        path: A file, or an address with a scheme that fsspec knows.
-        version: As `size_and_version` tells; what is cached of another version is not used.
-        ranges: Inside of the file.
-        cache: The folder for what comes from a distance.
-        cache_bytes: How much to keep there; None: all.
+        path: path of a file, or address with a scheme that fsspec supports.
+        version: version of the file, see `size_and_version`; cached blocks of other versions are not used.
+        ranges: start and end (exclusive) of each range, inside the file.
+        cache: folder for the cached blocks of remote files.
+        cache_bytes: size limit of the cache in bytes; None for no limit.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        OSError: The other side does not answer, or ignores ranges.
+        FileNotFoundError: if the file does not exist.
+        OSError: if a remote file cannot be reached, or its server ignores ranges.
     """
     if "://" in path:
         return [_assemble(path, version, start, end, cache, cache_bytes) for start, end in ranges]
@@ -53,14 +54,14 @@ def read_ranges(
 
 
 @lru_cache(maxsize=65536)
-def _distant(address: str) -> tuple[int, str]:
+def _remote_size_and_version(address: str) -> tuple[int, str]:
     try:
         system, path = fsspec.core.url_to_fs(address)
         try:
             facts = system.info(path)
-        except FileNotFoundError:  # which fsspec also says of a server that is down or refuses
+        except FileNotFoundError:  # fsspec also raises it for a server that is down or refuses access
             system.cat_file(path, start=0, end=1)
-            raise OSError("the server does not tell the size of files") from None
+            raise OSError("the server does not report the size of files") from None
     except FileNotFoundError:
         raise
     except Exception as error:
@@ -70,7 +71,7 @@ def _distant(address: str) -> tuple[int, str]:
 
 
 def forget(path: str, version: str, *, cache: Path) -> bool:
-    """Remove what is cached of a file, to have it fetched again; False of a file on a disk."""
+    """Remove the cached blocks of a remote file, so that they are fetched again; return False for a local file."""
     if "://" not in path:
         return False
     shutil.rmtree(_folder(path, version, cache), ignore_errors=True)
@@ -78,19 +79,19 @@ def forget(path: str, version: str, *, cache: Path) -> bool:
 
 
 def _folder(path: str, version: str, cache: Path) -> Path:
-    digest = sha256(f"{path}|{_distant(path)[0]}|{version}".encode()).hexdigest()
+    digest = sha256(f"{path}|{_remote_size_and_version(path)[0]}|{version}".encode()).hexdigest()
     return cache / digest[:2] / digest[2:34]
 
 
 def _assemble(path: str, version: str, start: int, end: int, cache: Path, limit: int | None) -> NDArray[np.uint8]:
-    """Put a range together from the blocks that are cached and those that have to be fetched."""
-    size, _ = _distant(path)
+    """Assemble a range from cached blocks, and fetch and cache the other blocks."""
+    size, _ = _remote_size_and_version(path)
     folder = _folder(path, version, cache)
     blocks: dict[int, NDArray[np.uint8]] = {}
     for block in range(start // _BLOCK, -(-end // _BLOCK)):
         try:
             blocks[block] = np.fromfile(folder / str(block), np.uint8)
-            os.utime(folder / str(block))  # when it was last read
+            os.utime(folder / str(block))  # mark as recently used
         except FileNotFoundError:
             blocks[block] = _EMPTY
     absent = [block for block, content in blocks.items() if not len(content)]
@@ -106,7 +107,7 @@ def _assemble(path: str, version: str, start: int, end: int, cache: Path, limit:
 
 
 def _fetch(path: str, start: int, end: int) -> NDArray[np.uint8]:
-    system, address = fsspec.core.url_to_fs(path)  # not kept: what it holds does not survive a fork
+    system, address = fsspec.core.url_to_fs(path)  # not kept, because its connections do not survive a fork
     content = system.cat_file(address, start=start, end=end)
     if len(content) != end - start:
         raise OSError(f"{path}: expected the bytes {start} to {end}, got {len(content)}; the server ignores ranges")
@@ -121,7 +122,7 @@ def _keep(file: Path, content: NDArray[np.uint8]) -> None:
 
 
 def _evict(cache: Path, limit: int) -> None:
-    """Remove the blocks that were not read for longest, until a tenth of the limit is free."""
+    """If the cache exceeds the limit, remove the least recently used blocks until a tenth of the limit is free."""
     facts = []
     for file in cache.glob("*/*/*"):
         try:
@@ -140,9 +141,9 @@ def _evict(cache: Path, limit: int) -> None:
 
 
 def _runs(numbers: list[int]) -> Iterator[tuple[int, int]]:
-    """Join neighbours: the first and last number of each run."""
+    """Yield the first and last number of each run of consecutive numbers."""
     start = 0
-    for place in range(1, len(numbers) + 1):
-        if place == len(numbers) or numbers[place] != numbers[place - 1] + 1:
-            yield numbers[start], numbers[place - 1]
-            start = place
+    for index in range(1, len(numbers) + 1):
+        if index == len(numbers) or numbers[index] != numbers[index - 1] + 1:
+            yield numbers[start], numbers[index - 1]
+            start = index

@@ -1,7 +1,7 @@
-"""Features that were encoded once: a folder for each encoder and rule of sampling, with one file per video.
+"""The store of extracted features: a folder per encoder and sampling rule, with one file per video.
 
-A file holds the steps of a video in order of time, so the window of a clip is one slice: of a file on a disk or, by
-ranges of bytes, of one behind any address that fsspec knows.
+A file contains the steps of a video in order of time, so that the steps of a clip are one slice, which is read from a
+local file or, as a byte range, from any address that fsspec supports.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from vtm.features.remote import size_and_version
 
 
 class StoredEncoder(EncoderSpec, Protocol):
-    """What a store has to know of an encoder.
+    """Specification of the encoder of stored features.
 
     Attributes:
         storage_dtype: number format of the stored features.
@@ -30,17 +30,20 @@ class StoredEncoder(EncoderSpec, Protocol):
 
 
 class FeatureStore:
-    """Read, for a network that trains without its encoder, what `python -m vtm.extract` has stored.
+    """Source that reads the features stored by `python -m vtm.extract`, to train without running the encoder.
 
     Args:
-        root: The folder of the data set; features lie in `features/<key>` below it.
-        encoder: Has encoded the features; its key is part of theirs.
-        sampling: The rule of the stored times, the other part.
-        motion: Read how fast each token moves.
-        address: Where `<key>` lies instead, if it is elsewhere: a folder, or any address of fsspec such as
+        root: folder of the data set, whose features are in `features/<key>`.
+        encoder: specification of the encoder of the features; its key is part of theirs.
+        sampling: name of the rule of the stored times, the other part of the key.
+        motion: read the motion of each token.
+        address: folder or fsspec address that contains `<key>` instead of `root/features`, such as
             "s3://bucket/lvu" or "https://host/lvu".
-        cache: A folder of this machine for what was read from a distant address.
-        cache_gb: How much of it to keep, in 10⁹ bytes; the longest unread goes first.
+        cache: local folder for the cached blocks of remote files.
+        cache_gb: size limit of the cache in 10⁹ bytes; the least recently used blocks are removed first.
+
+    Raises:
+        ValueError: if the data are features already.
     """
 
     remedy = "extract them with `python -m vtm.extract` and the same overrides"
@@ -57,50 +60,50 @@ class FeatureStore:
         cache_gb: float,
     ) -> None:
         self.key = f"{encoder.key}-{sampling}"
-        place = address or str(root / "features")
-        self.folder = f"{place if '://' in place else Path(place).expanduser()}".rstrip("/") + f"/{self.key}"
+        base = address or str(root / "features")
+        self.folder = f"{base if '://' in base else Path(base).expanduser()}".rstrip("/") + f"/{self.key}"
         self.unusable = root / "features" / self.key / "unusable.csv"
-        frames_of(encoder)  # raises where there is nothing to store
+        frames_of(encoder)  # raises an error if the data are features already
         self.grid, self.channels, self.storage_dtype = encoder.grid, encoder.channels, encoder.storage_dtype
         self.motion = motion
         self.cache = Path(cache).expanduser()
         self.cache_bytes = int(cache_gb * 1e9)
 
     def locate(self, video: Video) -> str:
-        """Name the file of a video: a hash of its id, which spreads the files over 256 folders, and the id itself."""
+        """Return the path or address of a video's file: a hash of the id, in one of 256 folders, and the id itself."""
         digest = sha256(video.id.encode()).hexdigest()
         return (
             f"{self.folder}/{digest[:2]}/{digest[:12]}_{re.sub(r'[^A-Za-z0-9._-]', '_', video.id)[-100:]}.safetensors"
         )
 
     def version(self, video: Video) -> str | None:
-        """Name the state of a video's file; None if there is none."""
+        """Return a text that changes when the file of a video changes; None if the file does not exist."""
         try:
             return "-".join(map(str, size_and_version(self.locate(video))))
         except (FileNotFoundError, NotADirectoryError):
             return None
 
     def length(self, video: Video) -> float:
-        """Take the annotated region, or the length that was measured when the features were stored.
+        """Return the length of the region of interest in seconds, as annotated or else as stored in the header.
 
         Raises:
-            ValueError: The region is empty.
-            FeatureError: The file cannot be used.
+            ValueError: if the region is empty.
+            FeatureError: if the file is missing or damaged.
         """
         return self._header(video).length if video.end is None else region_length(video, video.end)
 
     def read(self, video: Video, times: list[float]) -> StepData:
-        """Read the features of some stored times, (T, H, W, C) in the format of the store, int8 as float32.
+        """Read the features (T, H, W, C) at some stored times, in the number format of the store, int8 as float32.
 
         Raises:
-            FeatureError: The file is missing or damaged, or holds other times.
+            FeatureError: if the file is missing or damaged, or lacks some of the times.
         """
         header, rows = self._find(video, times)
         steps = read_steps(header, rows, cache=self.cache, cache_bytes=self.cache_bytes)
         if self.motion and steps["motion"][..., : self.grid.prefix].any():
             raise FeatureError(
-                f"{header.path}: an earlier version of vtm measured its motion on other places than those of the "
-                "tokens, because the encoder keeps CLS; delete the file and extract it again"
+                f"{header.path}: expected no motion at the CLS tokens, got motion from an earlier version of vtm, "
+                "which assigned it to the wrong tokens; delete the file and extract it again"
             )
         scale = steps.get("scale")
         return StepData(
@@ -111,25 +114,29 @@ class FeatureStore:
         )
 
     def expect(self, video: Video, protocol: ClipProtocol, *, train: bool) -> None:
-        """Look at the header alone.
+        """Check the header only.
 
         Raises:
-            OtherTimesError: The file lacks some of the times.
+            FeatureError: if the file is missing or its header is damaged.
+            OtherTimesError: if the file lacks some of the times.
         """
         self._find(video, stored_times(self, video, protocol, train=train))
 
     def check(self, video: Video, protocol: ClipProtocol, *, train: bool) -> None:
-        """Read all steps of a video.
+        """Read all steps that clips of a video may sample.
 
         Raises:
-            FeatureError: The file is damaged, or lacks some of the times.
+            FeatureError: if the file is missing or damaged, or lacks some of the times.
         """
         times = stored_times(self, video, protocol, train=train)
         for start in range(0, len(times), 64):
             self.read(video, times[start : start + 64])
 
     def is_complete(self, video: Video, protocol: ClipProtocol, *, train: bool) -> bool:
-        """Tell by its header whether a video is stored: in one piece, for these clips, and from the file as it is."""
+        """Return whether the stored features of a video are complete for these clips and from the current video file.
+
+        Only the header is read.
+        """
         try:
             self.expect(video, protocol, train=train)
         except (FeatureError, ValueError):
@@ -137,25 +144,25 @@ class FeatureStore:
         return self._header(video).video_bytes == video.path.stat().st_size
 
     def writer(self, video: Video, times: list[float], length: float) -> FeatureWriter:
-        """Begin to store a video; the file appears under its name when all steps are there.
+        """Return a writer of the feature file of a video.
 
         Args:
-            video: Names the file.
-            times: Of all steps, ascending, in seconds from the first frame of the file.
-            length: Of the region of interest, in seconds.
+            video: video to store.
+            times: times of all steps in seconds from the first frame of the file, ascending.
+            length: length of the region of interest in seconds.
         """
         facts = {"id": video.id, "key": self.key, "length": length, "video_bytes": video.path.stat().st_size}
         shape = (*self.grid.shape, self.channels)
         return FeatureWriter(Path(self.locate(video)), times, shape, self.storage_dtype, facts)
 
     def _find(self, video: Video, times: list[float]) -> tuple[FeatureHeader, list[int]]:
-        """Find the rows of some times."""
+        """Return the header of a video's file and the rows of some times."""
         header = self._header(video)
         rows = header.find(times)
         if rows is None:
             raise OtherTimesError(
-                f"{header.path}: has no features for some of the times {times[0]:.2f} to {times[-1]:.2f} s; the "
-                "annotations or the protocol have changed, so extract them again"
+                f"{header.path}: has no features for some of the times {times[0]:.2f} to {times[-1]:.2f} s, because "
+                "the annotations or the protocol have changed; extract them again"
             )
         return header, rows
 
@@ -167,7 +174,7 @@ class FeatureStore:
             raise FeatureError(f"{path}: is missing; {self.remedy}") from error
         if header.id != video.id or header.key != self.key:
             raise FeatureError(
-                f"{path}: expected the features {self.key} of {video.id}, found {header.key} of {header.id}; "
-                "the file was moved or renamed"
+                f"{path}: expected the features {self.key} of {video.id}, got {header.key} of {header.id}; "
+                "the file was moved or renamed, so delete it and extract it again"
             )
         return header

@@ -1,4 +1,4 @@
-"""Share the videos of a data set among processes, on any number of machines that see the same folder."""
+"""A queue of videos that processes share, on any number of machines with access to the same folder."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from vtm.video.decoding import VideoError
 
 
 class WorkQueue:
-    """A queue of the videos whose features are to be stored, which processes take one at a time.
+    """A queue of videos to extract features from, which processes take one at a time.
 
     Args:
-        data: Lists the videos of all splits; its source measures them.
-        store: Where their features go.
+        data: data module, which lists the videos of all splits; its source measures their length.
+        store: store that the features are written to.
 
     Attributes:
-        videos: By id, with whether training uses it.
-        stored: The ids of those whose features are complete.
-        failed: Why the others cannot be stored, by their ids.
+        videos: each video by id, with True if it is a training video.
+        stored: ids of the videos whose features are complete.
+        failed: error messages of the videos that cannot be stored, by id.
     """
 
     def __init__(self, data: VideoDataModule, store: FeatureStore) -> None:
         self.data = data
         self.store = store
-        # training last: where a video is in two splits, it wants more of it
+        # training last, because it needs more times of a video that is in two splits
         self.videos = {v.id: (v, split == "train") for split in reversed(SPLITS) for v in data.videos(split)}
         self.stored: set[str] = set()
         self.failed: dict[str, str] = {}
@@ -41,17 +41,17 @@ class WorkQueue:
         self._locks = MarkerLocks(self._marker)
 
     def plan(self, video: Video, train: bool) -> tuple[float, list[float]]:
-        """Measure a video, and list the times of the file that are to be stored."""
+        """Return the length of a video's region of interest in seconds, and the times of the file to store."""
         source = self.data.source
         return source.length(video), stored_times(source, video, self.data.protocol, train=train)
 
     @property
     def passed(self) -> int:
-        """Count the videos that are behind: stored, failed, or last seen in the hands of another process."""
+        """Number of videos that are stored, failed, or skipped because another process holds them."""
         return len(self.videos) - len(self._ahead) - len(self._locks.held)
 
     def take(self) -> Iterator[tuple[Video, float, list[float]]]:
-        """Take the videos that are not stored and that no other process holds, until there are none."""
+        """Yield videos with their length and times until every video is stored, failed or held by another process."""
         shuffled = False
         for name in take(self._ahead, self._locks, is_done=self._is_stored):
             video, train = self.videos[name]
@@ -59,7 +59,7 @@ class WorkQueue:
                 shuffled = True
                 print(
                     f"{self._marker(name).parent} is on a file system without locks ({self._locks.refusal.strerror}): "
-                    "processes that share the work take the videos in different orders, and may do some of them twice"
+                    "processes that share the videos process them in different orders, and may process some twice"
                 )
                 random.Random(f"{host_name()} {os.getpid()}").shuffle(self._ahead)
             try:
@@ -71,36 +71,36 @@ class WorkQueue:
                 yield video, *plan
 
     def refresh(self) -> None:
-        """Find out what other processes have stored meanwhile."""
+        """Update `stored` with the videos that other processes have stored."""
         for name in self.videos:
             self._is_stored(name)
 
     def release(self, video: Video) -> None:
-        """Let other processes have a video."""
+        """Release a video that was taken, so that other processes can take it."""
         self._locks.release(video.id)
 
     def _is_stored(self, name: str) -> bool:
-        """Look whether the features of a video are complete, and remember it."""
+        """Return whether the features of a video are complete, and add it to `stored` if so."""
         video, train = self.videos[name]
         if name not in self.stored and self.store.is_complete(video, self.data.protocol, train=train):
             self.stored.add(name)
         return name in self.stored
 
     def _marker(self, name: str) -> Path:
-        """Name the file that says that a process has a video, beside the features."""
+        """Return the path of the marker file that locks a video, in the folder of its features."""
         path = Path(self.store.locate(self.videos[name][0]))
         return path.with_name(f".{path.stem}.lock")
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Delete what killed processes have left: those of this machine, and of any machine after a day."""
+    """Delete the partial files of processes that were killed: on this machine, or on any machine after a day."""
     for path in folder.glob("*/.*.part"):
         *_, host, process = path.name.removesuffix(".part").split(".")
         try:
             here = host == host_name()
             if (here and not _is_alive(int(process))) or time.time() - path.stat().st_mtime > 86400:
                 path.unlink()
-        except FileNotFoundError:  # another process was faster
+        except FileNotFoundError:  # another process has deleted it
             continue
 
 
