@@ -1,4 +1,4 @@
-"""Processes share names by locks, of which none outlives its process, and go on where there are no locks."""
+"""Processes share names with locks that end with their process, and continue on file systems without locks."""
 
 import errno
 import fcntl
@@ -30,11 +30,11 @@ def byte_locks(folder: Path) -> ByteLocks:
 KINDS = {"marker files": marker_locks, "bytes": byte_locks}
 
 
-# what other processes do; each line that they read lets them go on
+# functions that run in other processes, which wait for a line on stdin to continue
 
 
 def do_names(kind: str, folder: str, *names: str) -> None:
-    """Take names, say which, and note what is done; wait at each, or at the first only if the line is "run"."""
+    """Take and print names and log them as done; wait for a line after each, or only after the first if it is "run"."""
     locks, log = KINDS[kind](Path(folder)), Path(folder) / "log"
     log.touch()
     running = False
@@ -47,7 +47,7 @@ def do_names(kind: str, folder: str, *names: str) -> None:
 
 
 def open_file(folder: str) -> None:
-    """Open the file of byte locks, and say whether no other process has it open, and what it holds thereafter."""
+    """Open the file of byte locks; print whether no other process has it open, then its content."""
     with byte_locks(Path(folder)).opening() as alone:
         print(alone, flush=True)
     print((Path(folder) / "content").read_text(), flush=True)
@@ -67,7 +67,7 @@ def enter_folder(folder: str) -> None:
 
 @pytest.fixture
 def start() -> Iterator[Callable[..., "subprocess.Popen[str]"]]:
-    """Call one of these functions in another process."""
+    """A function that calls one of the functions above in another process."""
     with ExitStack() as stack:
 
         def start(function: Callable[..., None], *arguments: str | Path) -> "subprocess.Popen[str]":
@@ -93,7 +93,7 @@ def never(name: str) -> bool:
 
 
 class MemoryLocks(Locks):
-    """Locks of two parties within a process, of which the other one is written down by hand."""
+    """Locks within one process, in which the names of the other party are set by hand."""
 
     def __init__(self, *others: str) -> None:
         self.others = set(others)

@@ -1,4 +1,4 @@
-"""Time and memory: what is counted, and what a call that does nothing or much costs."""
+"""Times and peaks of memory count what they should."""
 
 import subprocess
 import sys
@@ -15,7 +15,7 @@ LINUX = Path("/proc/self/clear_refs").exists()
 
 
 class Clock:
-    """Let each call of the function take the next of some durations, by a clock of our own."""
+    """A function whose calls take given durations on a fake clock."""
 
     def __init__(self, *durations: float) -> None:
         self.now, self.durations, self.calls = 0.0, list(durations), 0
@@ -36,7 +36,7 @@ def test_each_call_is_timed_between_two_waits_for_the_device(monkeypatch: pytest
     clock = Clock(1.0, 1.0, 1.0)
     waits: list[float] = []
 
-    def wait(device: torch.device | str) -> None:  # the work that was given to the device takes 4 more seconds
+    def wait(device: torch.device | str) -> None:  # the device takes 4 more seconds to finish each call
         waits.append(clock.now)
         clock.now += 4.0 * (clock.calls - len(waits) // 2)
 

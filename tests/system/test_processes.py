@@ -1,4 +1,4 @@
-"""Which of the processes of a job this one is."""
+"""The rank of a process is read from the variables of its launcher."""
 
 import pytest
 

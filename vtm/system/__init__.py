@@ -1,1 +1,1 @@
-"""The machine: atomic files, locks, processes, progress, time and memory. It knows no video and no config key."""
+"""Helpers for the machine that know nothing of videos and configs: files, locks, processes, progress, measurements."""

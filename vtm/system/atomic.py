@@ -1,4 +1,4 @@
-"""Write files so that nobody ever sees half of one."""
+"""Write files atomically, so that other processes never read a partial file."""
 
 import os
 import stat
@@ -7,18 +7,18 @@ from pathlib import Path
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write or replace a file in one step, with the permissions it has, and make its folder where there is none.
+    """Write or replace a file in one step, keeping the permissions of an existing file and making missing folders.
 
     Args:
-        path: where it goes; until it is complete, what was there stays.
-        content: bytes; or a text, which is written in UTF-8 and with the line ends it has.
+        path: file to write; until the new content is complete, the old file stays.
+        content: bytes, or text to write in UTF-8 with unchanged line endings.
 
     Raises:
-        OSError: if it cannot be written; it names the path.
+        OSError: if the file cannot be written; the error names `path`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # `open` applies the umask, which the functions of `tempfile` do not
-    short = sha256(os.fsencode(path.name)).hexdigest()[:16]  # the name itself may be as long as names can be
+    # `open` applies the umask, unlike the functions of `tempfile`
+    short = sha256(os.fsencode(path.name)).hexdigest()[:16]  # the name itself may already have the maximum length
     unfinished = path.with_name(f".{short}.{os.getpid()}.tmp")
     try:
         with open(unfinished, "wb") as file:

@@ -1,6 +1,7 @@
-"""Locks by which processes share work, on any number of machines that see the same files.
+"""Locks with which processes share work, on any number of machines with access to the same files.
 
-Nothing coordinates the processes: each one locks what it takes, and a lock ends with its process, however that ends.
+There is no coordinator: each process locks the names that it takes, and a lock is released when its process ends, even
+if it is killed.
 """
 
 from __future__ import annotations
@@ -15,34 +16,35 @@ from hashlib import sha256
 from pathlib import Path
 from typing import IO
 
-_PRESENT, _EXCLUSIVE, _NAMES = 1 << 62, (1 << 62) + 1, (1 << 62) + 2  # bytes of a file, the last one and those after it
+# offsets of the locked bytes: for `opening`, for `exclusive`, and the first one for names
+_PRESENT, _EXCLUSIVE, _NAMES = 1 << 62, (1 << 62) + 1, (1 << 62) + 2
 
 
 class Locks(ABC):
-    """Locks on names, each of which one process at a time can hold.
+    """Base class of locks on names, each of which one process at a time can hold.
 
     Attributes:
-        refusal: The system's answer where the file system has no locks; then every name is free to every process.
+        refusal: error of the system if the file system does not support locks; every process can then take every name.
     """
 
     refusal: OSError | None = None
 
     @abstractmethod
     def acquire(self, name: str) -> bool:
-        """Lock a name until it is released or the process ends; return False where another process holds it."""
+        """Lock a name until it is released or the process ends; return False if another process holds it."""
 
     @abstractmethod
     def release(self, name: str) -> None:
-        """Let other processes have a name."""
+        """Release a name, so that other processes can lock it."""
 
 
 def take(names: deque[str], locks: Locks, *, is_done: Callable[[str], bool]) -> Iterator[str]:
-    """Take the names that are not done and that no other process holds, until there are none.
+    """Lock and yield names until each remaining name is done or held by another process.
 
     Args:
-        names: Those ahead, in the order in which they are taken out. The caller may rearrange them between two.
-        locks: Each name that is taken is locked; the caller releases it.
-        is_done: Looks whether nothing is left to do for a name.
+        names: remaining names, from which each name is removed in order; the caller may reorder them while iterating.
+        locks: locks on the names; the caller must release each name that is yielded.
+        is_done: function that returns whether a name is done.
     """
     while names:
         held, progress = [], False
@@ -52,23 +54,23 @@ def take(names: deque[str], locks: Locks, *, is_done: Callable[[str], bool]) -> 
                 continue
             if not locks.acquire(name):
                 held.append(name)
-            elif is_done(name):  # by another process, between the look and the lock
+            elif is_done(name):  # another process has finished it since the first check
                 locks.release(name)
             else:
                 progress = True
                 yield name
-        if progress:  # it took time, in which holders may have died
+        if progress:  # try again, because the holders may have been killed since then
             names.extend(held)
 
 
 class MarkerLocks(Locks):
-    """Locks on names by a marker file for each, which is there while the name is held.
+    """Locks on names with a marker file for each name, which exists while the name is held.
 
     Args:
-        path: Gives the marker file of a name. Its folder is made where there is none.
+        path: function that returns the marker file of a name; missing folders are made.
 
     Attributes:
-        held: The open marker files of the names that this object holds.
+        held: open marker files by the names that this object holds.
     """
 
     def __init__(self, path: Callable[[str], Path]) -> None:
@@ -81,7 +83,7 @@ class MarkerLocks(Locks):
         file = path.open("wb")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            acquired = is_in_place(file.fileno(), path)  # if not, its holder has released it since it was opened
+            acquired = is_in_place(file.fileno(), path)  # False if its holder has removed it since it was opened
         except BlockingIOError:
             acquired = False
         except OSError as error:
@@ -94,22 +96,22 @@ class MarkerLocks(Locks):
 
     def release(self, name: str) -> None:
         file = self.held.pop(name)
-        Path(file.name).unlink(missing_ok=True)  # before the lock ends, since afterwards it may be another process's
+        Path(file.name).unlink(missing_ok=True)  # while locked: afterwards the file may belong to another process
         file.close()
 
 
 class ByteLocks(Locks):
-    """Locks on names by bytes of an open file, far behind its content, so that no other files are left behind.
+    """Locks on names with bytes of an open file far beyond its end, which need no other files.
 
-    They are those of `lockf`: they belong to the whole process, and end when it closes the file through any descriptor.
-    So a process must not open the file twice. Whether there are locks shows in `opening`, which comes first.
+    The locks of `lockf` belong to the process and are released when it closes the file through any descriptor, so a
+    process must not open the file twice. Call `opening` first: it detects a file system without locks.
 
     Args:
-        file: The descriptor, open for reading and writing.
-        path: Names the file in errors.
+        file: descriptor of the file, open for reading and writing.
+        path: path of the file, for error messages.
 
     Raises:
-        OSError: A lock is refused later on.
+        OSError: by the methods, if the system refuses a lock although `opening` succeeded.
     """
 
     def __init__(self, file: int, path: Path) -> None:
@@ -124,7 +126,7 @@ class ByteLocks(Locks):
 
     @contextmanager
     def opening(self) -> Iterator[bool]:
-        """Tell whether no other process has the file open; those that open it during the block wait for its end."""
+        """Yield whether no other process has the file open; processes that open it wait until the block ends."""
         alone = True
         try:
             fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, _PRESENT)
@@ -138,7 +140,7 @@ class ByteLocks(Locks):
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
-        """Wait until no other process is in such a block, and keep them out of it."""
+        """Wait until no other process is in such a block, and hold it exclusively."""
         self._lock(fcntl.LOCK_EX, _EXCLUSIVE)
         try:
             yield
@@ -146,7 +148,7 @@ class ByteLocks(Locks):
             self._lock(fcntl.LOCK_UN, _EXCLUSIVE)
 
     def _lock(self, kind: int, byte: int) -> bool:
-        """Take hold of a byte, or let go of it; with LOCK_NB, return False where another process holds it."""
+        """Lock or unlock a byte; with LOCK_NB, return False if another process holds it."""
         if self.refusal is not None:
             return True
         try:
@@ -155,17 +157,17 @@ class ByteLocks(Locks):
             if kind & fcntl.LOCK_NB and _is_held(error):
                 return False
             raise OSError(
-                f"{self._path} cannot be locked ({error.strerror}); what is in it is complete, and the same command "
-                "goes on when this is put right"
+                f"{self._path} cannot be locked ({error.strerror}); its content is complete, fix this and run the same "
+                "command again to continue"
             ) from error
         return True
 
 
 @contextmanager
 def locked_folder(folder: Path) -> Iterator[None]:
-    """Wait until no other process is in such a block, and keep them out of it where the file system has locks.
+    """Wait until no other process is in such a block, and hold it exclusively if the file system supports locks.
 
-    The lock is on the folder itself, as a file for it would have to stay.
+    The folder itself is locked, because a lock file could never be removed.
     """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -177,7 +179,7 @@ def locked_folder(folder: Path) -> Iterator[None]:
 
 
 def is_in_place(file: int, path: Path) -> bool:
-    """Tell whether an open file is the one that a path names now."""
+    """Return whether an open file is still the file at a path."""
     try:
         return os.path.samestat(os.fstat(file), os.stat(path))
     except (FileNotFoundError, NotADirectoryError):
@@ -185,10 +187,10 @@ def is_in_place(file: int, path: Path) -> bool:
 
 
 def _byte(name: str) -> int:
-    """Return the place of a name's byte in the file."""
+    """Return the offset of the byte of a name in the file."""
     return _NAMES + int.from_bytes(sha256(os.fsencode(name)).digest()[:7], "big")
 
 
 def _is_held(error: OSError) -> bool:
-    """Tell whether a refusal of `lockf` says that another process has the lock: systems have two ways to say so."""
+    """Return whether an error of `lockf` means that another process holds the lock; systems raise one of two types."""
     return isinstance(error, BlockingIOError | PermissionError)

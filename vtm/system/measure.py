@@ -1,4 +1,4 @@
-"""Time and memory of calls on a device, measured the same way wherever they are reported."""
+"""Measure the time and peak memory of calls on a device."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from typing import Any, Self
 
 import torch
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # constants of malloc.h
 
 
 def synchronize(device: torch.device | str) -> None:
-    """Wait until a GPU has done what it was given; a CPU always has."""
+    """Wait until a GPU has finished its work; return immediately for a CPU."""
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def median_seconds(call: Callable[[], Any], *, device: torch.device | str, repeats: int) -> float:
-    """Time calls one by one, after one that does not count, and return the median in seconds."""
+    """Time calls one by one after a warm-up call, and return the median in seconds."""
     call()
     seconds = []
     for _ in range(repeats):
@@ -38,20 +38,20 @@ def median_seconds(call: Callable[[], Any], *, device: torch.device | str, repea
 
 
 def device_name(device: torch.device | str) -> str:
-    """Name the GPU, or the model of the CPU."""
+    """Return the name of the GPU, or the model of the CPU."""
     if torch.device(device).type == "cuda":
         return torch.cuda.get_device_name(device)
     try:
-        found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
+        model = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
     except OSError:  # not Linux
-        found = None
-    return found[1].strip() if found else platform.processor() or platform.machine()
+        model = None
+    return model[1].strip() if model else platform.processor() or platform.machine()
 
 
 def return_freed_memory() -> None:
-    """Have glibc give freed memory back to the system at once, until the process ends; allocations take longer then.
+    """Make glibc return freed memory to the system immediately, until the process ends; allocations become slower.
 
-    Without it, memory that was freed before a block is used again within, and `PeakMemory` of a CPU misses it.
+    Otherwise memory that was freed before a block is reused inside it, and `PeakMemory` on a CPU does not count it.
     """
     with suppress(AttributeError, TypeError):  # not glibc
         libc = ctypes.CDLL(None)
@@ -61,12 +61,12 @@ def return_freed_memory() -> None:
 
 
 class PeakMemory:
-    """Measure by how much the memory in use rises at most within a block, `with PeakMemory(device) as peak: …`.
+    """Context manager that measures the largest increase of memory in a block, `with PeakMemory(device) as peak: …`.
 
     Attributes:
-        bytes: after the block. On a GPU of torch's allocator, of tensors alone. On a CPU the resident memory of the
-            whole process, which is that of the tensors only after `return_freed_memory`. None where the system does not
-            tell.
+        bytes: increase in bytes, set after the block. On a GPU, memory of tensors in torch's allocator. On a CPU,
+            resident memory of the process, which follows that of the tensors only after `return_freed_memory`. None if
+            the system does not report it.
     """
 
     def __init__(self, device: torch.device | str) -> None:
@@ -92,11 +92,15 @@ class PeakMemory:
 
 
 def _resident_peak(*, reset: bool) -> int | None:
-    """Read the peak of this process's resident memory in bytes, since it was last reset to what is in use (Linux)."""
+    """Return the peak resident memory of this process in bytes since the last reset; None on systems but Linux.
+
+    Args:
+        reset: first reset the peak to the memory in use.
+    """
     try:
         if reset:
             Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-        found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"))
+        peak = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"))
     except OSError:
         return None
-    return None if found is None else 1024 * int(found[1])
+    return None if peak is None else 1024 * int(peak[1])

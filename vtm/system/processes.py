@@ -1,4 +1,4 @@
-"""Which of the processes of a job this one is, and what its machine is called."""
+"""The rank of this process in its job, and the name of its machine."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from typing import NamedTuple
 
 
 def host_name() -> str:
-    """Name this machine in a word without dots, as the names of unfinished files do."""
+    """Return the name of this machine without dots, for the names of partial files."""
     return socket.gethostname().replace(".", "_")
 
 
 class ProcessRank(NamedTuple):
-    """Say which of the processes of a job this one is."""
+    """Rank of a process in its job."""
 
-    local_rank: int
-    rank: int
-    world_size: int
+    local_rank: int  # index among the processes of the machine
+    rank: int  # index among all processes
+    world_size: int  # number of processes
 
 
 def process_rank() -> ProcessRank:
-    """Ask torchrun or SLURM, whichever started this process."""
+    """Return the rank of this process from the variables of torchrun or SLURM; rank 0 of 1 without either."""
     names = (("LOCAL_RANK", "SLURM_LOCALID"), ("RANK", "SLURM_PROCID"), ("WORLD_SIZE", "SLURM_NTASKS"))
     local_rank, rank, world_size = (next((int(os.environ[n]) for n in pair if n in os.environ), None) for pair in names)
     return ProcessRank(local_rank or 0, rank or 0, world_size or 1)
 
 
 def started_by_slurm() -> bool:
-    """Tell whether SLURM has started this process as one of a job, which an interactive shell is not."""
+    """Return whether SLURM started this process as part of a job, not in an interactive shell."""
     return "SLURM_NTASKS" in os.environ and os.environ.get("SLURM_JOB_NAME") not in ("bash", "interactive")

@@ -1,4 +1,4 @@
-"""Show how far a long job is: a bar on a terminal, a line every so often anywhere else and in the log of the run."""
+"""Show the progress of a long job: a bar on a terminal, otherwise lines at intervals, which are also logged."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _log = logging.getLogger(__name__)
 
 
 class Progress:
-    """Count finished items; rate and remaining time are over those that took work.
+    """Progress display of finished items, whose rate and remaining time ignore the items of earlier runs.
 
     Args:
-        label: What is being done.
-        total: Items, finished ones of an earlier run included.
-        done: Those of an earlier run.
-        every_seconds: How long to be silent between two lines.
+        label: description of the job.
+        total: number of items, including those that an earlier run has finished.
+        done: number of items that an earlier run has finished.
+        every_seconds: minimum interval between two lines in seconds.
     """
 
     def __init__(self, label: str, total: int, *, done: int = 0, every_seconds: float = 10.0) -> None:
@@ -34,13 +34,13 @@ class Progress:
         self._bar = tqdm(total=total, initial=done, desc=label, miniters=0) if sys.stderr.isatty() else None
 
     def __enter__(self) -> Self:
-        """Show progress in a block."""
+        """Return the progress display."""
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Leave the last state on the screen."""
+        """Close the bar, leaving its last state on the screen."""
         if self._bar is not None:
             self._bar.close()
 
@@ -50,11 +50,11 @@ class Progress:
             _write_line(text, sys.stdout)
 
     def advance(self, note: str = "", *, to: int | None = None) -> None:
-        """Count one more item.
+        """Update the number of finished items.
 
         Args:
-            note: What else to say of the state.
-            to: How many items are finished now, if it is not one more.
+            note: text to append to the line.
+            to: number of items finished now; None adds one.
         """
         before, self.done = self.done, self.done + 1 if to is None else to
         if self._bar is not None:
@@ -72,6 +72,6 @@ class Progress:
 
 
 def _write_line(text: str, stream: TextIO) -> None:
-    """Write a line in one piece, so that those of several processes do not mix; in `python -u`, `print` writes two."""
+    """Write a line in one call, so that lines of several processes do not mix; `print` makes two with `python -u`."""
     stream.write(text + "\n")
     stream.flush()
