@@ -82,7 +82,7 @@ def test_what_another_has_stored_meanwhile_is_not_taken(tmp_path):
     assert ours.stored == {"a", "b"}
 
 
-def test_without_locks_everything_is_done_once_by_somebody_and_it_is_said(tmp_path, monkeypatch, capsys):
+def test_without_locks_every_video_is_done_and_a_message_is_printed(tmp_path, monkeypatch, capsys):
     def flock(*_):
         raise OSError(errno.ENOSYS, "Function not implemented")
 

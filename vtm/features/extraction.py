@@ -55,7 +55,7 @@ def extract(data: VideoDataModule, store: FeatureStore, encoder: Encoder, *, dev
         batch_size=None,
         sampler=_JobSampler(queue, steps),
         num_workers=data.num_workers,
-        collate_fn=_as_it_is,
+        collate_fn=_identity,
         pin_memory=device.type == "cuda",
     )
     writer: FeatureWriter | None = None
@@ -149,7 +149,7 @@ class _JobSampler(Sampler[_Job]):
                 yield _Job(video, length, times, first, min(first + self.steps, len(times)))
 
 
-def _as_it_is(chunk: Any) -> Any:
+def _identity(chunk: Any) -> Any:
     return chunk
 
 
