@@ -1,4 +1,4 @@
-"""A clip of four frames of 3 × 3 tokens that went through two blocks, of two and of four frames."""
+"""A clip of four frames of 3 × 3 tokens after two blocks, which see two and four frames at a time."""
 
 from collections.abc import Callable
 from functools import partial
@@ -16,7 +16,7 @@ SCORES = [("walking", 0.75), ("<b>running</b>", 0.2), ("$x_1$", 0.05)]
 
 
 class Clip(NamedTuple):
-    """What a `ClipView` is made of."""
+    """The arguments of a `ClipView`."""
 
     frames: Tensor
     times: list[float]

@@ -1,4 +1,4 @@
-"""Pictures lie where they belong, untouched, and words beside them."""
+"""Pictures and text are rendered where they were placed, in PNG and in PDF."""
 
 import io
 import re
@@ -12,7 +12,7 @@ from matplotlib import font_manager, image
 from vtm.pictures.canvas import Canvas
 
 
-def test_pictures_stay_as_they_are_and_text_is_where_it_was_put():
+def test_pictures_are_unchanged_and_text_is_where_it_was_placed():
     canvas = Canvas(200, 101)
     picture = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
     canvas.show(10, 5, picture)
@@ -23,11 +23,11 @@ def test_pictures_stay_as_they_are_and_text_is_where_it_was_put():
     drawn[5:25, 10:40] = 255
     rows, columns = np.nonzero(drawn.min(axis=2) < 128)
     assert rows.min() in range(58, 68)
-    assert rows.max() - rows.min() in range(18, 26)  # a capital has three quarters of the size
+    assert rows.max() - rows.min() in range(18, 26)  # a capital is three quarters of the size high
     assert columns.min() in range(100, 106)
 
 
-def test_a_dollar_sign_is_no_formula():
+def test_dollar_signs_do_not_make_a_formula():
     plain, formula = Canvas(300, 40), Canvas(300, 40)
     plain.write(5, 30, "x_1", 20)
     formula.write(5, 30, "$x_1$", 20)
@@ -35,7 +35,7 @@ def test_a_dollar_sign_is_no_formula():
 
 
 def images_of(pdf):
-    """Read the pictures in a PDF file: each is the content of a PNG file, of eight bits in three channels."""
+    """Read the pictures in a PDF file, each of which is stored like a PNG file of three channels of eight bits."""
     found = []
     for head, content in re.findall(
         rb"<<([^<>]*(?:<<[^<>]*>>[^<>]*)*)>>\s*stream\r?\n(.*?)\s*endstream", pdf, re.DOTALL
@@ -67,7 +67,7 @@ def test_a_pdf_holds_the_pictures_pixel_by_pixel_and_the_text_beside_them():
     assert canvas.picture()[110:].min() < 128
 
 
-def test_letters_that_no_font_has_are_drawn_without_a_warning():
+def test_characters_missing_from_all_fonts_cause_no_warning():
     canvas = Canvas(300, 40)
     canvas.write(5, 30, "料理 요리 \U0010fffd", 20)
     with warnings.catch_warnings():
@@ -77,7 +77,7 @@ def test_letters_that_no_font_has_are_drawn_without_a_warning():
     assert drawn.min() < 128
 
 
-def test_text_is_in_the_family_of_matplotlib_and_then_in_others_that_are_installed():
+def test_text_uses_the_font_of_matplotlib_and_then_others_that_are_installed():
     canvas = Canvas(300, 40)
     canvas.write(5, 30, "料理", 20)
     first, *others = canvas.figure.texts[0].get_fontfamily()

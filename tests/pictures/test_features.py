@@ -1,4 +1,4 @@
-"""Features as colours: the true components, in order, and no accident where there are few."""
+"""Features become the colors of their principal components, in order and reproducibly."""
 
 import torch
 
@@ -21,14 +21,14 @@ def test_the_first_components_are_red_green_and_blue():
         assert tokens[:, channel].max() == 255
 
 
-def test_it_is_the_same_every_time_and_in_half_precision():
+def test_colors_are_reproducible_and_almost_the_same_in_half_precision():
     features = torch.randn(1, 4, 4, 8, generator=torch.Generator().manual_seed(1))
     assert torch.equal(feature_colors(features), feature_colors(features.clone()))
     difference = feature_colors(features.bfloat16()).float() - feature_colors(features).float()
     assert difference.abs().max() < 16
 
 
-def test_components_that_there_are_not_stay_black():
+def test_missing_components_are_black():
     line = torch.arange(8.0).reshape(1, 2, 4, 1) * torch.tensor([1.0, 2.0])
     picture = feature_colors(line)
     assert picture[:, 0].max() == 255
@@ -37,7 +37,7 @@ def test_components_that_there_are_not_stay_black():
 
 
 class WithoutDouble(torch.Tensor):
-    """A tensor on a device that has no float64."""
+    """A tensor on a device without float64."""
 
     def double(self):
         raise TypeError("no float64 here")

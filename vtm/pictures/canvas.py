@@ -1,4 +1,4 @@
-"""Put pictures and words on white paper, by pixels."""
+"""Place pictures and text on a white page, by pixels."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from matplotlib.figure import Figure
 
 from vtm.pictures.colors import Bytes
 
-DPI = 300  # pixels in an inch of paper
+DPI = 300  # pixels per inch of paper
 
-# after the one that comes with matplotlib, those that have what it lacks, such as Chinese, Japanese and Korean
+# The family that comes with matplotlib, and others for what it lacks, such as Chinese, Japanese and Korean.
 _FAMILIES = (
     "DejaVu Sans", "Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans CJK KR", "Noto Sans", "WenQuanYi Micro Hei",
     "PingFang SC", "Hiragino Sans", "Apple SD Gothic Neo", "Microsoft YaHei", "Yu Gothic", "Malgun Gothic",
@@ -28,11 +28,11 @@ _FAMILIES = (
 
 
 class Canvas:
-    """Collect what a picture consists of; all places count in pixels from the upper left corner.
+    """A white page; positions are pixels from the upper left corner.
 
     Args:
-        width: of the picture.
-        height: of the picture.
+        width: width in pixels.
+        height: height in pixels.
     """
 
     def __init__(self, width: int, height: int) -> None:
@@ -42,7 +42,7 @@ class Canvas:
     def write(self, x: float, y: float, text: str, size: float, **style: Any) -> None:
         """Write text, `size` pixels high."""
         height, width = self.pixels.shape[:2]
-        # a dollar sign in a name is no formula
+        # a dollar sign in a name does not start a formula
         self.figure.text(
             x / width, 1 - y / height, text, size=size * 72 / DPI, family=_families(), parse_math=False, **style
         )
@@ -52,16 +52,16 @@ class Canvas:
         self.pixels[y : y + picture.shape[0], x : x + picture.shape[1]] = picture
 
     def picture(self) -> Bytes:
-        """Return all (Y, X, 3). What is dark wins, for all text is on white."""
+        """Render the page as a picture (Y, X, 3)."""
         canvas = FigureCanvasAgg(self.figure)
         with _boxes_for_missing_letters():
             canvas.draw()
         text: Bytes = np.asarray(canvas.buffer_rgba())[..., :3]
-        together: Bytes = np.minimum(self.pixels, text)
+        together: Bytes = np.minimum(self.pixels, text)  # all text is on white
         return together
 
     def pdf(self) -> bytes:
-        """Return all as a page of a PDF file: the pictures pixel by pixel, and the text as text."""
+        """Render the page as a PDF file, with pictures pixel by pixel and text as text."""
         axes = self.figure.add_axes((0, 0, 1, 1))
         axes.set_axis_off()
         axes.imshow(self.pixels, aspect="auto", interpolation="none")
@@ -81,6 +81,6 @@ def _boxes_for_missing_letters() -> Iterator[None]:
 
 @cache
 def _families() -> list[str]:
-    """List the families that are installed here; matplotlib warns of others."""
+    """List the families that are installed, since matplotlib warns about others."""
     installed = set(font_manager.fontManager.get_font_names())
     return [family for family in _FAMILIES if family in installed]

@@ -1,22 +1,22 @@
-"""Make pictures of features, for clips whose frames are not at hand."""
+"""Make pictures of features, for clips whose frames are not available."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-_PIXELS = 16  # of each side of a token
-_OUTSIDE = 0.01  # the share of the tokens beyond either end of a colour's range
+_PIXELS = 16  # per side of a token
+_OUTSIDE = 0.01  # share of the tokens that lie beyond either end of a channel's range
 
 
 def feature_colors(features: Tensor) -> Tensor:
     """Show the first three principal components of features as red, green and blue.
 
     Args:
-        features: (T, H, W, C), of any floating dtype.
+        features: features of any floating dtype, (T, H, W, C).
 
     Returns:
-        (T, 3, 16 · H, 16 · W) uint8; black in the channels of components that there are not.
+        (T, 3, 16 · H, 16 · W) uint8; a channel is black if the features have no such component.
     """
     frames, height, width, channels = features.shape
     rows = features.reshape(-1, channels).cpu().double()  # MPS has no float64
@@ -24,7 +24,7 @@ def feature_colors(features: Tensor) -> Tensor:
     values, directions = torch.linalg.eigh(rows.T @ rows)  # ascending
     values, directions = values[-3:].flip(0), directions[:, -3:].flip(1)
     strongest = directions.abs().argmax(0, keepdim=True)
-    directions = directions * directions.gather(0, strongest).sign()  # either sign would do: this one every time
+    directions = directions * directions.gather(0, strongest).sign()  # for a reproducible sign
     shares = rows @ directions * (values > 1e-9 * values[0])
     low, high = (shares.quantile(q, dim=0) for q in (_OUTSIDE, 1 - _OUTSIDE))
     shares = ((shares - low) / (high - low).clamp(min=1e-30)).clamp(0, 1)

@@ -1,4 +1,4 @@
-"""What there is to see of one clip: of every input token, in every block, the group, the saliency, and the targets."""
+"""Collect what every block did to one clip: group, saliency and target of every input token."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ Scores = Sequence[tuple[str, float]]
 
 @dataclass(frozen=True)
 class BlockView:
-    """Show what one block did, on the grid of the encoder.
+    """What one block did, on the grid of the encoder.
 
     Attributes:
-        group: (T, H, W) int64 in [0, num_groups), the token that holds each input token after this block.
-        target: (T, H, W) bool, the places of this block's targets.
-        saliency: (T, H, W) float32, what this block estimated for the token that held each input token when it entered
-            the block; None without an estimator.
-        num_groups: tokens of the clip after this block, as far as they hold input tokens that are shown.
-        window_frames: L, the frames that the block sees at a time.
+        group: index of the token that holds each input token after this block, (T, H, W) int64 in [0, num_groups).
+        target: which input tokens are at the positions of this block's targets, (T, H, W) bool.
+        saliency: saliency that this block estimated for the token that held each input token when it entered the block,
+            (T, H, W) float32; None without an estimator.
+        num_groups: tokens of the clip after this block, without those that hold no visible input token.
+        window_frames: frames that the block sees at a time, L.
     """
 
     group: Tensor
@@ -37,13 +37,13 @@ class BlockView:
 
 @dataclass(frozen=True)
 class ClipView:
-    """Show the frames of a clip and what every block did to them.
+    """The frames of a clip and what every block did to them.
 
     Attributes:
-        frames: (T, 3, Y, X) uint8.
-        times: (T,) of the frames, in seconds.
-        blocks: of the network, in order.
-        scores: classes with their probabilities, best first, or ("value", x) of a regression.
+        frames: frames of the clip, (T, 3, Y, X) uint8.
+        times: times of the frames in seconds, (T,).
+        blocks: blocks of the network, in order.
+        scores: classes with their probabilities, best first, or ("value", x) for a regression.
     """
 
     frames: Tensor
@@ -53,7 +53,7 @@ class ClipView:
 
     @property
     def grid(self) -> tuple[int, int]:
-        """H and W, the tokens of a frame that are shown."""
+        """Height and width of the visible tokens of a frame, H and W."""
         _, height, width = self.blocks[0].group.shape
         return height, width
 
@@ -67,14 +67,14 @@ class ClipView:
         *,
         scores: Scores = (),
     ) -> Self:
-        """Read the outputs of the network for one clip.
+        """Build the view from the outputs of the network.
 
         Args:
-            frames: (T', 3, Y, X) uint8 of the real steps, T' <= T: padded steps are not shown.
-            times: (T',) of these frames, in seconds.
-            output: of a batch of one clip.
-            grid: layout of the tokens of a step; those of its prefix, such as CLS, are not shown.
-            scores: that the network gives the clip, best first.
+            frames: frames of the real steps, (T', 3, Y, X) uint8 with T' <= T; padded steps are not visible.
+            times: times of these frames in seconds, (T',).
+            output: outputs of the network for a batch of one clip.
+            grid: layout of the tokens of a step; tokens of its prefix, such as CLS, are not visible.
+            scores: scores of the clip, best first.
 
         Raises:
             ValueError: if the arguments do not fit together.
@@ -92,22 +92,22 @@ class ClipView:
                 f"expected as many frames as times, 1 to the {steps} steps of {num_tokens} tokens in a grid of "
                 f"{grid.num_tokens}, got {len(frames)} frames and {len(times)} times"
             )
-        shown = _Shown(grid, len(times))
+        visible = _Visible(grid, len(times))
         blocks, before = [], Grouping.identity(1, num_tokens, device=output.logits.device)
         traces = zip(output.blocks, output.clip_groupings(), output.clip_targets(), strict=True)
         for trace, after, targets in traces:
             is_target = torch.zeros_like(after.index, dtype=torch.bool).scatter(1, targets, True)
-            kept, group = shown(after.index).unique(return_inverse=True)
+            kept, group = visible(after.index).unique(return_inverse=True)
             saliency = None
             if trace.saliency is not None:
-                saliency = shown(trace.saliency.reshape(1, -1).gather(1, before.index)).float()
-            blocks.append(BlockView(group, shown(is_target), saliency, len(kept), trace.window_frames))
+                saliency = visible(trace.saliency.reshape(1, -1).gather(1, before.index)).float()
+            blocks.append(BlockView(group, visible(is_target), saliency, len(kept), trace.window_frames))
             before = after
         return cls(frames.cpu(), tuple(times), tuple(blocks), tuple(scores))
 
 
-class _Shown:
-    """Lay the tokens of a clip (1, T · tokens) out as those that are shown, (T', H, W)."""
+class _Visible:
+    """A function that picks the visible tokens (T', H, W) of a clip (1, T · tokens)."""
 
     def __init__(self, grid: FeatureGrid, steps: int) -> None:
         self.grid, self.steps = grid, steps
