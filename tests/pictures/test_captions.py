@@ -1,27 +1,28 @@
-"""Words under pictures."""
+"""Captions name what blocks, times and predictions are."""
 
-from vtm.pictures.captions import blocks, described
+from vtm.pictures.captions import described
+from vtm.pictures.selection import Selection
 
 
-def test_blocks_say_what_they_see_and_merge(view):
+def test_facts_are_what_a_block_sees_and_merges(view):
     first, second = (block.num_groups for block in view.blocks)
     of_first, of_second = (
         f"saliency {block.saliency.min():.2f} to {block.saliency.max():.2f}".replace("-", "−") for block in view.blocks
     )
     assert of_first != of_second
-    assert [(name, *facts) for _, name, facts in blocks(view)] == [
-        ("Block 1", "2 frames at a time", f"36 → {first} tokens", of_first),
-        ("Block 2", "4 frames at a time", f"{first} → {second} tokens", of_second),
+    assert [(part.number, *part.facts) for part in Selection().of(view).parts] == [
+        (1, "2 frames at a time", f"36 → {first} tokens", of_first),
+        (2, "4 frames at a time", f"{first} → {second} tokens", of_second),
     ]
 
 
-def test_without_an_estimator_nothing_is_said_of_saliency(make_clip):
-    assert [len(facts) for *_, facts in blocks(make_clip(estimates=False).view())] == [2, 2]
+def test_without_an_estimator_no_fact_is_about_saliency(make_clip):
+    assert [len(part.facts) for part in Selection().of(make_clip(estimates=False).view()).parts] == [2, 2]
 
 
-def test_a_value_is_written_as_one():
+def test_a_regression_is_described_by_its_value():
     assert described([("value", -1.234)]) == "predicted: value −1.23"
 
 
-def test_the_truth_comes_first_for_the_end_may_be_left_out():
+def test_the_truth_comes_first_since_the_end_may_be_cut_off():
     assert described([("a", 0.9), ("b", 0.1)], truth="b") == "truth: b, predicted: a 0.90, b 0.10"

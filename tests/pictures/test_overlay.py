@@ -6,13 +6,14 @@ import pytest
 import torch
 
 from vtm.pictures.overlay import write_overlay
+from vtm.pictures.selection import Selection
 from vtm.video.reading import read_frames
 from vtm.video.scanning import duration
 
 
-def pictures(path, view, *, title="a clip"):
-    """Write a film, and return the picture of each step, (T, 3, S, S) from 0 to 255."""
-    write_overlay(path, view, title=title)
+def pictures(path, view, *, title="a clip", **selection):
+    """Write a video, and return the picture of each step, (T, 3, S, S) from 0 to 255."""
+    write_overlay(path, view, title=title, selection=Selection(**selection))
     times = [0.1 + step / 2 for step in range(len(view.times))]
     frames, *_ = read_frames(path, times, size=720, frames_per_step=1, squash=True)
     return frames.float()
@@ -65,3 +66,22 @@ def test_all_that_a_block_did_is_seen(tmp_path, still, usual, number, kind):
     blocks[number] = replace(block, **others[kind])
     changed = pictures(tmp_path / "clip.mp4", replace(still, blocks=tuple(blocks)))
     assert (changed - usual).abs().max() > 60
+
+
+@pytest.mark.parametrize("kind", ["group", "target", "saliency"])
+@pytest.mark.parametrize("number", [0, 1])
+def test_only_the_selected_blocks_and_layers_are_seen(tmp_path, still, number, kind):
+    block = still.blocks[number]
+    others = {
+        "group": {"group": torch.zeros_like(block.group), "num_groups": block.num_groups},
+        "target": {"target": ~block.target},
+        "saliency": {"saliency": block.saliency.flip(1)},
+    }
+    blocks = list(still.blocks)
+    blocks[number] = replace(block, **others[kind])
+    views = (still, replace(still, blocks=tuple(blocks)))
+    of_one, of_other = (
+        pictures(tmp_path / f"{index}.mp4", view, blocks=(2,), layers=("targets",)) for index, view in enumerate(views)
+    )
+    selected = number == 1 and kind == "target"
+    assert ((of_one - of_other).abs().max() > 60) == selected

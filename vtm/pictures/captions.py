@@ -1,14 +1,15 @@
-"""Write in words what pictures show."""
+"""Write the words beside pictures: predictions, numbers, times, and facts about blocks."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
+from itertools import pairwise
 
-from vtm.pictures.view import BlockView, ClipView, Scores
+from vtm.pictures.view import BlockView, Scores
 
 
 def described(scores: Scores, *, truth: str | None = None, count: int = 3) -> str:
-    """Say what the network predicts, after the truth where it is known.
+    """Describe what the network predicts, after the truth if it is known.
 
     >>> described([("cooking", 0.914), ("riding", 0.05), ("reading", 0.03), ("singing", 0.006)])
     'predicted: cooking 0.91, riding 0.05, reading 0.03'
@@ -20,7 +21,7 @@ def described(scores: Scores, *, truth: str | None = None, count: int = 3) -> st
 
 
 def decimal(value: float) -> str:
-    """Write a number with two decimals and a true minus.
+    """Write a number with two decimals and a true minus sign.
 
     >>> decimal(-0.756), decimal(-0.001)
     ('−0.76', '0.00')
@@ -37,6 +38,16 @@ def seconds(time: float) -> str:
     return f"{time:.1f}".removesuffix(".0") + " s"
 
 
+def labels(times: Sequence[float]) -> list[str]:
+    """Write times, and nothing for a time that reads like the one before it, as in short videos.
+
+    >>> labels([0.0, 1.5, 1.52])
+    ['0 s', '1.5 s', '']
+    """
+    written = [seconds(time) for time in times]
+    return [*written[:1], *("" if time == before else time for before, time in pairwise(written))]
+
+
 def shortened(text: str, count: int) -> str:
     """Leave out the end of a text that has more than `count` characters.
 
@@ -46,15 +57,17 @@ def shortened(text: str, count: int) -> str:
     return text if len(text) <= count else text[: count - 1] + "…"
 
 
-def blocks(view: ClipView) -> Iterator[tuple[BlockView, str, list[str]]]:
-    """Go through the blocks, with the name of each and what it sees, what it merges, and what saliency it estimates."""
-    entered = view.blocks[0].group.numel()
-    for number, block in enumerate(view.blocks, 1):
-        frames = f"{block.window_frames} frame{'s' if block.window_frames > 1 else ''} at a time"
-        tokens = f"{entered:,} → {block.num_groups:,} tokens".replace(",", "\N{NARROW NO-BREAK SPACE}")
-        facts = [frames, tokens]
-        if block.saliency is not None:
-            low, high = (decimal(value.item()) for value in block.saliency.aminmax())
-            facts.append(f"saliency {low} to {high}")
-        yield block, f"Block {number}", facts
-        entered = block.num_groups
+def describe_block(block: BlockView, *, entered: int, saliency: bool = True) -> list[str]:
+    """List what a block sees, what it merges, and the range of the saliency that it estimates.
+
+    Args:
+        block: what the block did.
+        entered: tokens of the clip before it.
+        saliency: whether to tell the range, if the block has an estimator.
+    """
+    frames = f"{block.window_frames} frame{'s' if block.window_frames > 1 else ''} at a time"
+    tokens = f"{entered:,} → {block.num_groups:,} tokens".replace(",", "\N{NARROW NO-BREAK SPACE}")
+    if block.saliency is None or not saliency:
+        return [frames, tokens]
+    low, high = (decimal(value.item()) for value in block.saliency.aminmax())
+    return [frames, tokens, f"saliency {low} to {high}"]

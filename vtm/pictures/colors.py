@@ -1,11 +1,8 @@
-"""Two colours for every group of tokens, its average inside and another one at its border, so that it can be told.
-
-Tokens with the same inner and border colour are merged. Groups that touch, in a frame or from one frame to the next,
-get different border colours as far as there are any.
-"""
+"""Choose two colors for each group of tokens, one inside and one at its border, so that groups can be told apart."""
 
 from __future__ import annotations
 
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
@@ -19,66 +16,111 @@ from vtm.pictures.view import BlockView
 Ints = NDArray[np.int64]
 Bytes = NDArray[np.uint8]
 
-# those of Okabe and Ito, and five more that stay as far from them and from one another as can be, also for people who
-# do not see red or green
-BORDERS: Bytes = np.array(
+# The colors of Okabe and Ito, and five more that differ as much as possible from them and from each other, also for
+# people who do not see red or green.
+PALETTE: Bytes = np.array(
     [
         (0, 114, 178), (213, 94, 0), (0, 158, 115), (204, 121, 167), (230, 159, 0), (86, 180, 233), (240, 228, 66),
         (173, 23, 110), (93, 247, 234), (52, 54, 254), (176, 42, 29), (102, 208, 150),
     ],
     dtype=np.uint8,
 )  # fmt: skip
-_DISTANCE = np.linalg.norm(BORDERS[:, None].astype(np.float64) - BORDERS, axis=-1)
-_ALIKE = np.where(_DISTANCE == 0, 1.0, np.where(_DISTANCE < 125, 0.25, 0.0))  # thin lines of orange and red, say
+_COUNT = len(PALETTE)
+_NONE = _COUNT  # of groups without a color yet
+_DISTANCE = np.linalg.norm(PALETTE[:, None].astype(np.float64) - PALETTE, axis=-1)
+_ALIKE = np.where(_DISTANCE == 0, 1.0, np.where(_DISTANCE < 125, 0.25, 0.0))  # such as thin lines of orange and red
 
 
 class GroupColors(NamedTuple):
-    """Colour the G groups of a block.
+    """The colors of the G groups of a block.
 
     Attributes:
-        size: (G,) int64, tokens of each group in all frames.
-        fill: (G, 3) uint8 in RGB, the average of all pixels of its tokens.
-        border: (G,) int64, a place in `BORDERS`. Groups of one token have one, too, but nobody draws it.
+        size: tokens of each group in all frames, (G,) int64.
+        fill: color inside each group, an index of `PALETTE`, (G,) int64. Groups of one token have one too, which is
+            not drawn.
+        border: color of its border, likewise.
     """
 
     size: Ints
-    fill: Bytes
+    fill: Ints
     border: Ints
 
 
 def group_colors(frames: Tensor, block: BlockView) -> GroupColors:
-    """Choose the colours of all groups of a clip, the same ones for the same clip.
+    """Choose the colors of all groups of a clip, always the same ones for the same clip.
+
+    Groups that touch, in a frame or from one frame to the next, get different borders and different fills as far as
+    possible. Groups of the same frame or of adjacent frames differ in one of the two. Among equal choices the one most
+    like the average hue of the group is taken.
 
     Args:
-        frames: (T, 3, Y, X) uint8.
-        block: what it did to them.
+        frames: frames of the clip, (T, 3, Y, X) uint8.
+        block: what a block did to them.
     """
+    size = torch.bincount(block.group.flatten(), minlength=block.num_groups).numpy()
+    return GroupColors(size, *_choose(block.group.numpy(), size, _likeness(frames, block)))
+
+
+def _likeness(frames: Tensor, block: BlockView) -> NDArray[np.float64]:
+    """Compare the hue of the average pixel of each group with each color, (G, colors) from -1 to 1."""
     _, height, width = block.group.shape
-    cells = F.adaptive_avg_pool2d(frames.float(), (height, width))  # (T, 3, H, W)
-    colors = cells.movedim(1, -1).reshape(-1, 3).double()
-    group = block.group.flatten()
-    size = torch.bincount(group, minlength=block.num_groups)
-    total = torch.zeros(block.num_groups, 3, dtype=torch.float64).index_add(0, group, colors)
-    fill = (total / size[:, None]).round().to(torch.uint8)
-    return GroupColors(size.numpy(), fill.numpy(), _borders(block.group.numpy(), size.numpy()))
+    cells = F.adaptive_avg_pool2d(frames.float(), (height, width)).movedim(1, -1).reshape(-1, 3)
+    total = torch.zeros(block.num_groups, 3).index_add(0, block.group.flatten(), cells)
+    hues = [F.normalize(color - color.mean(1, keepdim=True)) for color in (total, torch.from_numpy(PALETTE).float())]
+    likeness: NDArray[np.float64] = (hues[0] @ hues[1].T).double().numpy()
+    return likeness
 
 
-def _borders(group: Ints, size: Ints) -> Ints:
-    """Give each group the border colour that touches itself and its like least, large groups first."""
+def _choose(group: Ints, size: Ints, likeness: NDArray[np.float64]) -> tuple[Ints, Ints]:
+    """Choose fills and borders (G,) one group after the other, the largest first."""
     first, second, shared = _contacts(group, size > 1)
     starts = np.searchsorted(first, np.arange(len(size) + 1))
-    chosen = np.full(len(size), len(BORDERS))  # nobody's colour
-    for rank, one in enumerate(np.argsort(-size, kind="stable").tolist()):
-        near = slice(starts[one], starts[one + 1])
-        taken = np.bincount(chosen[second[near]], shared[near], minlength=len(BORDERS))[: len(BORDERS)] @ _ALIKE
-        chosen[one] = (np.roll(taken, -rank).argmin() + rank) % len(BORDERS)  # of equals, each in its turn
-    return chosen
+    frames, near = _presence(group, len(size))
+    fill, border = np.full((2, len(size)), _NONE)
+    used = np.zeros((len(group), _COUNT, _COUNT))  # how many groups of each frame have a border and a fill
+    for one in np.argsort(-size, kind="stable").tolist():
+        touching = slice(starts[one], starts[one + 1])
+        other, times = second[touching], shared[touching]
+        pairs = used[near[one]].sum(0)
+        cost = 1000 * _cost(border[other], times) + 2 * pairs.sum(1) - likeness[one]
+        border[one] = cost.argmin()
+        same = 3 * (np.arange(_COUNT) == border[one])  # one color where that is enough
+        cost = 1000 * _cost(fill[other], times) + 1e6 * pairs[border[one]] - likeness[one] - same
+        fill[one] = cost.argmin()
+        used[frames[one], border[one], fill[one]] += size[one] > 1
+    return fill, border
+
+
+def _cost(colors: Ints, times: Ints) -> NDArray[np.float64]:
+    """Count how often each color, or one like it, is touched."""
+    touched = np.bincount(colors, times, minlength=_COUNT + 1)[:_COUNT].astype(np.float64)
+    return touched @ _ALIKE
+
+
+def _presence(group: Ints, count: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Find the frames (G, T) that a group is in, and those with the frames before and after them."""
+    frames = np.zeros((count, len(group)), dtype=bool)
+    frames[group.reshape(len(group), -1), np.arange(len(group))[:, None]] = True
+    near = frames.copy()
+    near[:, 1:] |= frames[:, :-1]
+    near[:, :-1] |= frames[:, 1:]
+    return frames, near
 
 
 def _contacts(group: Ints, merged: NDArray[np.bool_]) -> tuple[Ints, Ints, Ints]:
-    """List the pairs of merged groups that touch, both ways and in order, and in how many places they do."""
-    sides = [(group[:-1], group[1:]), (group[:, :-1], group[:, 1:]), (group[:, :, :-1], group[:, :, 1:])]
-    pairs = np.concatenate([np.stack([a.ravel(), b.ravel()], 1) for a, b in sides])
-    pairs = pairs[(pairs[:, 0] != pairs[:, 1]) & merged[pairs].all(1)]
-    codes, shared = np.unique(np.concatenate([pairs, pairs[:, ::-1]]) @ [len(merged), 1], return_counts=True)
+    """List the pairs of merged groups that touch, both ways and in order, and in how many places they do.
+
+    Tokens touch that are at most one row, one column and one frame apart.
+    """
+    _, height, width = group.shape
+    padded = np.pad(group, ((0, 1), (1, 1), (1, 1)), constant_values=-1)
+    here = padded[:-1, 1:-1, 1:-1]
+    pairs = []
+    for t, y, x in product((0, 1), (-1, 0, 1), (-1, 0, 1)):
+        there = padded[t : t + len(group), 1 + y : 1 + y + height, 1 + x : 1 + x + width]
+        pairs.append(np.stack([here.ravel(), there.ravel()], 1))
+    found = np.concatenate(pairs)
+    found = found[(found[:, 0] != found[:, 1]) & (found[:, 1] >= 0)]
+    found = found[merged[found].all(1)]
+    codes, shared = np.unique(np.concatenate([found, found[:, ::-1]]) @ [len(merged), 1], return_counts=True)
     return codes // len(merged), codes % len(merged), shared

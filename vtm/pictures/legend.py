@@ -1,7 +1,8 @@
-"""Say below pictures what their colours and numbers mean."""
+"""Explain below pictures what their colors and numbers mean."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from textwrap import wrap
 
 import numpy as np
@@ -9,32 +10,33 @@ from numpy.typing import ArrayLike
 
 from vtm.pictures.canvas import Canvas
 from vtm.pictures.captions import decimal
-from vtm.pictures.colors import BORDERS, Bytes
-from vtm.pictures.layers import TARGET, Scale, heat_shades
+from vtm.pictures.colors import PALETTE, Bytes
+from vtm.pictures.layers import TARGET, Scale, fill_shades, heat_shades
 
-LETTER = 0.58  # the width of most letters, in sizes of type, where one does not know the words
-_LETTER = 0.53  # in these words
+LETTER = 0.58  # the width of most letters, in sizes of type, for texts that are not known
+_LETTER = 0.53  # in the texts of this file
 _LINE = 1.3  # in sizes of type
 _SYMBOL = 3  # the width of a symbol, in its heights
 
 
 class Legend:
-    """Explain the layers, each in a line or more beside a symbol.
+    """An explanation of the layers, each in one or more lines beside a symbol.
 
     Args:
-        scale: of the saliency; None where it is not drawn.
-        width: of all, in pixels.
-        size: of the type, in pixels.
+        layers: names of the layers.
+        scale: scale of saliency that all blocks share; None if each has its own, or without saliency.
+        width: width in pixels.
+        size: size of the type in pixels.
     """
 
-    def __init__(self, scale: Scale | None, *, width: int, size: int) -> None:
+    def __init__(self, layers: Sequence[str], scale: Scale | None, *, width: int, size: int) -> None:
         self.size = size
         letters = int((width - self._indent) / size / _LETTER)
-        self.entries = [(symbol, wrap(text, letters)) for symbol, text in _entries(scale, size)]
+        self.entries = [(symbol, wrap(text, letters)) for symbol, text in _entries(layers, scale, size)]
 
     @property
     def height(self) -> int:
-        """Count the pixels that it takes."""
+        """Height in pixels."""
         return round(sum(len(lines) for _, lines in self.entries) * self.size * _LINE)
 
     @property
@@ -53,25 +55,31 @@ class Legend:
                 number += 1
 
 
-def _entries(scale: Scale | None, size: int) -> list[tuple[Bytes | None, str]]:
-    gray, faded, other = (90, 110, 130), (215, 220, 226), (196, 176, 150)
+def _entries(layers: Sequence[str], scale: Scale | None, size: int) -> list[tuple[Bytes | None, str]]:
+    bounds = ("the lowest", "the highest") if scale is None else (decimal(scale.low), decimal(scale.high))
+    scope = "value of each block: one scale per block" if scale is None else "on one scale for all blocks"
+    shades = heat_shades()[np.linspace(0, 255, _SYMBOL * size).round().astype(np.int64)]
+    gray, faded = (90, 110, 130), (215, 220, 226)
     targets = [_box(size, faded, faded), _box(size, gray, TARGET), _box(size, faded, faded)]
-    groups = [_box(size, gray, BORDERS[1]), _box(size, other, BORDERS[0]), _box(size, gray, BORDERS[1])]
-    entries = [
-        (np.concatenate(targets, 1), "Targets: the tokens into which others may be merged in this block."),
-        (
+    groups = [_box(size, fill_shades()[color], PALETTE[color]) for color in (0, 4, 0)]
+    known = {
+        "saliency": (
+            shades[None].repeat(size, axis=0),
+            f"Saliency, from {bounds[0]} (dark) to {bounds[1]} (bright) {scope}.",
+        ),
+        "targets": (
+            np.concatenate(targets, 1),
+            "Targets: the tokens into which others may be merged in this block.",
+        ),
+        "groups": (
             np.concatenate(groups, 1),
-            "Groups: tokens of the same inner and border colour are merged, also across frames; a lone token keeps its "
+            "Groups: tokens of the same inner and border color are merged, also across frames; a lone token keeps its "
             "picture.",
         ),
-    ]
-    numbers = "Beside each block: frames that it sees at a time, tokens of the clip before → after it"
-    if scale is None:
-        return [*entries, (None, f"{numbers}.")]
-    shades = heat_shades()[np.linspace(0, 255, _SYMBOL * size).round().astype(np.int64)]
-    bounds = f"{decimal(scale.low)} (dark) to {decimal(scale.high)} (bright)"
-    saliency = shades[None].repeat(size, axis=0), f"Saliency, from {bounds}: one scale for all blocks."
-    return [saliency, *entries, (None, f"{numbers}, its saliency.")]
+    }
+    numbers = "Beside each block: frames that it sees at a time, tokens before → after it"
+    end = ", range of saliency." if "saliency" in layers else "."
+    return [*(known[name] for name in layers), (None, numbers + end)]
 
 
 def _box(size: int, inner: ArrayLike, border: ArrayLike) -> Bytes:

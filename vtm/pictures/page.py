@@ -1,4 +1,4 @@
-"""Write a clip as one HTML page that holds all it needs, to look at groups frame by frame."""
+"""Write a clip as one self-contained HTML page, for exploring groups frame by frame."""
 
 from __future__ import annotations
 
@@ -10,29 +10,35 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib import image
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
-from vtm.pictures.captions import blocks, seconds
-from vtm.pictures.colors import BORDERS, Bytes, group_colors
-from vtm.pictures.layers import FADED, HEAT_COLORS, HEAT_SHARE, Scale
-from vtm.pictures.view import BlockView, ClipView
+from vtm.pictures.captions import seconds
+from vtm.pictures.colors import PALETTE, Bytes, group_colors
+from vtm.pictures.layers import FADED, FILL_SHARE, HEAT_COLORS, HEAT_SHARE
+from vtm.pictures.selection import Part, Selection
+from vtm.pictures.view import ClipView
 from vtm.system.atomic import write_atomically
 
 _QUALITY = 88  # of the frames as JPEG
 _CLASSES = 5
 
 
-def write_page(path: Path, view: ClipView, *, title: str) -> None:
+def write_page(path: Path, view: ClipView, *, title: str, selection: Selection | None = None) -> None:
     """Write the page.
 
     Args:
-        path: of the file.
-        view: what there is to see.
-        title: of the clip.
+        path: file to write.
+        view: clip to draw.
+        title: title of the clip.
+        selection: blocks, layers and scale to draw; None for all. All frames are shown.
+
+    Raises:
+        ValueError: if the clip lacks a block or a layer that is selected.
     """
     height, width = view.grid
+    selected = (selection or Selection()).of(view)
     data = {
         "title": title,
         "scores": view.scores[:_CLASSES],
@@ -40,11 +46,14 @@ def write_page(path: Path, view: ClipView, *, title: str) -> None:
         "height": height,
         "width": width,
         "frames": [_jpeg(frame) for frame in view.frames.movedim(1, -1).numpy()],
-        "scale": Scale.of(view),
-        "blocks": [_block(view.frames, *block) for block in blocks(view)],
+        "layers": [name.capitalize() for name in selected.layers],
+        "oneScale": selected.scale is not None,
+        "blocks": [_block(view.frames, part) for part in selected.parts],
+        "opening": selected.opening,
         "heat": HEAT_COLORS.tolist(),
         "heatShare": HEAT_SHARE,
-        "borders": BORDERS.tolist(),
+        "palette": PALETTE.tolist(),
+        "fillShare": FILL_SHARE,
         "faded": FADED,
     }
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")  # no tag ends here
@@ -52,23 +61,24 @@ def write_page(path: Path, view: ClipView, *, title: str) -> None:
     write_atomically(path, template.replace("__DATA__", text))
 
 
-def _block(frames: Tensor, block: BlockView, name: str, facts: list[str]) -> dict[str, Any]:
-    """Collect what the page draws of a block."""
-    colors = group_colors(frames, block)
+def _block(frames: Tensor, part: Part) -> dict[str, Any]:
+    """Collect what the page needs to draw a block."""
+    block, colors = part.block, group_colors(frames, part.block)
     return {
-        "name": name,
-        "facts": ", ".join(facts),
+        "number": part.number,
+        "facts": ", ".join(part.facts),
         "group": _base64(block.group.numpy().astype("<u4")),
         "target": _base64(block.target.numpy().astype(np.uint8)),
-        "fill": _base64(colors.fill),
+        "fill": _base64(colors.fill.astype(np.uint8)),
         "border": _base64(colors.border.astype(np.uint8)),
         "saliency": None if block.saliency is None else _base64(block.saliency.numpy().astype("<f4")),
+        "scale": part.scale,
     }
 
 
 def _jpeg(frame: Bytes) -> str:
     content = io.BytesIO()
-    image.imsave(content, frame, format="jpg", pil_kwargs={"quality": _QUALITY})
+    Image.fromarray(frame).save(content, "jpeg", quality=_QUALITY)
     return "data:image/jpeg;base64," + base64.b64encode(content.getvalue()).decode()
 
 

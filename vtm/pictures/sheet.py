@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
-import numpy as np
-from matplotlib import image
+from PIL import Image
 
 from vtm.pictures.canvas import DPI, Canvas
-from vtm.pictures.captions import blocks, described, seconds, shortened
+from vtm.pictures.captions import described, labels, shortened
 from vtm.pictures.colors import Bytes
-from vtm.pictures.layers import Layer, Painter, Scale, enlarge
+from vtm.pictures.layers import Layer, Painter, enlarge
 from vtm.pictures.legend import LETTER, Legend
+from vtm.pictures.selection import Selection
 from vtm.pictures.view import ClipView
 from vtm.system.atomic import write_atomically
 
@@ -21,67 +22,77 @@ _SIDE = 250  # pixels of a frame
 _GAP, _BLOCK_GAP = 10, 36
 _LEFT, _TOP, _MARGIN = 232, 196, 36
 _SMALL, _NORMAL, _LARGE = 32, 38, 44  # pixels of type
+_FACTS = 3  # lines beside a block that `_LEFT` has room for
 _GRAY = "0.35"
 _UPWARDS: dict[str, Any] = {"rotation": 90, "ha": "center", "va": "center"}
 
 
-def draw_sheet(view: ClipView, *, title: str, truth: str | None = None, columns: int = 8) -> Bytes:
-    """Draw the sheet, as a picture (Y, X, 3) of 300 pixels per inch.
+def draw_sheet(view: ClipView, *, title: str, truth: str | None = None, selection: Selection | None = None) -> Bytes:
+    """Draw the sheet as a picture (Y, X, 3) of 300 pixels per inch.
 
     Args:
-        view: what there is to see.
-        title: of the clip.
-        truth: what it should say, where that is known.
-        columns: how many frames are shown at most; they are spread evenly over the clip.
+        view: clip to draw.
+        title: title of the clip.
+        truth: true class or value, if it is known.
+        selection: what of the clip to draw; None for all.
+
+    Raises:
+        ValueError: if the clip lacks a block or a layer that is selected.
     """
-    return _sheet(view, title, described(view.scores, truth=truth), columns).picture()
+    return _sheet(view, title, described(view.scores, truth=truth), selection or Selection()).picture()
 
 
-def write_sheet(path: Path, view: ClipView, *, title: str) -> None:
-    """Draw the sheet, and write it as a PNG file, and beside it as PDF for a paper.
+def write_sheet(path: Path, view: ClipView, *, title: str, selection: Selection | None = None) -> None:
+    """Draw the sheet and write it as a PNG file, and beside it as a PDF file for a paper.
 
     Args:
-        path: of the PNG file.
-        view: what there is to see.
-        title: of the clip.
+        path: PNG file to write.
+        view: clip to draw.
+        title: title of the clip.
+        selection: what of the clip to draw; None for all.
+
+    Raises:
+        ValueError: if the clip lacks a block or a layer that is selected.
     """
-    sheet = _sheet(view, title, described(view.scores), columns=8)
+    sheet = _sheet(view, title, described(view.scores), selection or Selection())
     content = io.BytesIO()
-    image.imsave(content, sheet.picture(), format="png", dpi=DPI)
+    Image.fromarray(sheet.picture()).save(content, "png", dpi=(DPI, DPI), optimize=True)
     write_atomically(path, content.getvalue())
     write_atomically(path.with_suffix(".pdf"), sheet.pdf())
 
 
-def _sheet(view: ClipView, title: str, prediction: str, columns: int) -> Canvas:
-    count = min(columns, len(view.times))
-    places = np.linspace(0, len(view.times) - 1, count).round().astype(np.int64)
-    pictures = enlarge(view.frames[places], view.grid, _SIDE)
-    scale = Scale.of(view)
+def _sheet(view: ClipView, title: str, prediction: str, selection: Selection) -> Canvas:
+    selected = selection.of(view)
+    steps = selected.steps
+    pictures = enlarge(view.frames[steps], view.grid, _SIDE)
+    count, height, width, _ = pictures.shape
     parts: list[tuple[str, list[str], list[Layer]]] = [("", [], [Layer("frames", pictures)])]
-    parts += [
-        (name, facts, Painter(view.frames, block, scale)(pictures, places)) for block, name, facts in blocks(view)
-    ]
+    letters = int((len(selected.layers) * (height + _GAP) - _GAP) / _SMALL / LETTER)  # beside a block
+    for part in selected.parts:
+        layers = Painter(view.frames, part.block, part.scale)(pictures, steps, selected.layers)
+        lines = [line for fact in part.facts for line in wrap(fact, letters)]
+        parts.append((f"Block {part.number}", lines, layers))
 
-    height, width = pictures.shape[1:3]
+    left = _LEFT + round(1.2 * _SMALL) * max(0, *(len(lines) - _FACTS for _, lines, _ in parts))
     room = max(count * (width + _GAP) - _GAP, 4 * _SIDE)  # of text
-    legend = Legend(scale, width=room, size=_SMALL)
+    legend = Legend(selected.layers, selected.scale, width=room, size=_SMALL)
     heights = [len(layers) * (height + _GAP) - _GAP for _, _, layers in parts]
     tall = _TOP + sum(heights) + len(parts) * _BLOCK_GAP + legend.height + _MARGIN
-    canvas = Canvas(_LEFT + room + _MARGIN, tall)
-    canvas.write(_LEFT, 24, shortened(title, int(room / _LARGE / LETTER)), _LARGE, va="top", weight="bold")
-    canvas.write(_LEFT, 84, shortened(prediction, int(room / _NORMAL / LETTER)), _NORMAL, va="top", color=_GRAY)
-    for column, place in enumerate(places):
-        x = _LEFT + column * (width + _GAP) + width / 2
-        canvas.write(x, _TOP - 12, seconds(view.times[place]), _NORMAL, va="bottom", ha="center")
+    canvas = Canvas(left + room + _MARGIN, tall)
+    canvas.write(left, 24, shortened(title, int(room / _LARGE / LETTER)), _LARGE, va="top", weight="bold")
+    canvas.write(left, 84, shortened(prediction, int(room / _NORMAL / LETTER)), _NORMAL, va="top", color=_GRAY)
+    for column, label in enumerate(labels([view.times[step] for step in steps])):
+        x = left + column * (width + _GAP) + width / 2
+        canvas.write(x, _TOP - 12, label, _NORMAL, va="bottom", ha="center")
     y = _TOP
-    for (name, facts, layers), high in zip(parts, heights, strict=True):
+    for (name, lines, layers), high in zip(parts, heights, strict=True):
         canvas.write(36, y + high / 2, name, _NORMAL, weight="bold", **_UPWARDS)
-        canvas.write(122, y + high / 2, "\n".join(facts), _SMALL, color=_GRAY, **_UPWARDS)
+        canvas.write((36 + left - 24) / 2, y + high / 2, "\n".join(lines), _SMALL, color=_GRAY, **_UPWARDS)
         for number, layer in enumerate(layers):
             top = y + number * (height + _GAP)
-            canvas.write(_LEFT - 30, top + height / 2, layer.name, _NORMAL, **_UPWARDS)
+            canvas.write(left - 30, top + height / 2, layer.name, _NORMAL, **_UPWARDS)
             for column, picture in enumerate(layer.pictures):
-                canvas.show(_LEFT + column * (width + _GAP), top, picture)
+                canvas.show(left + column * (width + _GAP), top, picture)
         y += high + _BLOCK_GAP
-    legend.draw(canvas, _LEFT, y)
+    legend.draw(canvas, left, y)
     return canvas
