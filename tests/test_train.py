@@ -72,6 +72,12 @@ def test_a_run_leaves_its_config_checkpoints_metrics_and_results(whole):
     assert (found["test"]["n"], found["val"]["n"], found["test"]["missing"]) == (7, 5, 0)
     assert (found["test"]["checkpoint"], found["test_last"]["checkpoint"]) == ("best", "last")
     assert found["config"]["data"]["num_train"] == 8
+    assert {path.name for path in folder.glob("confusion*")} == {"confusion.csv", "confusion.pdf", "confusion.png"}
+    for name, stage in (("predictions.csv", "test"), ("predictions_last.csv", "test_last")):
+        rows = list(csv.DictReader((folder / name).open(encoding="utf-8")))
+        right = [row["target"] == row["prediction"] for row in rows]
+        assert sum(right) / 7 == pytest.approx(found[stage]["value"])
+        assert sum(score["n"] for score in found[stage]["per_class"].values()) == len(rows) == 7
     rows = list(csv.DictReader((folder / "metrics.csv").open(encoding="utf-8")))
     assert {"train/loss", "train/aux", "val/accuracy", "test/accuracy"} <= set(rows[0])
     assert torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["vtm"]["config"]["name"] == "demo"
@@ -151,6 +157,11 @@ def test_two_processes_give_the_metrics_of_one(whole, tmp_path, root):
         del one[stage]["cost"], two[stage]["cost"]
         assert two[stage].pop("clip_level") == pytest.approx(one[stage].pop("clip_level"))
         assert two[stage] == one[stage]
+    rows = [list(csv.reader((tmp_path / name / "predictions.csv").open())) for name in ("cpu", "ddp_cpu")]
+    for alone, together in zip(*rows, strict=True):
+        assert together[:3] == alone[:3]
+        if alone[0] != "id":
+            assert list(map(float, together[3:])) == pytest.approx(list(map(float, alone[3:])), abs=1e-5)
 
 
 def test_a_sweep_on_two_processes_trains_what_was_asked_in_one_tree(tmp_path, root):

@@ -1,4 +1,4 @@
-"""The Pareto front against a loop, and pictures in which no name covers another."""
+"""The Pareto front against a loop, pictures in which no name covers another, and confusion matrices."""
 
 import random
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Annotation, Text
 
-from vtm.results.plots import draw, pareto_front
+from vtm.results.plots import draw, draw_confusion, pareto_front
 from vtm.results.runs import read_runs
 from vtm.results.tables import Table, group_runs
 
@@ -94,3 +94,29 @@ def test_without_cost_or_a_finite_score_the_rest_is_drawn(tmp_path: Path, write_
     write_run("2", 0.5, experiment="other", test={"cost": {}})
     *_, other = group_runs(read_runs([tmp_path / "runs"], checkpoint="best")[0])
     assert [picture.name for picture in draw(other, tmp_path / "out", name="b")] == ["b_seeds.png"]
+
+
+@pytest.mark.parametrize("classes", [2, 20, 60])
+def test_a_confusion_matrix_is_readable_with_few_and_with_many_classes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, classes: int
+) -> None:
+    figures = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, file, **_: figures.append(figure))
+    names = [f"a class of {number}$^$ and {'x' * number}" for number in range(classes)]  # no mathematics, and too long
+    counts = [[3 if row == column else 0 for column in range(classes)] for row in range(classes)]
+    counts[1] = [0] * classes  # a class without videos
+    draw_confusion(counts, names, tmp_path / "confusion")
+    axes = figures[0].axes[0]
+    FigureCanvasAgg(figures[0]).draw()
+    assert [text.get_text() for text in axes.texts][:2] == (["3", "0"] if classes <= 20 else [])
+    for labels in (axes.get_xticklabels(), axes.get_yticklabels()):
+        boxes = [label.get_window_extent() for label in labels]
+        assert len(boxes) == classes
+        assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
+    assert axes.get_window_extent().width > figures[0].bbox.width / 3
+
+
+def test_a_confusion_matrix_is_written_for_screen_and_print(tmp_path: Path) -> None:
+    draw_confusion([[1, 2], [0, 3]], ["day", "night"], tmp_path / "out" / "confusion")
+    files = {file.name: file.read_bytes()[:4] for file in (tmp_path / "out").iterdir()}
+    assert files == {"confusion.pdf": b"%PDF", "confusion.png": b"\x89PNG"}

@@ -39,7 +39,8 @@ def test_commit_names_the_checkout_of_the_file(tmp_path: Path) -> None:
 def test_results_are_read_as_they_were_written(tmp_path: Path) -> None:
     run = describe_run(experiment="scene", seed=3, published={}, source=Path(__file__))
     run |= {"task": "classification", "config": {"task": {"_target_": "vtm.tasks.Classification"}}}
-    write_results(tmp_path / "results.json", run, {"test": {"value": 0.5, "epoch": 2, "missing_ids": ["a"]}})
+    test = {"value": 0.5, "epoch": 2, "missing_ids": ["a"], "per_class": {"day": {"accuracy": 0.5, "n": 2}}}
+    write_results(tmp_path / "results.json", run, {"test": test})
     found = read_results(tmp_path / "results.json")
     assert (found["experiment"], found["seed"], found["commit"]) == ("scene", 3, run["commit"])
     assert found["versions"].keys() == {"python", "torch", "lightning", "timm", "vtm"}

@@ -26,7 +26,9 @@ def test_mse_averages_the_predictions_of_a_video() -> None:
     assert metric.compute() == summary["value"] == 2.5  # ((2 - 4)² + (0 - 1)²) / 2
     assert summary["clip_level"] == {"value": pytest.approx((9 + 1 + 1) / 3), "n": 3}
     assert summary["interval"] == [1.0, 4.0]
-    assert set(summary) == {"level", "metric", "value", "interval", "n", "videos", "damaged_videos", "clip_level"}
+    names = {"level", "metric", "value", "interval", "n", "videos", "scores", "damaged_videos", "clip_level"}
+    assert set(summary) == names
+    assert (summary["videos"], summary["scores"]) == ([0, 8], [2.0, 0.0])
 
 
 def targets(task: str, split: str) -> list[float]:

@@ -246,6 +246,18 @@ def test_the_summary_has_what_a_score_needs(tmp_path):
     assert summary["tokens"] == [16, 12, 9]  # two windows of 8 leave 6 each, these 12 leave 9
 
 
+def test_the_summary_holds_the_predictions_of_the_evaluated_videos(tmp_path):
+    lit = module()
+    trainer(tmp_path, limit_test_batches=4).test(lit, Clips(), verbose=False)
+    summary = lit.summary("test")
+    predictions = summary["predictions"]
+    assert predictions.ids == [f"test/{i}" for i in range(8)]
+    assert (predictions.targets, predictions.class_names) == ([0, 1, 1, 0, 1, 1, 0, 1], ["dark", "bright"])
+    right = [guess == target for guess, target in zip(predictions.classes(), predictions.targets, strict=True)]
+    assert sum(right) / 8 == pytest.approx(summary["value"])
+    assert summary["per_class"] == predictions.per_class()
+
+
 def test_ranks_that_see_other_videos_are_stopped(tmp_path, monkeypatch):
     run, lit = trainer(tmp_path), module()
     monkeypatch.setattr(type(run.strategy), "broadcast", lambda self, value, src=0: "what rank 0 sees")
@@ -262,11 +274,17 @@ def test_a_partial_test_counts_what_it_saw(tmp_path):
 def test_regression_trains_and_scores(tmp_path):
     targets = [0.5, 2.5, -1.0] * 4
     data = Clips(targets)
+    data.class_names = None
     lit = module(Regression(1, fusion=AuxiliaryLoss(0.5)), data=data, outputs=1)
     run = trainer(tmp_path)
     run.fit(lit, data)
     run.test(lit, data, verbose=False)
-    assert lit.summary("test")["metric"] == "mse"
+    summary = lit.summary("test")
+    assert summary["metric"] == "mse"
+    assert "per_class" not in summary
+    predictions = summary["predictions"]
+    errors = [(value - target) ** 2 for value, target in zip(predictions.scores, predictions.targets, strict=True)]
+    assert sum(errors) / 12 == pytest.approx(summary["value"])
     assert run.callback_metrics["test/score"] == -run.callback_metrics["test/mse"]
 
 

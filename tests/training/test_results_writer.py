@@ -1,7 +1,9 @@
 """What a run leaves: its results in a file and in print, beside the published figures."""
 
+import csv
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +21,7 @@ from vtm.results.summary import NOTE, results_report
 from vtm.system.measure import device_name
 from vtm.tasks.intervals import wilson_interval
 from vtm.tasks.metric import VideoAccuracy
+from vtm.tasks.predictions import Predictions
 from vtm.training.results_writer import ResultsWriter
 
 PUBLISHED = {
@@ -44,6 +47,7 @@ class Tiny(LightningModule):
     """A network that is best after its second epoch, by its own account."""
 
     task = SimpleNamespace(name="scene")
+    class_names: list[str] | None = ["even", "odd"]  # noqa: RUF012
 
     def __init__(self) -> None:
         super().__init__()
@@ -67,9 +71,13 @@ class Tiny(LightningModule):
 
     def summary(self, stage: str) -> dict[str, Any]:
         score = self.metrics[stage].summary()
-        del score["videos"]
+        videos = score.pop("videos")
+        ids, targets = [f"video {index}" for index in videos], [index % 2 for index in videos]
+        predictions = Predictions(ids, targets, score.pop("scores"), self.class_names)
         return {
             **score,
+            "predictions": predictions,
+            **({} if self.class_names is None else {"per_class": predictions.per_class()}),
             "floor": 0.5,
             "missing": 1,
             "missing_ids": ["an id"],
@@ -135,6 +143,7 @@ def test_results_hold_every_evaluation(tmp_path: Path, capsys: pytest.CaptureFix
         "interval": pytest.approx(wilson_interval(round(value * 10), 10)),
         "n": 10,
         "macro_accuracy": pytest.approx(value),  # the two classes are equally frequent
+        "per_class": found["val_last"]["per_class"],
         "clip_level": {"value": pytest.approx(value), "n": 10},
         "floor": 0.5,
         "missing": 1,
@@ -146,6 +155,7 @@ def test_results_hold_every_evaluation(tmp_path: Path, capsys: pytest.CaptureFix
         "checkpoint": "last",
         "epoch": 3,
     }
+    assert [found["test_last"]["per_class"][name]["n"] for name in ("even", "odd")] == [5, 5]
     assert found["val_last"] == found["test_last"]  # the same videos
     assert (found["test"]["checkpoint"], found["test"]["epoch"]) == ("best", 2)
     for cost in costs:
@@ -187,6 +197,62 @@ def test_the_best_epoch_that_is_the_last_is_tested_once_and_written_as_both(tmp_
     assert (found["test"].pop("checkpoint"), found["test_last"].pop("checkpoint")) == ("best", "last")
     assert found["test"] == found["test_last"]
     assert [*results.each({"best": "", "last": ""})] == []  # nothing was saved
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_every_test_leaves_its_predictions_and_the_best_its_confusion_matrix(tmp_path: Path) -> None:
+    results, model = writer(tmp_path / "results.json"), Tiny()
+    best = ModelCheckpoint(tmp_path, "best", monitor="val/score", mode="max", save_on_train_epoch_end=True)
+    last = ModelCheckpoint(tmp_path, "last", save_on_train_epoch_end=True)
+    trainer = make_trainer(tmp_path, results, best, last, max_epochs=3, num_sanity_val_steps=0)
+    trainer.fit(model, still(), still())
+    confusion = ["confusion.csv", "confusion.pdf", "confusion.png"]
+    written = []
+    for path in results.each({"best": best.best_model_path, "last": last.best_model_path}):
+        trainer.validate(model, still(), ckpt_path=path, verbose=False)
+        trainer.test(model, still(), ckpt_path=path, verbose=False)
+        written.append(sorted(file.name for file in tmp_path.iterdir() if file.suffix in (".csv", ".pdf", ".png")))
+    assert written == [[*confusion, "predictions.csv"], [*confusion, "predictions.csv", "predictions_last.csv"]]
+    found = json.loads(results.path.read_text())
+    for name, stage in (("predictions.csv", "test"), ("predictions_last.csv", "test_last")):
+        rows = read(tmp_path / name)
+        assert list(rows[0]) == ["id", "target", "prediction", "probability_even", "probability_odd"]
+        assert [row["id"] for row in rows] == [f"video {index}" for index in range(10)]
+        assert [row["target"] for row in rows] == ["even", "odd"] * 5
+        right = sum(row["target"] == row["prediction"] for row in rows)
+        assert found[stage]["value"] == pytest.approx(right / 10)
+    counts = {row["target"]: row for row in read(tmp_path / "confusion.csv")}
+    for name, score in found["test"]["per_class"].items():
+        assert int(counts[name][name]) / score["n"] == pytest.approx(score["accuracy"])
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_best_epoch_that_is_the_last_has_its_predictions_in_both_files(tmp_path: Path) -> None:
+    last = ModelCheckpoint(tmp_path, "last", save_on_train_epoch_end=True)
+    make_trainer(tmp_path, last, max_epochs=1).fit(Tiny(), still(), still())
+    results = writer(tmp_path / "results.json")
+    for path in results.each({"best": last.best_model_path, "last": last.best_model_path}):
+        make_trainer(tmp_path, results).test(Tiny(), still(), ckpt_path=path, verbose=False)
+    assert read(tmp_path / "predictions.csv") == read(tmp_path / "predictions_last.csv") != []
+
+
+def test_a_regression_leaves_predictions_only(tmp_path: Path) -> None:
+    class Values(Tiny):
+        class_names = None
+
+        def summary(self, stage: str) -> dict[str, Any]:
+            found = super().summary(stage)
+            values = [probabilities[1] for probabilities in found["predictions"].scores]
+            return found | {"predictions": replace(found["predictions"], scores=values)}
+
+    make_trainer(tmp_path, writer(tmp_path / "results.json")).test(Values(), still(), verbose=False)
+    assert list(read(tmp_path / "predictions.csv")[0]) == ["id", "target", "prediction"]
+    assert not list(tmp_path.glob("confusion*"))
 
 
 def test_without_published_figures_there_is_no_note_on_them(tmp_path: Path) -> None:

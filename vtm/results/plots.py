@@ -1,7 +1,8 @@
-"""Draw a table: the score of every seed, and the score against what it costs, with the Pareto front."""
+"""Draw the score of every seed, the score against its cost with the Pareto front, and the confusion matrix of a run."""
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise, product
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 
 from vtm.results.runs import Run
 from vtm.results.tables import Row, Table, clips_per_second, peak_gb, tokens_kept
+from vtm.system.atomic import write_atomically
 
 _STYLE: dict[Any, Any] = {
     "font.size": 9,
@@ -31,6 +33,8 @@ _STYLE: dict[Any, Any] = {
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C8C00")
 _MARKERS = "osD^vPX*"
 _GRAY = "0.45"
+_MOST_NUMBERED_CLASSES = 20  # of a confusion matrix with a number in each cell
+_LONGEST_NAME = 32  # characters of a class name beside a confusion matrix
 Boxes = NDArray[np.float64]
 
 
@@ -72,6 +76,41 @@ def draw(table: Table, folder: Path, *, name: str) -> list[Path]:
                 figure.savefig(path, dpi=200)
             written.append(path)
     return written
+
+
+def draw_confusion(counts: Sequence[Sequence[int]], names: Sequence[str], path: Path) -> None:
+    """Draw a confusion matrix as PNG and PDF, each row in shares of its true class.
+
+    Args:
+        counts: videos (K, K) of each true class, by row, and each predicted class, by column.
+        names: names of the K classes.
+        path: file to write, without its suffix.
+    """
+    size = len(names)
+    shares = np.array(counts) / np.maximum(1, np.sum(counts, axis=1, keepdims=True))
+    side = min(15.0, 2.0 + 0.35 * size)  # inches of the matrix
+    font = min(9.0, 0.75 * 72 * side / size)  # points, so that the names of neighbors do not touch
+    labels = [name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…" for name in names]
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(side + 2.5, side + 1.5), layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = figure.add_subplot()
+        axes.grid(visible=False)
+        image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+        # a name may contain dollar signs, which are not mathematics
+        axes.set_xticks(range(size), labels, rotation=90, fontsize=font, parse_math=False)
+        axes.set_yticks(range(size), labels, fontsize=font, parse_math=False)
+        axes.set_xlabel("predicted class")
+        axes.set_ylabel("true class")
+        figure.colorbar(image, shrink=0.6, label="share of the true class")
+        if size <= _MOST_NUMBERED_CLASSES:
+            for row, column in product(range(size), repeat=2):
+                color = "white" if shares[row, column] > 0.5 else "black"
+                axes.text(column, row, str(counts[row][column]), ha="center", va="center", color=color, fontsize=font)
+        for suffix in ("pdf", "png"):
+            content = io.BytesIO()
+            figure.savefig(content, format=suffix, dpi=200)
+            write_atomically(path.with_name(f"{path.name}.{suffix}"), content.getvalue())
 
 
 def pareto_front(

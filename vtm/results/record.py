@@ -80,10 +80,11 @@ def read_results(path: Path) -> dict[str, Any]:
 
 
 def score_of(run: Mapping[str, Any], stage: str, epoch: int) -> dict[str, Any] | None:
-    """Find the score of an epoch in `results.json`, without the lists of videos."""
+    """Find the score of an epoch in `results.json`, without the lists of videos and of classes."""
     for name in (stage, f"{stage}_last"):
         if name in run and run[name]["epoch"] == epoch:
-            return {key: value for key, value in run[name].items() if key not in ("missing_ids", "cost", "details")}
+            omitted = ("missing_ids", "cost", "details", "per_class")
+            return {key: value for key, value in run[name].items() if key not in omitted}
     return None
 
 

@@ -87,8 +87,9 @@ class VideoMetric(Metric, ABC):
                 cameras of one performance, are not independent, and the interval takes that into account.
 
         Returns:
-            `level`, `metric`, `value`, the 95 % `interval`, the number `n` of videos, their indices `videos`, how many
-            are `damaged_videos`, what the metric adds, and `clip_level` with the `value` and the number `n` of clips.
+            `level`, `metric`, `value`, the 95 % `interval`, the number `n` of videos, their indices `videos` and
+            averaged `scores`, how many are `damaged_videos`, what the metric adds, and `clip_level` with the `value`
+            and the number `n` of clips.
 
         Raises:
             ValueError: As `compute`; or a video has no cluster.
@@ -108,6 +109,7 @@ class VideoMetric(Metric, ABC):
             "interval": list(self._interval(values, chosen)),
             "n": len(values),
             "videos": videos.tolist(),
+            "scores": votes.tolist(),
             "damaged_videos": len(set(video[damaged].tolist())),
             **self._details(values, targets),
             "clip_level": {"value": self._values(scores.double(), target).mean().item(), "n": len(scores)},

@@ -18,6 +18,7 @@ from vtm.models import Head, HeadOutput
 from vtm.results.record import ids_sha256
 from vtm.tasks import lower_is_better
 from vtm.tasks.metric import VideoMetric
+from vtm.tasks.predictions import Predictions
 from vtm.tasks.task import Task
 from vtm.training.checkpoint import FORMAT, Checkpoint, check_same_run
 
@@ -186,14 +187,21 @@ class VTMModule(L.LightningModule):
         targets, ids = [video.target for video in evaluated], [video.id for video in evaluated]
         missing = sorted({video.id for video in data.listed(stage)}.difference(ids))
         lost = len(data.missing("train"))
+        predictions = Predictions(ids, targets, summary.pop("scores"), data.class_names)
+        per_class = {"per_class": predictions.per_class()} if data.class_names is not None else {}
         plans = self.model.plan(data.protocol.num_frames, *self.encoder.grid.shape)
         left = [plan.windows * (plan.num_tokens - plan.merge_count) for plan in plans]
-        return summary | {
-            "floor": self.task.baseline(data.train_targets().tolist(), targets),
-            "missing": len(missing),
-            "missing_ids": missing,
-            "ids_sha256": ids_sha256(ids),
-            "selection": data.selection,
-            "train_videos": {"n": len(data.listed("train")) - lost, "missing": lost},
-            "tokens": [plans[0].windows * plans[0].num_tokens, *left],
-        }
+        return (
+            summary
+            | per_class
+            | {
+                "predictions": predictions,
+                "floor": self.task.baseline(data.train_targets().tolist(), targets),
+                "missing": len(missing),
+                "missing_ids": missing,
+                "ids_sha256": ids_sha256(ids),
+                "selection": data.selection,
+                "train_videos": {"n": len(data.listed("train")) - lost, "missing": lost},
+                "tokens": [plans[0].windows * plans[0].num_tokens, *left],
+            }
+        )

@@ -11,43 +11,56 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
 from vtm.data.dataset import Batch
+from vtm.results.plots import draw_confusion
+from vtm.results.predictions import write_confusion, write_predictions
 from vtm.results.record import describe_run, write_results
 from vtm.results.summary import results_report
 from vtm.system.measure import PeakMemory, device_name, synchronize
+from vtm.tasks.predictions import Predictions
 from vtm.training.checkpoint import read_checkpoint
 
 
 class ResultsWriter(Callback):
-    """Write `results.json` after every validation and test that is a call of its own, and report after every test.
+    """A writer of `results.json` after each separate validation or test; after a test it also prints a report.
 
-    The LightningModule has `task.name`, the plain `config` of the run and `summary(stage)`, which gives, for the stage
-    `val` or `test`, what its metric's `summary` gives, and
+    After a test it also writes, beside `results.json`, for the checkpoint under test:
 
-    - `floor`, and `ids_sha256` of the videos that were evaluated;
-    - `missing`, the number of videos that were not, and their `missing_ids`;
-    - `motion_from_codec`, where motion was read: the share of steps with the codec's, and not differences of frames;
+    - `predictions.csv` (`predictions_last.csv` for the last checkpoint): a row for each video, in the order of the
+      split, with its `id`, `target` and `prediction` and, for classes, a `probability_<class name>` for each class;
+    - for classes, and not for the last checkpoint, the confusion matrix: `confusion.csv`, the number of videos with a
+      row for each true class and a column for each predicted class, and a drawing, `confusion.png` and `confusion.pdf`.
+
+    In the file, a summary stands under the name of its stage, `val` or `test`; for the checkpoint `last`, under
+    `val_last` or `test_last`. It has the fields of the metric's `summary`, such as `value`, `interval` and `n`, and
+
+    - `per_class`, for classes: the `accuracy` and the number `n` of the evaluated videos of each class, by class name;
+      the accuracy is null if there are none;
+    - `floor`, the score of the baseline, and `ids_sha256` of the evaluated videos;
+    - `missing`, the number of videos that were not evaluated, and their `missing_ids`;
+    - `motion_from_codec`, if motion was read: the share of steps with the codec's motion, not frame differences;
     - `selection`, the split on which the best epoch is chosen, `val` or `test`;
-    - `train_videos`, with the number `n` that there are to train on and the number `missing`;
-    - `details`, further numbers by name, where callbacks logged some;
-    - `tokens` of a clip that enter each block, and last those that remain.
+    - `train_videos`, the number `n` of available training videos and the number `missing`;
+    - `details`, further numbers by name, if callbacks logged some;
+    - `checkpoint`, `best`, `last` or `given`, and `epoch`, the number of epochs it was trained for;
+    - `cost`, what the evaluation took in the process that writes the file; with several processes, of its own clips:
 
-    It is called on every rank. The file has a summary under the name of its stage, and for the checkpoint `last` under
-    `<stage>_last`; with `checkpoint`, with `epoch`, the number of epochs that the checkpoint was trained for, and with
-    `cost`, what the evaluation took in the process that writes the file; with several processes, of its own clips:
+      - `device`, by name, and the `inputs`, `frames`, which are encoded, or `features`;
+      - `batch_size`, the most clips in a step;
+      - `clips_per_second`, the median over steps, from inputs on the device to scores; the first step counts only if it
+        is the only one;
+      - `peak_gb`, the most memory of a GPU that the first step took above what was in use; null on a CPU, whose peaks
+        the benchmark measures in separate processes;
+      - `tokens` of a clip that enter each block, and last those that remain.
 
-    - `device`, by name, and the `inputs`, `frames`, which are encoded, or `features`;
-    - `batch_size`, the most clips in a step;
-    - `clips_per_second`, the median of the steps, from inputs on the device to scores; the first step does not count
-      where there are others;
-    - `peak_gb`, the most memory of a GPU that the first step took above what was in use; null on a CPU, whose peaks the
-      benchmark measures in processes of their own;
-    - `tokens`, as above.
+    The LightningModule must have `task.name`, the plain `config` of the run, and `summary(stage)`, which is called on
+    every rank and returns these fields except for `checkpoint`, `epoch` and `cost`, but with `tokens` and with
+    `predictions`, a `vtm.tasks.predictions.Predictions`.
 
     Args:
-        path: Of the file.
-        experiment: Name of the experiment.
-        seed: Of the run.
-        published: Figures of the same task by others: to each method its `value` and, where known, the number `n` of
+        path: file to write.
+        experiment: name of the experiment.
+        seed: seed of the run.
+        published: figures of the same task by others: the `value` of each method and, where known, the number `n` of
             its test videos and a `remark`.
     """
 
@@ -103,22 +116,35 @@ class ResultsWriter(Callback):
             self._add("val", trainer, pl_module)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._add("test", trainer, pl_module)
-        if trainer.is_global_zero:  # not before: what an earlier test has found stays until this one is complete
+        predictions = self._add("test", trainer, pl_module)
+        if predictions is not None:  # not before: what an earlier test has found stays until this one is complete
             run = {**self._run, "task": cast(Any, pl_module).task.name, "config": cast(Any, pl_module).config}
             write_results(self.path, run, self._scores)
+            self._write_predictions(predictions)
             print(results_report(self._run, self._scores), f"written to {self.path}", sep="\n", flush=True)
 
-    def _add(self, stage: str, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _add(self, stage: str, trainer: Trainer, pl_module: LightningModule) -> Predictions | None:
+        """Keep the summary of an evaluation for the file, and return its predictions; None on other ranks than 0."""
         module = cast(Any, pl_module)
         summary = module.summary(stage)
-        if trainer.is_global_zero:
-            cost = {**self._steps.cost(), "tokens": summary.pop("tokens")}
-            # the trainer's own count is that of the end of training
-            epoch = read_checkpoint(trainer.ckpt_path).epochs if trainer.ckpt_path else None
-            for name in self._checkpoints:
-                found = {**summary, "checkpoint": name, "epoch": epoch, "cost": cost}
-                self._scores[f"{stage}_last" if name == "last" else stage] = found
+        if not trainer.is_global_zero:
+            return None
+        predictions: Predictions = summary.pop("predictions")
+        cost = {**self._steps.cost(), "tokens": summary.pop("tokens")}
+        # the trainer's own count is that of the end of training
+        epoch = read_checkpoint(trainer.ckpt_path).epochs if trainer.ckpt_path else None
+        for name in self._checkpoints:
+            found = {**summary, "checkpoint": name, "epoch": epoch, "cost": cost}
+            self._scores[f"{stage}_last" if name == "last" else stage] = found
+        return predictions
+
+    def _write_predictions(self, predictions: Predictions) -> None:
+        folder = self.path.parent
+        for name in self._checkpoints:
+            write_predictions(folder / f"predictions{'_last' if name == 'last' else ''}.csv", predictions)
+            if name != "last" and predictions.class_names is not None:
+                write_confusion(folder / "confusion.csv", predictions)
+                draw_confusion(predictions.confusion(), predictions.class_names, folder / "confusion")
 
 
 class _Steps:
