@@ -1,5 +1,6 @@
 """The ten most likely mistakes of a new user: each gets one helpful sentence and no stack trace."""
 
+import importlib.util
 import os
 import re
 import shutil
@@ -256,6 +257,15 @@ def test_10_wandb_online_without_login(refusal, tiny, monkeypatch):
     said = refusal(*tiny, "logger=default")
     assert said.startswith("W&B did not accept the run, which WANDB_MODE=online asks for (")
     assert said.endswith("run `wandb login`, set WANDB_MODE=offline, or leave W&B out with logger=csv")
+
+
+def test_tensorboard_that_is_not_installed(refusal, tiny, monkeypatch):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *_: None if name == "tensorboard" else found(name, *_)
+    )
+    said = refusal(*tiny, "logger=tensorboard")
+    assert said.startswith("logger=tensorboard needs the package tensorboard, which is not installed; run pip install ")
 
 
 @pytest.mark.parametrize("main", [train.main, check_data.main, extract.main], ids=["train", "check_data", "extract"])

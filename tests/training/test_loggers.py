@@ -1,5 +1,6 @@
-"""The CSV file of a run, and W&B with and without an account and a network."""
+"""The CSV file of a run, TensorBoard, and W&B with and without an account and a network."""
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -10,7 +11,12 @@ import pytest
 import torch
 from lightning.pytorch.utilities import rank_zero_only
 
-from vtm.training.loggers import closing_wandb, csv_logger, wandb_logger
+from vtm.training.loggers import closing_wandb, csv_logger, tensorboard_logger, wandb_logger
+
+
+def save_checkpoint(path: Path, steps: int) -> None:
+    facts = {"format": 2, "encoder": "none", "classes": None, "config": {}}
+    torch.save({"vtm": facts, "epoch": 0, "global_step": steps, "state_dict": {}}, path)
 
 
 def test_the_csv_of_a_resumed_run_keeps_what_was_there(tmp_path: Path) -> None:
@@ -31,8 +37,7 @@ def test_the_csv_of_a_resumed_run_goes_on_after_the_checkpoint(tmp_path: Path) -
     after = "1,2,,2.5\r\n1,3,,2.0\r\n1,2,9.0,\r\n2"  # the test is of an earlier epoch; then the run was killed
     checkpoints = {"first.ckpt": 2, "second.ckpt": 4}
     for name, steps in checkpoints.items():
-        facts = {"format": 2, "encoder": "none", "classes": None, "config": {}}
-        torch.save({"vtm": facts, "epoch": 0, "global_step": steps, "state_dict": {}}, tmp_path / name)
+        save_checkpoint(tmp_path / name, steps)
     path.write_text(before + after, newline="")
     csv_logger(save_dir=tmp_path, ckpt_path=tmp_path / "first.ckpt")  # interrupted at once
     logger = csv_logger(save_dir=tmp_path, ckpt_path=tmp_path / "first.ckpt")
@@ -49,6 +54,30 @@ def test_the_csv_of_a_resumed_run_goes_on_after_the_checkpoint(tmp_path: Path) -
     path.write_text(before + after, newline="")
     csv_logger(save_dir=tmp_path, ckpt_path=tmp_path / "second.ckpt")
     assert path.read_text() == (before + "1,2,,2.5\r\n1,3,,2.0\r\n").replace("\r", "")
+
+
+def test_tensorboard_shows_a_resumed_run_without_what_came_after_the_checkpoint(tmp_path: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    save_checkpoint(tmp_path / "last.ckpt", 2)
+    for ckpt_path, losses in ((None, {0: 4.0, 1: 3.0, 2: 9.0, 3: 9.0}), (tmp_path / "last.ckpt", {2: 2.0})):
+        logger = tensorboard_logger(save_dir=tmp_path / "run", ckpt_path=ckpt_path)
+        for step, loss in losses.items():
+            logger.log_metrics({"loss": loss}, step=step)
+        logger.finalize("success")
+    logger.log_metrics({"loss": 1.0}, step=4)  # the validation that follows the training starts another file
+    logger.finalize("success")
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["tensorboard"]
+    events = accumulator.EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload().Scalars("loss")
+    assert [(event.step, event.value) for event in events] == [(0, 4.0), (1, 3.0), (2, 2.0), (4, 1.0)]
+
+
+def test_without_tensorboard_the_message_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(
+        ModuleNotFoundError, match=r"logger=tensorboard needs .*; run pip install tensorboard, or use l"
+    ):
+        tensorboard_logger(save_dir=tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.fixture

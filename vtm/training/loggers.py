@@ -1,6 +1,7 @@
-"""Where a run is logged: `metrics.csv`, and W&B, which goes offline by itself where it has to."""
+"""Loggers of a run: `metrics.csv`, TensorBoard, and W&B, which goes offline if it has no account or network."""
 
 import csv
+import importlib.util
 import os
 import sys
 import warnings
@@ -9,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.loggers import CSVLogger, WandbLogger
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from vtm.training.checkpoint import read_checkpoint
@@ -47,6 +48,25 @@ def _logged_before(path: Path, ckpt_path: str | Path) -> list[dict[str, Any]]:
                 break
             found.append(row)
     return found
+
+
+def tensorboard_logger(*, save_dir: str | Path, ckpt_path: str | Path | None = None) -> TensorBoardLogger:
+    """Log to TensorBoard, in the folder `tensorboard`.
+
+    Args:
+        save_dir: folder of the run.
+        ckpt_path: checkpoint to resume from; what an interrupted run logged after it is no longer shown.
+
+    Raises:
+        ModuleNotFoundError: if the package tensorboard is not installed.
+    """
+    if importlib.util.find_spec("tensorboard") is None:
+        raise ModuleNotFoundError(
+            "logger=tensorboard needs the package tensorboard, which is not installed; run pip install tensorboard, "
+            "or use logger=csv"
+        )
+    steps = None if ckpt_path is None else read_checkpoint(ckpt_path).steps
+    return TensorBoardLogger(save_dir, name="tensorboard", version="", purge_step=steps)
 
 
 def wandb_logger(
