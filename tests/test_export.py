@@ -112,7 +112,8 @@ def test_half_a_result_is_named(tmp_path, make_checkpoint, export):
     (tmp_path / "run" / "results.json").write_text('{"commit": "ab')
     said = export(f"ckpt_path={checkpoint}", f"out={tmp_path / 'm.safetensors'}")
     assert re.search(
-        r"run/results\.json: expected the results of a run, found no JSON \(Untermi.*\); remove it or test again", said
+        r"run/results\.json: expected the results of a run, but it is not JSON \(Untermi.*\); delete it or test again",
+        said,
     )
 
 
@@ -139,19 +140,13 @@ def test_sampling_is_refused_where_a_graph_cannot_hold_it(tmp_path, make_checkpo
         (["ckpt_path=", "out=m.onnx"], "'ckpt_path=' is not a setting"),
         (
             ["ckpt_path=absent.ckpt", "out=m.onnx"],
-            "ckpt_path=absent.ckpt is no file; checkpoints lie in <run",
+            "ckpt_path=absent.ckpt is not a file; checkpoints are in <run",
         ),
-        (["ckpt_path=text.ckpt", "out=m.onnx"], "ckpt_path=text.ckpt is no checkpoint of vtm, or a damaged one"),
-        (["ckpt_path=other.ckpt", "out=m.onnx"], "ckpt_path=other.ckpt is no checkpoint of vtm, or a damaged one"),
-        (
-            ["ckpt_path=text.ckpt", "out=m.pth"],
-            "expected the ending of out to be one of safetensors, onnx, pt2, got 'pth'",
-        ),
-        (["ckpt_path=text.ckpt", "out=m"], "expected the ending of out to be one of safetensors, onnx, pt2, got ''"),
-        (
-            ["ckpt_path=text.ckpt", "out=m", "format=onnx,tflite"],
-            "expected format to be one of safetensors, onnx, pt2, got",
-        ),
+        (["ckpt_path=text.ckpt", "out=m.onnx"], "ckpt_path=text.ckpt is not a checkpoint of vtm, or is damaged"),
+        (["ckpt_path=other.ckpt", "out=m.onnx"], "ckpt_path=other.ckpt is not a checkpoint of vtm, or is damaged"),
+        (["ckpt_path=text.ckpt", "out=m.pth"], "expected as ending of out safetensors, onnx, pt2, got 'pth'"),
+        (["ckpt_path=text.ckpt", "out=m"], "expected as ending of out safetensors, onnx, pt2, got ''"),
+        (["ckpt_path=text.ckpt", "out=m", "format=onnx,tflite"], "expected as format safetensors, onnx, pt2, got"),
     ],
 )
 def test_wrong_arguments_are_answered_in_a_sentence(tmp_path, export, monkeypatch, arguments, reason):

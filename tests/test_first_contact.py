@@ -93,13 +93,16 @@ def test_1_no_videos(refusal, tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["ckpt_path=nowhere.ckpt"], "ckpt_path=nowhere.ckpt is no file; checkpoints lie in <run folder>/checkpoints/"),
-        (["ckpt_path=."], "ckpt_path=. is no file; checkpoints lie in <run folder>/checkpoints/"),
+        (
+            ["ckpt_path=nowhere.ckpt"],
+            "ckpt_path=nowhere.ckpt is not a file; checkpoints are in <run folder>/checkpoints/",
+        ),
+        (["ckpt_path=."], "ckpt_path=. is not a file; checkpoints are in <run folder>/checkpoints/"),
         (
             ["ckpt_path=notes.txt"],
-            "ckpt_path=notes.txt is no checkpoint of vtm, or a damaged one; give one that train.py has wr",
+            "ckpt_path=notes.txt is not a checkpoint of vtm, or is damaged; give one that train.py has wr",
         ),
-        (["finetune_from=nowhere.ckpt"], "finetune_from=nowhere.ckpt is no file; checkpoints lie in"),
+        (["finetune_from=nowhere.ckpt"], "finetune_from=nowhere.ckpt is not a file; checkpoints are in"),
         (["train=false"], "train=false needs ckpt_path=<file>, the checkpoint to test"),
         (["data.root=notes.txt"], "data.root=notes.txt is a file; give the folder of the data set"),
         (["encoder.checkpoint=none.pth"], "encoder.checkpoint = none.pth is missing; give a local file of weights"),

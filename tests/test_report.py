@@ -52,7 +52,7 @@ def test_a_corrupt_file_ends_it_with_one_sentence(tmp_path: Path, write_run: Wri
     file.write_text("{")
     with pytest.raises(SystemExit) as stop:
         call(main, tmp_path / "cwd", str(tmp_path / "runs"))
-    assert str(stop.value).startswith(f"{file}: expected the results of a run, found no JSON")
+    assert str(stop.value).startswith(f"{file}: expected the results of a run, but it is not JSON")
 
 
 def test_where_nothing_is_finished_that_is_what_it_says(

@@ -207,7 +207,7 @@ def test_early_stopping_by_override(tmp_path, root):
         (["experiment=breakfast"], "The folder data/breakfast is missing"),
         ([*TINY, "task=regression"], "use task=classification"),
         ([*TINY, "train=false"], "train=false needs ckpt_path"),
-        ([*TINY, "ckpt_path=nowhere.ckpt"], "ckpt_path=nowhere.ckpt is no file"),
+        ([*TINY, "ckpt_path=nowhere.ckpt"], "ckpt_path=nowhere.ckpt is not a file"),
         ([*TINY, "model.window_frames=[3,6]"], "clips of 4 frames do not fit"),
     ],
 )
@@ -227,7 +227,7 @@ def test_a_checkpoint_of_other_settings_is_refused(whole, tmp_path, root):
     ("setting", "said"),
     [
         ("merging.partition_factor=2", "a run is resumed with the settings it had"),
-        ("callbacks.pictures.every_epochs=0", "expected every_epochs from 1 on, got 0"),
+        ("callbacks.pictures.every_epochs=0", "expected every_epochs of at least 1, got 0"),
         ("trainer.precision=foo", "Precision 'foo' is invalid"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The report as text: the Markdown table, what stands below it, and the CSV."""
+"""The report as text: the Markdown table, the notes below it, and the CSV."""
 
 import csv
 import io
@@ -42,7 +42,7 @@ def test_a_row_for_each_setting(tmp_path: Path, write_run: Write) -> None:
     assert (rule[0][-1], rule[1][-1]) == ("-", ":")
     assert len({len(line) for line in text.splitlines() if line[:1] == "|"}) == 1
     assert "## needle (classification): accuracy of 40 test videos, ids 01234567" in text
-    assert "Speed and memory: a card, features, at most 16 clips a step." in text
+    assert "Speed and memory were measured on: a card, features, at most 16 clips a step." in text
     assert "Left out" not in text
     assert "Published" not in text
 
@@ -69,12 +69,12 @@ def test_what_limits_a_score_is_said(tmp_path: Path, write_run: Write) -> None:
     (write_run("3", 0.5) / "results.json").unlink()
     root = tmp_path / "runs"
     assert report(tmp_path).split("|\n")[-1].strip().split("\n\n") == [
-        "The epoch was chosen on the TEST videos in at least one run: its score is optimistic.",
-        "Of the test videos, 3 are missing.",
-        "Speed and memory: a card, features, at most 16 clips a step.",
-        "The runs are of several versions of the source: 0123456, abcdef.",
-        f"Seed 1 of one setting was run twice: {root}/2 counts, {root}/1 does not.",
-        "Left out, because unfinished (1):",
+        "In at least one run, the epoch was chosen on the TEST videos: its score is optimistic.",
+        "3 of the test videos are missing.",
+        "Speed and memory were measured on: a card, features, at most 16 clips a step.",
+        "The runs used different versions of the source: 0123456, abcdef.",
+        f"Seed 1 of one setting was run twice: {root}/2 is used, {root}/1 is not.",
+        "Left out because they are unfinished (1):",
         f"- {root}/3: no results.json",
     ]
 
@@ -84,8 +84,8 @@ def test_speed_of_several_devices_is_not_compared(tmp_path: Path, write_run: Wri
     write_run("0", 0.5, seed=0)
     write_run("1", 0.5, seed=1, test={"cost": cost})
     assert (
-        "Speed and memory cannot be compared, they were measured on: a card, features, at most 16 clips a step; "
-        "a CPU, frames, at most 4 clips a step."
+        "Speed and memory cannot be compared, because they were measured on: a card, features, at most 16 clips a "
+        "step; a CPU, frames, at most 4 clips a step."
     ) in report(tmp_path)
 
 
@@ -93,7 +93,7 @@ def test_the_figures_of_others_stand_below_and_are_called_so(tmp_path: Path, wri
     figures = {"Alpha": {"value": 0.5}, "Beta": {"value": 0.75, "n": 86}}
     write_run("0", 0.5, published={"figures": figures})
     text = report(tmp_path)
-    assert "Published by others, not ours: Beta 0.75 (n=86); Alpha 0.5. The test sets differ" in text
+    assert "Published by others: Beta 0.75 (n=86); Alpha 0.5. The test sets differ" in text
     assert not any("Beta" in cell for row in table_of(text) for cell in row)
 
 
@@ -101,7 +101,7 @@ def test_several_tables_are_kept_apart(tmp_path: Path, write_run: Write) -> None
     write_run("0", 0.5)
     write_run("1", 0.9, seed=1, test={"ids_sha256": "e" * 64})
     text = report(tmp_path)
-    assert "Different experiments, tasks or evaluated videos: a table each, never averaged together." in text
+    assert "Different experiments, tasks or evaluated videos have separate tables and are never averaged." in text
     assert [line[-8:] for line in text.splitlines() if line.startswith("## ")] == ["01234567", "eeeeeeee"]
 
 

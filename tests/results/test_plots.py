@@ -41,7 +41,7 @@ def test_the_pareto_front_is_what_a_loop_over_all_pairs_leaves(lower: tuple[bool
 
 @pytest.fixture
 def table(tmp_path: Path, write_run: Write, request: pytest.FixtureRequest) -> Table:
-    """Eight settings (or as many as asked for) that lie close together, one of which keeps all tokens."""
+    """A table of eight settings (or a given number) with similar results, one of which keeps all tokens."""
     for setting in range(getattr(request, "param", 8)):
         for seed in range(2):
             cost = {

@@ -27,7 +27,7 @@ def test_commit_names_the_checkout_of_the_file(tmp_path: Path) -> None:
     source.write_text("one")
     assert source_commit(source) is None  # no checkout
     git("init")
-    assert source_commit(source) is None  # a checkout of something else, as around a virtual environment
+    assert source_commit(source) is None  # not tracked, as in a virtual environment inside a checkout
     git("add", ".")
     git("commit", "-m", "One")
     head = git("rev-parse", "HEAD")
@@ -50,7 +50,12 @@ def test_results_are_read_as_they_were_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [("[1", "found no JSON"), ("[]", "found nothing under experiment"), ("{}", "found nothing")]
+    ("content", "message"),
+    [
+        ("[1", "but it is not JSON"),
+        ("[]", "but it lacks experiment"),
+        ("{}", "but it lacks experiment, task, seed, commit, config, published; delete"),
+    ],
 )
 def test_another_file_than_results_is_refused(tmp_path: Path, content: str, message: str) -> None:
     (tmp_path / "results.json").write_text(content)

@@ -1,4 +1,4 @@
-"""Which runs are found below what was given, and what is said of those that cannot be used."""
+"""Which runs are found in the given folders, and why others cannot be used."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -42,7 +42,7 @@ def test_a_run_that_was_refused_is_told_from_one_that_was_interrupted(tmp_path: 
     (tmp_path / "runs" / "refused" / "checkpoints" / "last.ckpt").unlink()
     (tmp_path / "runs" / "refused again").mkdir()  # before its configuration was written
     found = names([tmp_path / "runs"])
-    assert found == ([], [("interrupted", "no results.json"), ("refused", "not begun: no epoch finished")])
+    assert found == ([], [("interrupted", "no results.json"), ("refused", "no epoch was finished")])
 
 
 def test_the_checkpoint_decides_which_evaluations_count(write_run: Write) -> None:
@@ -66,9 +66,9 @@ def test_other_commands_with_hydra_are_no_runs(tmp_path: Path, write_run: Write)
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('{"experiment": "nee', "found no JSON"),
-        ("[1]", "found nothing under experiment, task, seed, commit, config, published"),
-        ('{"experiment": "a", "task": "b", "seed": 0, "commit": null}', "found nothing under config, published"),
+        ('{"experiment": "nee', "but it is not JSON"),
+        ("[1]", "but it lacks experiment, task, seed, commit, config, published"),
+        ('{"experiment": "a", "task": "b", "seed": 0, "commit": null}', "but it lacks config, published"),
     ],
 )
 def test_a_corrupt_file_is_named(write_run: Write, content: str, message: str) -> None:
@@ -81,7 +81,7 @@ def test_a_corrupt_file_is_named(write_run: Write, content: str, message: str) -
 
 
 def test_what_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"nowhere: no such file or folder"):
+    with pytest.raises(FileNotFoundError, match=r"nowhere does not exist; give run folders"):
         read_runs([tmp_path / "nowhere"], checkpoint="best")
     with pytest.raises(ValueError, match=r"expected runs of train\.py in this folder, found no results\.json"):
         read_runs([tmp_path], checkpoint="best")

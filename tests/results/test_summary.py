@@ -13,7 +13,7 @@ PUBLISHED = {
 
 
 def score(**changes: Any) -> dict[str, Any]:
-    """The score of a test of 86 videos, with changes."""
+    """Return the score of a test of 86 videos, with changes."""
     return {
         "metric": "accuracy",
         "value": 64 / 86,
@@ -81,7 +81,7 @@ def test_report_names_what_is_missing_or_damaged_once_for_each_split() -> None:
         "missing in val: z",
         "missing in test: a, b, c, d, e and 2 more, all in the file",
         "damaged in test: 3 videos, with frames that could not be decoded",
-        "motion in test: the codec's in 25.0% of the steps, else differences of frames",
+        "motion in test: from the codec in 25.0% of the steps, else from frame differences",
         "details of test: kept_1 0.500",
         "details of test_last: kept_1 0.750",
     ]

@@ -1,4 +1,4 @@
-"""Which runs share a row, and the numbers of a row, against numbers worked out by hand."""
+"""Which runs share a row, and the numbers of a row, compared with manual calculations."""
 
 import math
 from collections.abc import Callable
@@ -19,7 +19,7 @@ def tables(tmp_path: Path) -> Callable[[], list[Table]]:
 
 
 def shown(table: Table) -> dict[tuple[str, ...], list[int]]:
-    """The seeds of each row, by its setting."""
+    """Return the seeds of each row, by its setting."""
     return {row.setting: [run.seed for run in row.runs] for row in table.rows}
 
 
@@ -96,7 +96,7 @@ def test_settings_that_differ_without_an_override_are_never_averaged(
     write_run: Write, tables: Callable[[], list[Table]]
 ) -> None:
     write_run("0", 0.5, seed=0, config={"optimizer": {"lr": 0.001}})
-    write_run("1", 0.9, seed=1, config={"optimizer": {"lr": 0.003}})  # another version had another default
+    write_run("1", 0.9, seed=1, config={"optimizer": {"lr": 0.003}})  # another version had another default value
     (table,) = tables()
     assert table.columns == ("optimizer.lr",)
     assert shown(table) == {("0.001",): [0], ("0.003",): [1]}

@@ -1,4 +1,4 @@
-"""Progress, and runs that are interrupted and resumed."""
+"""Seeds of interrupted and resumed runs, the best checkpoint, and the statistics of needles."""
 
 import random
 from functools import partial
@@ -25,7 +25,7 @@ from vtm.training.progress import ProgressLines
 
 
 class Noisy(Dataset[tuple[Tensor, Tensor, Tensor]]):
-    """Ten videos whose clips are noise from all three generators, as an augmentation would draw it."""
+    """Ten videos whose clips are noise from all three random generators, as an augmentation would draw it."""
 
     def __len__(self) -> int:
         return 10
@@ -36,7 +36,7 @@ class Noisy(Dataset[tuple[Tensor, Tensor, Tensor]]):
 
 
 class Still(Noisy):
-    """The same videos without noise, to validate and test on."""
+    """The same videos without noise, for validation and test."""
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
         return torch.full((4,), float(index)), torch.tensor(index % 2), torch.tensor(index)
@@ -74,7 +74,7 @@ class Tiny(LightningModule):
 
 
 class Interruption(BaseException):
-    """What a kill does to a run, for a test; Lightning would turn KeyboardInterrupt into an exit of pytest."""
+    """A simulated kill of a run; with KeyboardInterrupt, Lightning would exit pytest."""
 
 
 class Interrupt(Callback):
@@ -113,9 +113,9 @@ def fit(
     model = Tiny()
     torch.manual_seed(
         random.SystemRandom().getrandbits(32)
-    )  # nothing may depend on the state that a process happens to have
+    )  # the result must not depend on the earlier random state of the process
     data = Noisy()
-    # the sampler of a distributed run shuffles by the number of the epoch, which Lightning has to tell it in time
+    # the sampler of a distributed run shuffles by epoch, which Lightning must set in time
     sampler = DistributedSampler(data, num_replicas=1, rank=0) if distributed else RandomSampler(data)
     loader = DataLoader(data, batch_size=2, sampler=sampler, num_workers=workers, persistent_workers=persistent)
     trainer.fit(model, loader, DataLoader(Still(), batch_size=5), ckpt_path=ckpt_path, weights_only=True)
@@ -145,7 +145,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
 
 
 class Told(Tiny):
-    """A network whose validation gives what it is told, by epochs."""
+    """A network that logs given validation scores and losses, one per epoch."""
 
     def __init__(self, scores: list[float], losses: list[float]) -> None:
         super().__init__()
@@ -159,8 +159,8 @@ class Told(Tiny):
 @pytest.mark.parametrize(
     ("scores", "losses", "epoch"),
     [
-        ([0.5, 0.75, 0.75, 0.75, 0.5], [1.0, 0.4, 0.2, 0.3, 0.1], 2),  # of three the one with the lowest loss
-        ([0.5, 0.75, 0.5, 0.75, 0.75], [0.9, 0.8, 0.1, 0.8, 0.9], 1),  # and the first, where that is equal too
+        ([0.5, 0.75, 0.75, 0.75, 0.5], [1.0, 0.4, 0.2, 0.3, 0.1], 2),  # of three equal scores, the lowest loss
+        ([0.5, 0.75, 0.5, 0.75, 0.75], [0.9, 0.8, 0.1, 0.8, 0.9], 1),  # of equal losses, the first epoch
         ([0.5, 0.75, 1.0, 0.75, 0.75], [0.1, 0.2, 0.9, 0.3, 0.1], 2),  # a better score before a lower loss
     ],
 )
@@ -202,7 +202,7 @@ def test_the_best_epoch_stays_where_the_folder_has_another_name(tmp_path: Path) 
     last = tmp_path / "new" / "last.ckpt"
     told(tmp_path / "new", [0.5, 1.0, 0.75], [0.5, 0.5, 0.1], last=last)
     assert best_epoch(tmp_path / "new") == 1
-    with pytest.warns(UserWarning, match=r"best\.ckpt is not there: the best epoch from here on is kept"):
+    with pytest.warns(UserWarning, match=r"best\.ckpt does not exist: only epochs from here on are compared"):
         told(tmp_path / "other", [0.5, 1.0, 0.75, 0.25], [0.5] * 4, last=last)
     assert best_epoch(tmp_path / "other") == 3
 
@@ -240,18 +240,18 @@ def test_needles_are_followed_through_the_blocks_as_by_hand():
     found = {"kept_1": 0, "target_1": 0, "kept_2": 0, "target_2": 0}
     for b in range(4):
         needles = data.source.clip(data.videos("test")[b]).needles.flatten()
-        places = {token: token for token in range(36)}  # where the tokens that nothing has swallowed are now
+        positions = {token: token for token in range(36)}  # current positions of the tokens that are not merged away
         for number, trace in enumerate(output.blocks, 1):
             windows = len(trace.grouping.index) // 4
             size, groups = trace.grouping.index.shape[1], trace.grouping.num_groups
             after = {}
-            for token, place in places.items():
-                row, inside = b * windows + place // size, place % size
+            for token, position in positions.items():
+                row, inside = b * windows + position // size, position % size
                 found[f"target_{number}"] += bool(needles[token]) and inside in trace.targets[row]
                 if inside in trace.grouping.anchor[row]:
-                    after[token] = place // size * groups + int(trace.grouping.index[row, inside])
-            places = after
-            found[f"kept_{number}"] += sum(bool(needles[token]) for token in places)
+                    after[token] = position // size * groups + int(trace.grouping.index[row, inside])
+            positions = after
+            found[f"kept_{number}"] += sum(bool(needles[token]) for token in positions)
     assert logged["test/details/oracle"] == 1
     assert {name: float(logged[f"test/details/{name}"]) for name in found} == pytest.approx(
         {name: count / 20 for name, count in found.items()}

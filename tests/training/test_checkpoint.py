@@ -1,4 +1,4 @@
-"""Checkpoints: which files are ours, and what they are refused for."""
+"""Checkpoints: which files are read, and which are refused with which message."""
 
 import zipfile
 
@@ -9,9 +9,9 @@ from vtm.training.checkpoint import read_checkpoint
 
 
 def test_a_missing_checkpoint_is_named():
-    with pytest.raises(FileNotFoundError, match=r"ckpt_path=nowhere/last\.ckpt is no file; checkpoints lie in"):
+    with pytest.raises(FileNotFoundError, match=r"ckpt_path=nowhere/last\.ckpt is not a file; checkpoints are in"):
         read_checkpoint("nowhere/last.ckpt")
-    with pytest.raises(FileNotFoundError, match=r"finetune_from=nowhere/best\.ckpt is no file; checkpoints lie in"):
+    with pytest.raises(FileNotFoundError, match=r"finetune_from=nowhere/best\.ckpt is not a file; checkpoints are in"):
         read_checkpoint("nowhere/best.ckpt", key="finetune_from")
 
 
@@ -23,9 +23,9 @@ def test_another_file_than_a_checkpoint_is_named(tmp_path):
     torch.save({"state_dict": {}}, tmp_path / "other")
     torch.save(zipfile.ZipInfo(), tmp_path / "pickle")
     for name in ("README.md", "empty", "zip", "other", "pickle"):
-        with pytest.raises(ValueError, match=rf"ckpt_path=.*{name} is no checkpoint of vtm, or a damaged one; give"):
+        with pytest.raises(ValueError, match=rf"ckpt_path=.*{name} is not a checkpoint of vtm, or is damaged; give"):
             read_checkpoint(tmp_path / name)
-        with pytest.raises(ValueError, match=rf"finetune_from=.*{name} is no checkpoint of vtm, or a damaged one; gi"):
+        with pytest.raises(ValueError, match=rf"finetune_from=.*{name} is not a checkpoint of vtm, or is damaged; gi"):
             read_checkpoint(tmp_path / name, key="finetune_from", tensors=True)
 
 
@@ -52,7 +52,7 @@ def test_a_flipped_bit_in_a_tensor_is_noticed_where_the_tensors_are_used(tmp_pat
     content = bytearray(path.read_bytes())
     content[content.index(head)] ^= 1
     path.write_bytes(content)
-    with pytest.raises(ValueError, match="is no checkpoint of vtm, or a damaged one"):
+    with pytest.raises(ValueError, match="is not a checkpoint of vtm, or is damaged"):
         read_checkpoint(path, tensors=True)
 
 

@@ -39,7 +39,7 @@ def test_the_csv_of_a_resumed_run_goes_on_after_the_checkpoint(tmp_path: Path) -
     for name, steps in checkpoints.items():
         save_checkpoint(tmp_path / name, steps)
     path.write_text(before + after, newline="")
-    csv_logger(save_dir=tmp_path, ckpt_path=tmp_path / "first.ckpt")  # interrupted at once
+    csv_logger(save_dir=tmp_path, ckpt_path=tmp_path / "first.ckpt")  # interrupted immediately
     logger = csv_logger(save_dir=tmp_path, ckpt_path=tmp_path / "first.ckpt")
     logger.log_metrics({"val/loss": 1.0, "new": 5.0}, step=2)
     logger.save()
@@ -86,7 +86,7 @@ def no_wandb_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("NETRC", str(tmp_path / "home" / ".netrc"))
-    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # where nothing answers
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # an address where no server answers
 
 
 TWO_JOBS = """
@@ -121,7 +121,7 @@ def test_without_a_key_every_job_is_an_offline_run_in_its_own_folder(tmp_path: P
 
 
 class Run:
-    """What `wandb.init` returns, as far as it is used before Lightning takes over."""
+    """A stand-in for the run that `wandb.init` returns."""
 
     def __init__(self, folder: Path) -> None:
         self.dir = str(folder / "files")

@@ -154,13 +154,15 @@ def test_a_checkpoint_is_plain_says_what_it_is_and_holds_no_encoder(checkpoint):
 
 
 def test_a_checkpoint_restores_the_tested_model(checkpoint, tmp_path):
-    first, again = module(), module()
-    for parameter in again.model.parameters():
+    first, second = module(), module()
+    for parameter in second.model.parameters():
         parameter.data.zero_()
     trainer(tmp_path).test(first, Clips(), ckpt_path=checkpoint, verbose=False)
-    trainer(tmp_path).test(again, Clips(), ckpt_path=checkpoint, verbose=False)
-    assert first.summary("test") == again.summary("test")
-    assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), again.state_dict().values(), strict=True))
+    trainer(tmp_path).test(second, Clips(), ckpt_path=checkpoint, verbose=False)
+    assert first.summary("test") == second.summary("test")
+    assert all(
+        torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True)
+    )
 
 
 def test_a_checkpoint_of_other_classes_is_refused(checkpoint, tmp_path):
@@ -212,18 +214,18 @@ def test_a_foreign_checkpoint_is_refused(checkpoint, tmp_path):
     content = torch.load(checkpoint, weights_only=True)
     del content["vtm"]
     torch.save(content, tmp_path / "foreign.ckpt")
-    with pytest.raises(ValueError, match="is no checkpoint of vtm, or a damaged one"):
+    with pytest.raises(ValueError, match="is not a checkpoint of vtm, or is damaged"):
         trainer(tmp_path).test(module(), Clips(), ckpt_path=tmp_path / "foreign.ckpt")
 
 
 def test_fine_tuning_takes_the_network_and_a_new_head(checkpoint):
-    theirs = torch.load(checkpoint, weights_only=True)["state_dict"]
-    ours = module(outputs=5)
-    head = ours.model.head.weight.detach().clone()
-    fine_tune(ours.model, checkpoint, encoder_key=ours.encoder.key)
-    assert torch.equal(ours.model.head.weight, head)
-    for name, value in ours.model.state_dict().items():
-        assert name.startswith("head.") or torch.equal(value, theirs[f"model.{name}"])
+    trained = torch.load(checkpoint, weights_only=True)["state_dict"]
+    lit = module(outputs=5)
+    head = lit.model.head.weight.detach().clone()
+    fine_tune(lit.model, checkpoint, encoder_key=lit.encoder.key)
+    assert torch.equal(lit.model.head.weight, head)
+    for name, value in lit.model.state_dict().items():
+        assert name.startswith("head.") or torch.equal(value, trained[f"model.{name}"])
 
 
 def test_fine_tuning_another_network_names_a_tensor(checkpoint):
@@ -261,7 +263,9 @@ def test_the_summary_holds_the_predictions_of_the_evaluated_videos(tmp_path):
 def test_ranks_that_see_other_videos_are_stopped(tmp_path, monkeypatch):
     run, lit = trainer(tmp_path), module()
     monkeypatch.setattr(type(run.strategy), "broadcast", lambda self, value, src=0: "what rank 0 sees")
-    with pytest.raises(RuntimeError, match=r"other processes see other train videos .*12 of them here"):
+    with pytest.raises(
+        RuntimeError, match=r"other processes see other train videos than this one, which sees 12; wait"
+    ):
         run.fit(lit, Clips())
 
 

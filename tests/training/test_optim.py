@@ -1,4 +1,4 @@
-"""The schedule of the learning rate, and the precision."""
+"""Learning-rate schedule and choice of the precision."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The sheet that goes to W&B: when, of which clip, and from what is in the batch."""
+"""The sheet logged to W&B: in which epochs, of which clip, from frames or features."""
 
 import os
 from functools import partial
@@ -60,7 +60,7 @@ class Patches(Encoder):
 
 
 class Kept(WandbLogger):
-    """Keep the pictures, and nothing else."""
+    """A W&B logger that only keeps the pictures."""
 
     def __init__(self) -> None:
         self.kept: list[dict[str, Any]] = []
@@ -115,13 +115,13 @@ def fit(folder: Path, model: VTMModule, *loggers: Any, every: int = 2, epochs: i
 
 
 def first_row(sheet: Any, frames: Tensor, grid: tuple[int, int]) -> bool:
-    """Say whether the frames of a sheet are these."""
+    """Return whether a sheet shows these pictures as its frames."""
     pictures = enlarge(frames, grid, 250)
     _, height, width, _ = pictures.shape
-    places = [
+    windows = [
         np.s_[196 : 196 + height, x : x + width] for x in range(232, 232 + len(frames) * (width + 10), width + 10)
     ]
-    return all(np.array_equal(sheet[at], picture) for at, picture in zip(places, pictures, strict=True))
+    return all(np.array_equal(sheet[at], picture) for at, picture in zip(windows, pictures, strict=True))
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -137,7 +137,7 @@ def test_sheets_come_every_few_epochs_and_after_the_last(tmp_path, root):
     batch = next(iter(data.val_dataloader()))
     for kept in logger.kept:
         assert kept["key"] == "val/merged"
-        assert kept["caption"] == ["01.mp4@0.00, in truth b"]
+        assert kept["caption"] == ["01.mp4@0.00, true: b"]
         assert first_row(kept["images"][0], batch.inputs[0], (2, 2))
     assert not np.array_equal(logger.kept[0]["images"][0], logger.kept[-1]["images"][0])
 
@@ -163,7 +163,7 @@ def test_the_frames_are_those_of_the_batch(tmp_path, root, row, frames_per_step,
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_features_are_shown_in_colours(tmp_path):
+def test_features_are_shown_in_colors(tmp_path):
     clips = Needles(
         num_classes=2, frames=4, height=3, width=4, channels=8, num_needles=3, num_decoys=2, clutter=0.2,
         num_patterns=2, noise=0.1, needle_speed=0.0, other_speed=1.0, seed=0,
@@ -177,7 +177,7 @@ def test_features_are_shown_in_colours(tmp_path):
     (kept,) = logger.kept
     features = next(iter(data.val_dataloader())).inputs[0]
     assert first_row(kept["images"][0], feature_colors(features), (3, 4))
-    assert kept["caption"][0].endswith("in truth class 0")
+    assert kept["caption"][0].endswith("true: class 0")
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -193,7 +193,7 @@ def test_a_regression_is_shown_with_its_value(tmp_path, root, monkeypatch):
         vtm.training.picture_logger, "draw_sheet", lambda view, **words: shown.append((view.scores, words))
     )
     fit(tmp_path / "run", module(encoder, data, task, outputs=1), logger, epochs=1)
-    assert logger.kept[0]["caption"] == ["01.mp4@0.00, in truth −2.00"]
+    assert logger.kept[0]["caption"] == ["01.mp4@0.00, true: −2.00"]
     ((scores, words),) = shown
     ((name, value),) = scores
     assert (name, type(value)) == ("value", float)
@@ -236,5 +236,5 @@ def test_wandb_takes_the_sheet(tmp_path, root, monkeypatch):
 
 
 def test_epochs_are_counted_from_one():
-    with pytest.raises(ValueError, match="expected every_epochs from 1 on, got 0"):
+    with pytest.raises(ValueError, match="expected every_epochs of at least 1, got 0"):
         PictureLogger(every_epochs=0)

@@ -1,4 +1,4 @@
-"""What a run shows while it trains."""
+"""Progress lines and the progress bar of a run."""
 
 import random
 import sys
@@ -19,7 +19,7 @@ from vtm.training.progress import NetworkSize, ProgressLines, progress_bar
 
 
 class Noisy(Dataset[tuple[Tensor, Tensor, Tensor]]):
-    """Ten videos whose clips are noise from all three generators, as an augmentation would draw it."""
+    """Ten videos whose clips are noise from all three random generators, as an augmentation would draw it."""
 
     def __len__(self) -> int:
         return 10
@@ -30,7 +30,7 @@ class Noisy(Dataset[tuple[Tensor, Tensor, Tensor]]):
 
 
 class Still(Noisy):
-    """The same videos without noise, to validate and test on."""
+    """The same videos without noise, for validation and test."""
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
         return torch.full((4,), float(index)), torch.tensor(index % 2), torch.tensor(index)
@@ -95,7 +95,7 @@ def test_lines_show_every_batch_and_every_evaluation(tmp_path: Path, capsys: pyt
     assert [line.split("  ")[2] for line in train] == [f"loss {loss:.4g}" for loss in model.losses]
     assert train[-1].startswith("epoch 2/2 ")
     assert train[-1].endswith("remaining 0:00:00")
-    assert "remaining" not in train[0]  # no step has been taken, so there is no rate to tell it from
+    assert "remaining" not in train[0]  # before the first step there is no rate
     assert sum(line.startswith("val  batch ") for line in lines) == 10
     assert [line[:21] for line in lines if "val/" in line] == ["epoch 1  val/accuracy", "epoch 2  val/accuracy"]
     assert lines[-1].startswith(f"test/accuracy {trainer.callback_metrics['test/accuracy']:.4g}  evaluated in 0:00:")

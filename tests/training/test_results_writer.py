@@ -1,4 +1,4 @@
-"""What a run leaves: its results in a file and in print, beside the published figures."""
+"""The files that a test leaves, `results.json` and predictions, and the printed report."""
 
 import csv
 import json
@@ -44,7 +44,7 @@ class Still(Dataset[Clip]):
 
 
 class Tiny(LightningModule):
-    """A network that is best after its second epoch, by its own account."""
+    """A network whose validation score is highest after its second epoch."""
 
     task = SimpleNamespace(name="scene")
     class_names: list[str] | None = ["even", "odd"]  # noqa: RUF012
@@ -122,7 +122,7 @@ def test_results_hold_every_evaluation(tmp_path: Path, capsys: pytest.CaptureFix
     last = ModelCheckpoint(tmp_path, "last", save_on_train_epoch_end=True)
     trainer = make_trainer(tmp_path, results, best, last, max_epochs=3, num_sanity_val_steps=0)
     trainer.fit(model, still(), still())
-    assert not results.path.exists()  # the validations of a fit are no result
+    assert not results.path.exists()  # validations during a fit are not written
     for path in results.each({"best": best.best_model_path, "last": last.best_model_path}):
         trainer.validate(model, still(), ckpt_path=path, verbose=False)
         trainer.test(model, still(), ckpt_path=path, verbose=False)
@@ -181,7 +181,9 @@ def test_the_epoch_is_that_of_the_checkpoint_in_a_process_that_never_trained(tmp
     test = json.loads(results.path.read_text())["test"]
     assert (test["checkpoint"], test["epoch"]) == ("given", 2)
     tester.test(Tiny(), still(), verbose=False)
-    assert json.loads(results.path.read_text())["test"]["epoch"] is None  # nor is it that of the test before
+    assert (
+        json.loads(results.path.read_text())["test"]["epoch"] is None
+    )  # unknown, and not the epoch of the previous test
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -301,28 +303,6 @@ def test_results_are_readable_by_others_and_never_half_written(tmp_path: Path) -
         assert [file.name for file in tmp_path.iterdir() if "results" in file.name] == ["results.json"]
     finally:
         os.umask(before)
-
-
-def score(**changes: Any) -> dict[str, Any]:
-    """The score of a test of 86 videos, with changes."""
-    return {
-        "metric": "accuracy",
-        "value": 64 / 86,
-        "interval": [0.6432, 0.8246],
-        "n": 86,
-        "macro_accuracy": 0.7,
-        "clip_level": {"value": 0.72, "n": 900},
-        "floor": 0.2674,
-        "missing": 0,
-        "missing_ids": [],
-        "ids_sha256": "0123456789abcdef" * 4,
-        "selection": "val",
-        "damaged_videos": 0,
-        "train_videos": {"n": 540, "missing": 17},
-        "checkpoint": "best",
-        "epoch": 12,
-        **changes,
-    }
 
 
 @pytest.mark.filterwarnings("ignore")

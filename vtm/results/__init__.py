@@ -1,1 +1,1 @@
-"""`results.json`, its fields, written and read; tables and plots of one run and of many."""
+"""Read and write `results.json` and the predictions of a run; tables and plots of one run and of many."""

@@ -1,4 +1,4 @@
-"""Write the tables as Markdown, and every run as a line of CSV."""
+"""Write the tables of a report as Markdown, and every run as a row of CSV."""
 
 from __future__ import annotations
 
@@ -14,30 +14,37 @@ from vtm.results.summary import published_figures
 from vtm.results.tables import Row, Table, clips_per_second, peak_gb, tokens_kept
 
 LEGEND = (
-    "The score is the mean over seeds ± the sample standard deviation (n − 1), then the worst and the best seed in "
-    "brackets. Validation, floor (majority class or training mean) and further scores are means, clips/s and peak GB "
-    "medians over seeds. Tokens kept: after the last block, in percent of those before the first. Clips/s: encoder, "
-    "where frames come in, and network, without loading; peak GB: memory of one step above what was in use. In the "
-    "plots bars are the standard deviation of the score, and the range of throughput and memory over seeds."
+    "The score is the mean over seeds ± the sample standard deviation (n − 1), followed by the worst and the best run "
+    "with their seeds in brackets. Validation, floor (majority class or training mean) and further scores are means "
+    "over seeds; clips/s and peak GB are medians. Tokens kept: tokens after the last block, in percent of the tokens "
+    "before the first. Clips/s: speed of the network and, for frames, the encoder, without loading. Peak GB: memory of "
+    "one step above what was in use. Bars in the plots are the standard deviation of the score, and the range of "
+    "throughput and memory over seeds."
 )
 
 
 def markdown(tables: Sequence[Table], unfinished: Sequence[Unfinished], *, checkpoint: str) -> str:
-    """Write all tables, with what one has to know beside them."""
-    epoch = "the last epoch" if checkpoint == "last" else "the epoch that was best in validation"
+    """Return all tables as Markdown, with notes on how to read them.
+
+    Args:
+        tables: tables to write.
+        unfinished: runs to list as left out.
+        checkpoint: checkpoint whose tests are shown, `best` or `last`.
+    """
+    epoch = "the last epoch" if checkpoint == "last" else "the epoch with the best validation score"
     lines = ["# Report", "", f"Tests of {epoch}, unless a table says otherwise. {LEGEND}"]
     if len(tables) > 1:
-        lines += ["", "Different experiments, tasks or evaluated videos: a table each, never averaged together."]
+        lines += ["", "Different experiments, tasks or evaluated videos have separate tables and are never averaged."]
     for table in tables:
         lines += ["", f"## {_title(table)}", "", _aligned(_cells(table)), "", *_notes(table)]
     if unfinished:
-        lines += ["", f"Left out, because unfinished ({len(unfinished)}):", ""]
+        lines += ["", f"Left out because they are unfinished ({len(unfinished)}):", ""]
         lines += [f"- {one.folder}: {one.reason}" for one in unfinished]
     return "\n".join(lines) + "\n"
 
 
 def runs_csv(tables: Sequence[Table]) -> str:
-    """Write every run in full precision."""
+    """Return a CSV row for each run, in full precision."""
     rows = [_facts(table, row, run) for table in tables for row in table.rows for run in row.runs]
     text = io.StringIO()
     writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
@@ -53,7 +60,7 @@ def _title(table: Table) -> str:
 
 
 def _cells(table: Table) -> list[list[str]]:
-    """Fill a table, heading first; a column that no row has anything to say in is left out."""
+    """Return the rows of a table, heading first, without columns that are empty in every row."""
     digits = ".3f" if table.metric == "accuracy" else ".4g"
     heading = [*table.columns, "seeds", table.metric, "worst (seed)", "best (seed)", "validation", "floor"]
     heading += [*table.details, "tokens kept %", "clips/s", "peak GB"]
@@ -72,31 +79,31 @@ def _cells(table: Table) -> list[list[str]]:
 
 
 def _notes(table: Table) -> list[str]:
-    """Say in a paragraph each what the numbers depend on."""
+    """Return the paragraphs below a table, on what its numbers depend on."""
     runs, notes = table.runs, []
     if any(run.test.get("selection") == "test" and run.test.get("checkpoint") != "last" for run in runs):
-        notes.append("The epoch was chosen on the TEST videos in at least one run: its score is optimistic.")
+        notes.append("In at least one run, the epoch was chosen on the TEST videos: its score is optimistic.")
     if missing := max(run.test.get("missing", 0) for run in runs):
-        notes.append(f"Of the test videos, {missing} are missing.")
+        notes.append(f"{missing} of the test videos are missing.")
     measured = dict.fromkeys(
         f"{run.cost['device']}, {run.cost['inputs']}, at most {run.cost['batch_size']} clips a step"
         for run in runs if run.cost
     )  # fmt: skip
     if len(measured) > 1:
-        notes.append(f"Speed and memory cannot be compared, they were measured on: {'; '.join(measured)}.")
+        notes.append(f"Speed and memory cannot be compared, because they were measured on: {'; '.join(measured)}.")
     elif measured:
-        notes.append(f"Speed and memory: {next(iter(measured))}.")
+        notes.append(f"Speed and memory were measured on: {next(iter(measured))}.")
     commits = dict.fromkeys(str(run.content["commit"])[:12] for run in runs)
     if len(commits) > 1:
-        notes.append(f"The runs are of several versions of the source: {', '.join(commits)}.")
+        notes.append(f"The runs used different versions of the source: {', '.join(commits)}.")
     notes += [
-        f"Seed {earlier.seed} of one setting was run twice: {later.folder} counts, {earlier.folder} does not."
+        f"Seed {earlier.seed} of one setting was run twice: {later.folder} is used, {earlier.folder} is not."
         for earlier, later in table.superseded
     ]
     figures = {name: figure for run in runs for name, figure in run.content["published"].get("figures", {}).items()}
     if figures:
         listed = "; ".join(published_figures(figures, metric=table.metric))
-        notes.append(f"Published by others, not ours: {listed}. {NOTE}")
+        notes.append(f"Published by others: {listed}. {NOTE}")
     return [line for note in notes for line in (note, "")][:-1]
 
 
@@ -133,7 +140,7 @@ def _facts(table: Table, row: Row, run: Run) -> dict[str, object]:
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Write a table in Markdown that can be read as it stands.
+    """Write a table in aligned Markdown.
 
     >>> print(_aligned([["merging", "seeds"], ["none", "5"]]))
     | merging   |   seeds |
@@ -153,7 +160,7 @@ def _number(value: float | None, spec: str) -> str:
 
 
 def _short(value: float | None) -> str:
-    """Round to three digits, but no whole number to tens.
+    """Round to three significant digits, but keep all digits before the decimal point.
 
     >>> _short(1234.5), _short(12.345), _short(0.012345)
     ('1234', '12.3', '0.0123')

@@ -1,4 +1,4 @@
-"""What earlier versions called the classes and functions that checkpoints and results of theirs name."""
+"""Translate the names of classes and functions in checkpoints and results of earlier versions."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _MOVED = {
 
 
 def with_current_names(config: Any) -> Any:
-    """Return a configuration in plain containers with every `_target_` under its present name.
+    """Return a configuration, in plain containers, with the current name of every `_target_`.
 
     >>> with_current_names({"task": {"_target_": "vtm.tasks.Regression"}})
     {'task': {'_target_': 'vtm.tasks.regression.Regression'}}

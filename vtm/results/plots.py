@@ -29,7 +29,7 @@ _STYLE: dict[Any, Any] = {
     "axes.axisbelow": True,
     "pdf.fonttype": 42,  # text as text
 }
-# colours that people with any colour vision can tell apart (Okabe and Ito), and markers for those who print in grey
+# colors that can be told apart with any color vision (Okabe and Ito), and markers for prints in gray
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C8C00")
 _MARKERS = "osD^vPX*"
 _GRAY = "0.45"
@@ -39,7 +39,7 @@ Boxes = NDArray[np.float64]
 
 
 class Cost(NamedTuple):
-    """One thing that the score is drawn against."""
+    """A cost that the score is drawn against."""
 
     name: str
     of: Callable[[Run], float | None]
@@ -54,12 +54,12 @@ COSTS = (
 
 
 def draw(table: Table, folder: Path, *, name: str) -> list[Path]:
-    """Draw a table as PNG and PDF.
+    """Draw the plots of a table as PNG and PDF.
 
     Args:
-        table: what to draw.
-        folder: where the files go; made where there is none.
-        name: how the files' names begin.
+        table: table to draw.
+        folder: folder to write to; it is created if it does not exist.
+        name: beginning of the file names.
 
     Returns:
         The PNG files.
@@ -116,7 +116,7 @@ def draw_confusion(counts: Sequence[Sequence[int]], names: Sequence[str], path: 
 def pareto_front(
     points: Sequence[tuple[float, float]], *, lower_is_better: tuple[bool, bool]
 ) -> list[tuple[float, float]]:
-    """Leave the points that no other one beats, being as good in both values and better in one; by the first value.
+    """Return the points that no other point dominates, sorted; a dominating point is as good in both and better in one.
 
     >>> pareto_front([(1, 5), (2, 7), (3, 6), (3, 8)], lower_is_better=(True, False))
     [(1, 5), (2, 7), (3, 8)]
@@ -132,7 +132,7 @@ def pareto_front(
 
 
 def _seeds(table: Table) -> Figure:
-    """Draw a line for each setting: a dot for each seed, the mean, and the standard deviation to both sides."""
+    """Draw a line for each setting, with a dot for each seed, the mean, and bars of the standard deviation."""
     figure = Figure(figsize=(6.5, 1.1 + 0.38 * len(table.rows)), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
@@ -166,10 +166,10 @@ def _costs(table: Table) -> Figure:
     figure = Figure(figsize=(11, 3.9), layout="constrained")
     canvas = FigureCanvasAgg(figure)
     panels = figure.subplots(1, len(COSTS), sharey=True)
-    found = [
+    panel_points = [
         [point for position, row in enumerate(table.rows) if (point := _point(position, row, cost))] for cost in COSTS
     ]
-    for axes, cost, points in zip(panels, COSTS, found, strict=True):
+    for axes, cost, points in zip(panels, COSTS, panel_points, strict=True):
         for point in points:
             color, marker = _style(point.position)
             axes.errorbar(
@@ -189,8 +189,8 @@ def _costs(table: Table) -> Figure:
     handles = [handle for axes in panels for handle in axes.get_legend_handles_labels()[0]]
     if handles:
         figure.legend(handles=handles[:1], loc="outside upper right", frameon=False)
-    canvas.draw()  # now everything has its place
-    for axes, points in zip(panels, found, strict=True):
+    canvas.draw()  # the layout must be final before the labels are placed
+    for axes, points in zip(panels, panel_points, strict=True):
         _put_labels(axes, points, [row.label for row in table.rows], canvas)
     return figure
 
@@ -205,18 +205,18 @@ class _Point(NamedTuple):
 
 
 def _point(position: int, row: Row, cost: Cost) -> _Point | None:
-    """Place a row in a panel; None without a finite score or a cost."""
-    found = [value for run in row.runs if (value := cost.of(run)) is not None]
+    """Return the point of a row in a panel; None without a finite score or a cost."""
+    costs = [value for run in row.runs if (value := cost.of(run)) is not None]
     x = row.median(cost.of)
     mean, sd = row.score
     if x is None or not math.isfinite(mean):
         return None
-    return _Point(position, x, min(found), max(found), mean, sd or 0.0)
+    return _Point(position, x, min(costs), max(costs), mean, sd or 0.0)
 
 
 def _put_labels(axes: Axes, points: Sequence[_Point], names: Sequence[str], canvas: FigureCanvasAgg) -> None:
-    """Write each name near its point, where name and leader cover least of what is there already."""
-    pixels = axes.figure.dpi / 72  # of a point of type
+    """Write each name near its point, where the name and its leader line cover least of what is already drawn."""
+    pixels = axes.figure.dpi / 72  # pixels per typographic point
     inside = np.array([axes.get_window_extent().extents])
     centers = [np.array(axes.transData.transform((point.x, point.y))) for point in points]
     lines = [np.array(line.get_xydata()) for line in axes.lines]
@@ -269,13 +269,13 @@ def _boxes(line: Boxes, width: float) -> Boxes:
 
 
 def _overlap(box: Boxes, others: Boxes) -> float:
-    """Return the area that a box (4,) shares with others (k, 4)."""
+    """Return the total area that a box (4,) shares with others (k, 4)."""
     sides = np.minimum(box[2:], others[:, 2:]) - np.maximum(box[:2], others[:, :2])
     return float(sides.clip(min=0).prod(axis=1).sum())
 
 
 def _style(position: int) -> tuple[str, str]:
-    """Choose colour and marker of a row."""
+    """Return the color and the marker of a row."""
     return _COLORS[position % len(_COLORS)], _MARKERS[(position + position // len(_COLORS)) % len(_MARKERS)]
 
 

@@ -1,4 +1,4 @@
-"""`results.json`, what came out of a run: its fields, written and read."""
+"""Collect the fields of `results.json`, write it, and read it."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ _PARTS = ("experiment", "task", "seed", "commit", "config", "published")
 def describe_run(
     *, experiment: str, seed: int, published: Mapping[str, Mapping[str, Any]], source: Path
 ) -> dict[str, Any]:
-    """Collect what `results.json` says of a run besides its scores, its task and its configuration.
+    """Collect the fields of `results.json` that describe a run, with task and configuration still None.
 
     Args:
         experiment: name of the experiment.
-        seed: of the run.
+        seed: seed of the run.
         published: figures of others, as `ResultsWriter` describes them.
-        source: a file of the code that runs, for its commit.
+        source: file of the running code, whose commit is recorded.
     """
-    import torch  # which takes seconds, and reading results does without it
+    import torch  # slow to import, and not needed to read results
 
     return {
         "experiment": experiment,
@@ -40,7 +40,7 @@ def describe_run(
         "commit": source_commit(source),
         "versions": {
             "python": platform.python_version(),
-            "torch": torch.__version__,  # says which CUDA, which the package's version does not
+            "torch": torch.__version__,  # with the CUDA version, which the package's version lacks
             **{name: importlib.metadata.version(name) for name in ("lightning", "timm", "vtm")},
         },
         "config": None,
@@ -52,35 +52,37 @@ def write_results(path: Path, run: Mapping[str, Any], scores: Mapping[str, Mappi
     """Write `results.json` in one step.
 
     Args:
-        path: of the file.
-        run: what `describe_run` gives, with task and configuration.
-        scores: each evaluation under its name: `val`, `test`, `val_last`, `test_last`.
+        path: file to write.
+        run: fields of `describe_run`, with task and configuration.
+        scores: evaluations by name: `val`, `test`, `val_last`, `test_last`.
     """
     write_atomically(path, json.dumps({**run, **scores}, indent=2, ensure_ascii=False) + "\n")
 
 
 def read_results(path: Path) -> dict[str, Any]:
-    """Read `results.json`; the targets in its configuration get their present names.
+    """Read `results.json`, with the current name of every `_target_` in its configuration.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is something else, or damaged.
+        FileNotFoundError: if the file does not exist.
+        ValueError: if it is not a `results.json`, or is damaged.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(
-            f"{path}: expected the results of a run, found no JSON ({error}); remove it or test again"
+            f"{path}: expected the results of a run, but it is not JSON ({error}); delete it or test again"
         ) from error
-    lacking = [part for part in _PARTS if part not in content] if isinstance(content, dict) else list(_PARTS)
-    if lacking:
-        raise ValueError(f"{path}: expected the results of a run, found nothing under {', '.join(lacking)}")
-    found: dict[str, Any] = content | {"config": with_current_names(content["config"])}
-    return found
+    missing = [part for part in _PARTS if part not in content] if isinstance(content, dict) else list(_PARTS)
+    if missing:
+        raise ValueError(
+            f"{path}: expected the results of a run, but it lacks {', '.join(missing)}; delete it or test again"
+        )
+    results: dict[str, Any] = content | {"config": with_current_names(content["config"])}
+    return results
 
 
 def score_of(run: Mapping[str, Any], stage: str, epoch: int) -> dict[str, Any] | None:
-    """Find the score of an epoch in `results.json`, without the lists of videos and of classes."""
+    """Return the evaluation of an epoch in `results.json`, without its long fields; None if there is none."""
     for name in (stage, f"{stage}_last"):
         if name in run and run[name]["epoch"] == epoch:
             omitted = ("missing_ids", "cost", "details", "per_class")
@@ -89,9 +91,9 @@ def score_of(run: Mapping[str, Any], stage: str, epoch: int) -> dict[str, Any] |
 
 
 def ids_sha256(ids: Iterable[str]) -> str:
-    """Hash the ids of the evaluated videos, whatever their order: equal hashes mean equal test sets.
+    """Hash the ids of the evaluated videos in any order: equal hashes mean equal test sets.
 
-    To compute it elsewhere: `sort` the ids as UTF-8, join them by newlines without a last one, SHA-256.
+    The hash is the SHA-256 of the ids, sorted and joined by newlines, in UTF-8.
 
     >>> ids_sha256(["b", "a"])[:8] == ids_sha256(["a", "b"])[:8]
     True
@@ -100,11 +102,11 @@ def ids_sha256(ids: Iterable[str]) -> str:
 
 
 def source_commit(path: Path) -> str | None:
-    """Name the commit that a source file belongs to.
+    """Return the commit that a source file belongs to.
 
     Returns:
-        The hash, with `+dirty` if the checkout has changes or files that are not in it; None if git does not know the
-        file, as in an installed package.
+        The hash, with `+dirty` if the checkout has uncommitted changes or untracked files; None if git does not track
+        the file, as in an installed package.
     """
     try:
         _git(path.parent, "ls-files", "--error-unmatch", path.name)

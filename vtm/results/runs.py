@@ -1,4 +1,4 @@
-"""Read what runs left: `results.json`, and how Hydra composed their settings."""
+"""Find the runs in folders, and read their `results.json` and the settings that Hydra composed."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from omegaconf import OmegaConf
 
 from vtm.results.record import read_results
 
-_NO_SETTINGS = (  # how and where a run was done, rather than what was done
+_IGNORED = (  # settings that do not change the result of a run
     "run_dir", "logger", "published", "ablation", "hydra",
     "data.root", "data.num_workers", "data.source.address", "data.source.cache", "data.source.cache_gb",
 )  # fmt: skip
-_TRAINING = "  job:\n    name: train\n"  # in what Hydra writes of a run of train.py, and not of another command
+_TRAINING = "  job:\n    name: train\n"  # in the files that Hydra writes for train.py, but not for other commands
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run that has been evaluated.
+    """A run that has been tested.
 
     Attributes:
-        folder: of the run.
-        checkpoint: `best` or `last`.
-        content: of `results.json`.
-        hydra: how it was composed, `.hydra/hydra.yaml`; empty where that is not there.
+        folder: folder of the run.
+        checkpoint: checkpoint whose test is used, `best` or `last`.
+        content: content of `results.json`.
+        hydra: content of `.hydra/hydra.yaml`; empty if the file does not exist.
     """
 
     folder: Path
@@ -38,47 +38,47 @@ class Run:
 
     @property
     def seed(self) -> int:
-        """Return the seed of the run."""
+        """Seed of the run."""
         return int(self.content["seed"])
 
     @property
     def test(self) -> Mapping[str, Any]:
-        """Return the evaluation on the test videos."""
+        """Evaluation on the test videos."""
         test: Mapping[str, Any] = self.content["test_last" if self.checkpoint == "last" else "test"]
         return test
 
     @property
     def val(self) -> Mapping[str, Any]:
-        """Return the evaluation on the validation videos; empty where there is none."""
+        """Evaluation on the validation videos; empty if there is none."""
         val: Mapping[str, Any] = self.content.get("val_last" if self.checkpoint == "last" else "val", {})
         return val
 
     @property
     def cost(self) -> Mapping[str, Any]:
-        """Return what the test took; empty where it was not measured."""
+        """Speed, memory and tokens of the test; empty if not measured."""
         cost: Mapping[str, Any] = self.test.get("cost", {})
         return cost
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """Return the configuration by dotted keys, without what says where a run was and what it reported to."""
+        """Configuration by dotted keys, without paths, loggers and other settings that do not change the result."""
         config = self.content["config"]
-        found = {}
+        settings = {}
         for key, value in _leaves(config):
             inside = isinstance(value, str) and value.startswith(str(config.get("run_dir", "\0")))
-            if not (inside or self._resumes(key) or _is_elsewhere(key)):
-                found[key] = value
-        return found
+            if not (inside or self._resumes(key) or _is_ignored(key)):
+                settings[key] = value
+        return settings
 
     @property
     def overrides(self) -> list[str]:
-        """Return the keys that were overridden, groups too, in the order of the command line."""
+        """Keys of the overridden settings and groups, in the order of the command line."""
         texts = self.hydra.get("overrides", {}).get("task", [])
         keys = [re.sub(r"^[+~]+", "", text.split("=", 1)[0]).split("@")[0] for text in texts]
-        return [key for key in keys if not (key == "seed" or self._resumes(key) or _is_elsewhere(key))]
+        return [key for key in keys if not (key == "seed" or self._resumes(key) or _is_ignored(key))]
 
     def setting(self, key: str) -> Any:
-        """Look up an option of a group, or else a dotted key; None if there is no such thing."""
+        """Return the chosen option of a group, or the value of a dotted key; None if there is neither."""
         choices = self.hydra.get("runtime", {}).get("choices", {})
         if key in choices:
             return choices[key]
@@ -88,34 +88,34 @@ class Run:
         return node
 
     def _resumes(self, key: str) -> bool:
-        """Say whether a setting is just that the run was interrupted."""
+        """Return whether a setting only resumes the run."""
         return key == "ckpt_path" and bool(self.content["config"].get("train", False))
 
 
 class Unfinished(NamedTuple):
-    """Say which run cannot be reported on, and why."""
+    """A run without the wanted test, and the reason."""
 
     folder: Path
     reason: str
 
 
 def read_runs(paths: Iterable[Path], *, checkpoint: str) -> tuple[list[Run], list[Unfinished]]:
-    """Find all runs below folders, each once.
+    """Read all runs in folders, each once.
 
     Args:
-        paths: folders, which are searched, and files such as `results.json`.
-        checkpoint: whose test counts, `best` or `last`.
+        paths: folders to search, or files such as `results.json`.
+        checkpoint: checkpoint whose test is used, `best` or `last`.
 
     Raises:
-        FileNotFoundError: if there is no such file or folder.
-        ValueError: if a file is no `results.json`, or there is nothing to report on.
+        FileNotFoundError: if a path does not exist.
+        ValueError: if a file is not a `results.json`, or a folder contains no runs.
     """
     runs: list[Run] = []
     unfinished: list[Unfinished] = []
     for file in dict.fromkeys(file.resolve() for path in paths for file in _files(path)):
         if not file.exists():
-            begun = any(file.parent.glob("checkpoints/*.ckpt"))
-            unfinished.append(Unfinished(file.parent, "no results.json" if begun else "not begun: no epoch finished"))
+            started = any(file.parent.glob("checkpoints/*.ckpt"))
+            unfinished.append(Unfinished(file.parent, "no results.json" if started else "no epoch was finished"))
             continue
         run = _read(file, checkpoint)
         wanted = "test_last" if checkpoint == "last" else "test"
@@ -127,25 +127,23 @@ def read_runs(paths: Iterable[Path], *, checkpoint: str) -> tuple[list[Run], lis
 
 
 def _files(path: Path) -> Iterator[Path]:
-    """List the results, written or still to come, by number where folders have numbers."""
+    """Yield the paths of results, also of unfinished runs, in natural order of the folder names."""
     if path.is_file():
         yield path
         return
     if not path.is_dir():
-        raise FileNotFoundError(
-            f"{path}: no such file or folder; give run folders, sweep folders or results.json files"
-        )
-    found = set(path.rglob("results.json"))
+        raise FileNotFoundError(f"{path} does not exist; give run folders, sweep folders or results.json files")
+    files = set(path.rglob("results.json"))
     for composed in path.rglob(".hydra/hydra.yaml"):
         if _TRAINING in composed.read_text(encoding="utf-8"):
-            found.add(composed.parents[1] / "results.json")
-    if not found:
+            files.add(composed.parents[1] / "results.json")
+    if not files:
         raise ValueError(f"{path}: expected runs of train.py in this folder, found no results.json and no .hydra")
-    yield from sorted(found, key=_natural)
+    yield from sorted(files, key=_natural)
 
 
 def _natural(path: Path) -> list[tuple[str, int]]:
-    """Sort 2 before 10, and a before b."""
+    """Return a sort key that puts 2 before 10."""
     return [(text, int(part or 0)) for text, part in re.findall(r"(\D*)(\d*)", str(path))]
 
 
@@ -157,8 +155,8 @@ def _read(file: Path, checkpoint: str) -> Run:
     return Run(file.parent, checkpoint, content, hydra.get("hydra", {}))
 
 
-def _is_elsewhere(key: str) -> bool:
-    return any(key == name or key.startswith((f"{name}.", f"{name}/")) for name in _NO_SETTINGS)
+def _is_ignored(key: str) -> bool:
+    return any(key == name or key.startswith((f"{name}.", f"{name}/")) for name in _IGNORED)
 
 
 def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

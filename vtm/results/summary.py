@@ -1,4 +1,4 @@
-"""The report after a test: the scores of `results.json` as a table, with the published figures of the task."""
+"""Report of a test: the scores in `results.json` as a table, with the published figures of the task."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ _SELECTIONS = {
     "val": "best epoch chosen on the validation videos",
     "test": (
         "best epoch chosen on the TEST videos, as ViS4mer does on Breakfast and COIN: its score is optimistic, "
-        "the last epoch's is not"
+        "the score of the last epoch is not"
     ),
 }
 _SHOWN_IDS = 5
 
 
 def results_report(run: Mapping[str, Any], scores: Mapping[str, Mapping[str, Any]]) -> str:
-    """Say in lines what `results.json` says: the scores, what they were got from, and the published figures.
+    """Return the report of a run: its scores, the videos they were computed on, and the published figures.
 
     Args:
-        run: What the file has beside the scores.
-        scores: Each evaluation under its name in the file; at least a test.
+        run: fields of `results.json` besides the scores.
+        scores: evaluations by their name in the file; at least one test.
     """
     tests = {name: score for name, score in scores.items() if name.startswith("test")}
     *_, test = tests.values()
@@ -43,7 +43,7 @@ def results_report(run: Mapping[str, Any], scores: Mapping[str, Mapping[str, Any
         if videos := score["damaged_videos"]:
             lines.append(f"damaged in {stage}: {videos} videos, with frames that could not be decoded")
         if (share := score.get("motion_from_codec", 1.0)) < 1:
-            lines.append(f"motion in {stage}: the codec's in {share:.1%} of the steps, else differences of frames")
+            lines.append(f"motion in {stage}: from the codec in {share:.1%} of the steps, else from frame differences")
     for name, score in scores.items():
         if details := score.get("details"):
             lines.append(f"details of {name}: " + ", ".join(f"{key} {value:.3f}" for key, value in details.items()))
@@ -53,7 +53,7 @@ def results_report(run: Mapping[str, Any], scores: Mapping[str, Mapping[str, Any
 
 
 def results_table(scores: Mapping[str, Mapping[str, Any]]) -> str:
-    """Align the scores of `results.json`, one evaluation in a row.
+    """Return the scores in `results.json` as an aligned table, one evaluation per row.
 
     >>> score = {"metric": "accuracy", "value": 0.75, "floor": 0.5, "interval": [0.3, 0.95], "n": 4, "missing": 0,
     ...          "macro_accuracy": 0.8, "clip_level": {"value": 0.7, "n": 9}, "epoch": 3, "ids_sha256": "5feceb66ffc8"}
@@ -84,7 +84,7 @@ def results_table(scores: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def published_figures(figures: Mapping[str, Mapping[str, Any]], *, metric: str) -> list[str]:
-    """List the figures of others, best first.
+    """Format the published figures, best first.
 
     >>> published_figures({"A": {"value": 4.18}, "B": {"value": 2.9, "n": 86, "remark": "merged"}}, metric="mse")
     ['B 2.9 (n=86, merged)', 'A 4.18']
@@ -99,13 +99,13 @@ def published_figures(figures: Mapping[str, Mapping[str, Any]], *, metric: str) 
 
 
 def _comparison(tests: Mapping[str, Mapping[str, Any]], figures: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Put our tests in the first line and the published figures, best first, below."""
+    """Return lines with our tests, followed by the published figures, best first."""
     ours = []
     for name, test in tests.items():
-        flaw = ", selected on test" if test["selection"] == "test" and test["checkpoint"] != "last" else ""
-        ours.append(f"{name} {test['value']:.4f} (n={test['n']}{flaw})")
-    theirs = published_figures(figures, metric=test["metric"])
-    unbroken = ["; ".join(item.replace(" ", "\N{NO-BREAK SPACE}") for item in items) for items in (ours, theirs)]
+        bias = ", selected on test" if test["selection"] == "test" and test["checkpoint"] != "last" else ""
+        ours.append(f"{name} {test['value']:.4f} (n={test['n']}{bias})")
+    published = published_figures(figures, metric=test["metric"])
+    unbroken = ["; ".join(item.replace(" ", "\N{NO-BREAK SPACE}") for item in items) for items in (ours, published)]
     indent = " " * 11
     lines = [
         textwrap.fill(text, 120, initial_indent=f"{label:<11}", subsequent_indent=indent, break_on_hyphens=False)

@@ -1,4 +1,4 @@
-"""Group runs that differ by their seed only, and compute what stands in the rows of the tables."""
+"""Group runs that differ only by their seed, and compute the rows of the tables."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Setting = tuple[str, ...]
 
 
 class Spread(NamedTuple):
-    """Mean and sample standard deviation of one figure over seeds; no deviation of a single one."""
+    """Mean and sample standard deviation of a figure over seeds; the deviation of a single seed is None."""
 
     mean: float
     sd: float | None
@@ -24,12 +24,12 @@ class Spread(NamedTuple):
 
 @dataclass(frozen=True)
 class Row:
-    """The runs of one setting, by seed.
+    """The runs of one setting.
 
     Attributes:
-        setting: its values in the columns of the table.
-        label: its name in plots.
-        runs: one for each seed.
+        setting: values in the columns of the table.
+        label: name in plots.
+        runs: one run for each seed, in ascending order.
         lower_is_better: whether the metric is an error.
     """
 
@@ -40,26 +40,26 @@ class Row:
 
     @property
     def score(self) -> Spread:
-        """Return the test metric over the seeds."""
+        """Test metric over the seeds."""
         return spread([run.test["value"] for run in self.runs])
 
     @property
     def worst(self) -> Run:
-        """Return the run with the worst test; one that has diverged is worse than any other."""
+        """Run with the worst test; a diverged run is the worst."""
         return max(self.runs, key=self._badness)
 
     @property
     def best(self) -> Run:
-        """Return the run with the best test."""
+        """Run with the best test."""
         return min(self.runs, key=self._badness)
 
     def mean(self, of: Callable[[Run], float | None]) -> float | None:
-        """Average a figure over the runs that have it."""
+        """Return the mean of a figure over the runs that have it; None if no run has it."""
         found = [value for run in self.runs if (value := of(run)) is not None]
         return statistics.fmean(found) if found else None
 
     def median(self, of: Callable[[Run], float | None]) -> float | None:
-        """Take the median of a figure over the runs that have it."""
+        """Return the median of a figure over the runs that have it; None if no run has it."""
         found = [value for run in self.runs if (value := of(run)) is not None]
         return statistics.median(found) if found else None
 
@@ -72,15 +72,15 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """What may stand side by side: runs of one experiment that were scored on the same videos.
+    """Comparable runs: runs of one experiment that were scored on the same videos.
 
     Attributes:
-        experiment: its name.
-        task: its name.
-        metric: its name.
-        columns: the keys of the settings that differ.
-        rows: in the order of the runs.
-        again: runs that are left out, each with the later run of the same setting and seed.
+        experiment: name of the experiment.
+        task: name of the task.
+        metric: name of the metric.
+        columns: keys of the settings that differ.
+        rows: one row for each setting, in the order of the runs.
+        superseded: runs that are left out, each with the later run of the same setting and seed.
     """
 
     experiment: str
@@ -92,31 +92,31 @@ class Table:
 
     @property
     def runs(self) -> list[Run]:
-        """Return the runs of all rows."""
+        """Runs of all rows."""
         return [run for row in self.rows for run in row.runs]
 
     @property
     def lower_is_better(self) -> bool:
-        """Say whether the metric is an error."""
+        """Whether the metric is an error."""
         return lower_is_better(self.metric)
 
     @property
     def details(self) -> list[str]:
-        """Name what else the evaluations measured."""
+        """Names of further scores of the tests."""
         return list(dict.fromkeys(name for run in self.runs for name in run.test.get("details", {})))
 
 
 def group_runs(runs: Iterable[Run]) -> list[Table]:
-    """Sort runs into tables and rows."""
-    apart: dict[tuple[Any, ...], list[Run]] = {}
+    """Group runs into tables and rows."""
+    groups: dict[tuple[Any, ...], list[Run]] = {}
     for run in runs:
         scored = (run.test["metric"], run.test["ids_sha256"], run.val.get("ids_sha256"))
-        apart.setdefault((run.content["experiment"], run.content["task"], *scored), []).append(run)
-    return [_table(together) for together in apart.values()]
+        groups.setdefault((run.content["experiment"], run.content["task"], *scored), []).append(run)
+    return [_table(group) for group in groups.values()]
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Compute mean and sample standard deviation, with n − 1.
+    """Compute the mean and the sample standard deviation (n − 1).
 
     >>> spread([1.0, 2.0, 6.0])
     Spread(mean=3.0, sd=2.6457513110645907)
@@ -128,18 +128,18 @@ def spread(values: Sequence[float]) -> Spread:
 
 
 def tokens_kept(run: Run) -> float | None:
-    """Return how much of a clip's tokens is left after the last block, in percent."""
+    """Return the share of a clip's tokens after the last block, in percent."""
     tokens = run.cost.get("tokens")
     return 100 * tokens[-1] / tokens[0] if tokens else None
 
 
 def clips_per_second(run: Run) -> float | None:
-    """Return the throughput of the test."""
+    """Return the throughput of the test in clips per second."""
     return run.cost.get("clips_per_second")
 
 
 def peak_gb(run: Run) -> float | None:
-    """Return the peak memory of the test."""
+    """Return the peak memory of a step of the test in GB."""
     return run.cost.get("peak_gb")
 
 
@@ -167,10 +167,10 @@ def _table(runs: list[Run]) -> Table:
 
 
 def _columns(runs: list[Run]) -> dict[str, Setting]:
-    """Find the keys of the settings that differ, with the value of each run.
+    """Return the keys of the settings that differ, with the value of each run.
 
-    The overrides that made the runs name them, because `merging=none` changes many keys. Settings that differ where no
-    override does are added; of runs that Hydra left no overrides of, they are all there is.
+    Overrides come first, because one such as `merging=none` changes many keys. Other settings are added if they tell
+    apart runs with the same overrides. If Hydra's overrides are missing for a run, all settings that differ are used.
     """
     columns: dict[str, Setting] = {}
     composed = all(run.hydra for run in runs)
@@ -193,7 +193,7 @@ def _columns(runs: list[Run]) -> dict[str, Setting]:
 
 
 def _shown(value: Any) -> str:
-    """Write a value as on the command line.
+    """Format a value as on the command line.
 
     >>> _shown("uniform"), _shown([2, 4]), _shown(None), _shown(0.001)
     ('uniform', '[2,4]', '–', '0.001')
@@ -204,7 +204,7 @@ def _shown(value: Any) -> str:
 
 
 def _named(key: str, value: str) -> str:
-    """Name a setting in a plot: an option of a group by itself, a number by its key, too.
+    """Return the name of a setting in a plot: the option of a group, or the last part of the key with the value.
 
     >>> _named("merging", "uniform"), _named("merging.partition_factor", "6")
     ('uniform', 'partition_factor 6')

@@ -1,0 +1,1 @@
+"""Training of a run: LightningModule, checkpoints, optimization, callbacks, loggers and the results writer."""

@@ -1,4 +1,4 @@
-"""What watches a run: progress, needles, and the seeds that let a resumed run go on as if it had never stopped."""
+"""Callbacks of a run: seeds per epoch, so that a resumed run repeats an uninterrupted one; best checkpoint; needles."""
 
 import random
 import warnings
@@ -18,16 +18,17 @@ from vtm.training.module import VTMModule
 
 
 class EpochSeed(Callback):
-    """Seed torch, numpy and Python at the start of every training epoch from the seed, the epoch and the rank.
+    """A callback that seeds torch, NumPy and Python at the start of every training epoch.
 
-    A checkpoint holds no random state. With this callback it needs none: a run that is resumed from the end of an epoch
-    draws, in the loader's workers too, the numbers that it would have drawn without the interruption.
+    The seed depends on the run's seed, the epoch and the rank. A checkpoint holds no random state, and with this
+    callback it needs none: a run that is resumed at the end of an epoch draws the same numbers, also in the loader's
+    workers, as one that was not interrupted.
 
-    The workers start anew each epoch, even where the training loader has `persistent_workers`, because one that stays
-    alive keeps a random state that no checkpoint holds.
+    The workers restart every epoch, even with `persistent_workers`, because a worker that stays alive keeps a random
+    state that no checkpoint holds.
 
     Args:
-        seed: Of the run.
+        seed: seed of the run.
     """
 
     def __init__(self, seed: int) -> None:
@@ -43,16 +44,16 @@ class EpochSeed(Callback):
         loader.teardown()
         epoch_seed(self.seed, trainer.current_epoch, trainer.global_rank)
         if self._first_epoch:
-            # Lightning made the iterator of a fit's first epoch before it told the sampler the epoch, and makes no
-            # other; those of later epochs it makes after this hook
+            # Lightning creates the first epoch's iterator before it sets the sampler's epoch, and does not create it
+            # again; it creates the iterators of later epochs after this hook
             iter(loader)
         self._first_epoch = False
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """Keep the weights of the epoch with the highest `val/score`, among equal ones of that with the lowest `val/loss`.
+    """A checkpoint of the epoch with the highest `val/score`; of equal epochs, the one with the lowest `val/loss`.
 
-    A validation set of a few dozen videos often gives several epochs the same score; conf/README.md has a comparison.
+    With a few dozen validation videos, several epochs often have the same score; conf/README.md has a comparison.
 
     Args:
         dirpath: folder of the file `best.ckpt`.
@@ -67,7 +68,7 @@ class BestCheckpoint(ModelCheckpoint):
             save_on_train_epoch_end=True,
             enable_version_counter=False,
         )
-        self.loss = float("inf")  # of the epoch that is kept
+        self.loss = float("inf")  # of the kept epoch
 
     def check_monitor_top_k(self, trainer: Trainer, current: torch.Tensor | None = None) -> bool:
         if current is None:  # no validation in this epoch
@@ -83,13 +84,13 @@ class BestCheckpoint(ModelCheckpoint):
         return {**super().state_dict(), "loss": self.loss}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over what an interrupted run knew of its best epoch, if it lies here, wherever it lay then."""
+        """Restore the best epoch of an interrupted run if its file is in this folder; the folder may have moved."""
         score, best = state_dict["best_model_score"], Path(str(self.dirpath), "best.ckpt")
         if score is None:
             return
         if not best.is_file():
             warnings.warn(
-                f"{best} is not there: the best epoch from here on is kept, whatever came before", stacklevel=2
+                f"{best} does not exist: only epochs from here on are compared for the best checkpoint", stacklevel=2
             )
             return
         here = {"dirpath": self.dirpath, "best_model_path": str(best), "kth_best_model_path": str(best)}
@@ -98,21 +99,21 @@ class BestCheckpoint(ModelCheckpoint):
 
 
 class NeedlesKept(Callback):
-    """Log what merging does to the needles of a `NeedleDataModule`, and what could be scored at best.
+    """A callback that logs what merging does to the needles of a `NeedleDataModule`, and the best possible score.
 
-    As `<stage>/details/…`, shares of all needles of the validation or test clips: `target_i`, chosen as targets by
-    block i; `kept_i`, tokens that no block up to i has merged into another one, because they were targets or stayed
-    alone. `oracle` is the accuracy of one who is told where the needles are.
+    It logs, as `<stage>/details/…`, two shares of all needles of the validation or test clips: `target_i`, needles that
+    block i chose as targets; and `kept_i`, needles that no block up to i merged into another token, because they were
+    targets or were not merged at all. `oracle` is the accuracy with known needle positions.
     """
 
     def on_validation_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *places: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *indices: int
     ) -> None:
         if not trainer.sanity_checking:
             self._log("val", pl_module, outputs["output"], batch)
 
     def on_test_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *places: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *indices: int
     ) -> None:
         self._log("test", pl_module, outputs["output"], batch)
 
@@ -142,4 +143,4 @@ def epoch_seed(seed: int, epoch: int, rank: int) -> None:
     for_torch, for_others = np.random.SeedSequence([seed, epoch, rank]).generate_state(2, np.uint32).tolist()
     torch.manual_seed(for_torch)
     random.seed(for_others)
-    np.random.seed(for_others)  # noqa: NPY002  the state that other people's code draws from
+    np.random.seed(for_others)  # noqa: NPY002  the global state that third-party code uses

@@ -1,4 +1,4 @@
-"""The checkpoints of `train.py`, which only this file opens: read, compared with a run, and fine-tuned from."""
+"""Read checkpoints of `train.py`, compare them with a run, and fine-tune from them; no other file opens them."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ FORMAT = 2
 
 
 class Checkpoint(NamedTuple):
-    """What a checkpoint of `train.py` says of its run.
+    """A checkpoint of `train.py`.
 
     Attributes:
-        name: of the checkpoint in messages, such as `ckpt_path=runs/…/best.ckpt`.
-        epochs: epochs trained.
-        steps: optimization steps taken.
-        encoder_key: of the encoder whose features the network was trained on.
-        class_names: in the order of the outputs; None for a regression.
-        config: of the run, in plain containers, with every `_target_` under its present name.
-        state: tensors of the LightningModule by name; those of the network begin with `model.`.
+        name: how messages name the checkpoint, such as `ckpt_path=runs/…/best.ckpt`.
+        epochs: number of epochs trained.
+        steps: number of optimization steps taken.
+        encoder_key: key of the encoder whose features the network was trained on.
+        class_names: names of the classes, in the order of the outputs; None for a regression.
+        config: configuration of the run in plain containers, with the current name of every `_target_`.
+        state: tensors of the LightningModule by name; the names of the network's tensors begin with `model.`.
     """
 
     name: str
@@ -40,14 +40,18 @@ class Checkpoint(NamedTuple):
 
     @classmethod
     def parse(cls, content: Any, name: str) -> Checkpoint:
-        """Take a checkpoint from what torch has read.
+        """Check the content of a checkpoint file, and keep what is needed.
+
+        Args:
+            content: what `torch.load` returned.
+            name: how messages name the checkpoint.
 
         Raises:
-            ValueError: if it is no checkpoint of vtm, or one of another format.
+            ValueError: if it is not a checkpoint of vtm, or has another format.
         """
         facts = content.get("vtm") if isinstance(content, Mapping) else None
         if not isinstance(facts, Mapping):
-            raise ValueError(f"{name} is no checkpoint of vtm, or a damaged one; give one that train.py has written")
+            raise ValueError(f"{name} is not a checkpoint of vtm, or is damaged; give one that train.py has written")
         if (found := facts.get("format")) != FORMAT:
             raise ValueError(
                 f"{name} is a checkpoint of format {found}, but this version of vtm reads format {FORMAT}; use the "
@@ -62,17 +66,18 @@ def read_checkpoint(path: str | Path, *, key: str = "ckpt_path", tensors: bool =
     """Read a checkpoint.
 
     Args:
-        path: of the file.
-        key: that names the file on the command line, for messages.
-        tensors: the tensors will be used, so compare all of the file with its checksums, which torch does not.
+        path: file to read.
+        key: key of the file on the command line, for messages.
+        tensors: whether the tensors will be used; then the whole file is checked against its checksums, which torch
+            does not do.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is no checkpoint of vtm, one of another format, or damaged.
+        FileNotFoundError: if the file does not exist.
+        ValueError: if it is not a checkpoint of vtm, has another format, or is damaged.
     """
     name = f"{key}={path}"
     if not Path(path).is_file():
-        raise FileNotFoundError(f"{name} is no file; checkpoints lie in <run folder>/checkpoints/")
+        raise FileNotFoundError(f"{name} is not a file; checkpoints are in <run folder>/checkpoints/")
     try:
         content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
         damaged = tensors and ZipFile(path).testzip() is not None
@@ -91,24 +96,24 @@ def check_same_run(
     config: Mapping[str, Any],
     resumes: bool,
 ) -> None:
-    """Refuse to resume or test a checkpoint with another encoder, other classes or other settings than it had.
+    """Check that a checkpoint was trained with the encoder, the classes and the settings of this run.
 
     Args:
-        checkpoint: to be resumed or tested.
-        encoder_key: of this run's encoder.
-        class_names: of this run's data.
-        config: of this run.
-        resumes: training goes on, so the optimizer and the schedule count too.
+        checkpoint: checkpoint to resume or test.
+        encoder_key: key of this run's encoder.
+        class_names: class names of this run's data.
+        config: configuration of this run.
+        resumes: whether training continues; then the optimizer and the schedule are compared too.
 
     Raises:
-        ValueError: if something differs; it names the first difference.
+        ValueError: if something differs; the message names the first difference.
     """
     _check_encoder(checkpoint, encoder_key)
-    if (had := checkpoint.class_names) != class_names:
-        pairs = zip_longest(class_names or [], had or [])
-        here, there = next((pair for pair in pairs if pair[0] != pair[1]), (class_names, had))
+    if (trained_names := checkpoint.class_names) != class_names:
+        pairs = zip_longest(class_names or [], trained_names or [])
+        expected, found = next((pair for pair in pairs if pair[0] != pair[1]), (class_names, trained_names))
         raise ValueError(
-            f"the checkpoint was trained on other classes: it has {there} where the data have {here}; use the "
+            f"the checkpoint was trained on other classes: it has {found} where the data have {expected}; use the "
             "data it was trained on (finetune_from= starts a new run)"
         )
     groups = ("merging", "model", "task", *(("optimizer", "scheduler") if resumes else ()))
@@ -120,35 +125,35 @@ def check_same_run(
 
 
 def fine_tune(head: nn.Module, path: str | Path, *, encoder_key: str) -> None:
-    """Copy the weights of a checkpoint's network, except for its last layer `head`, which stays as it is.
+    """Copy the weights of a checkpoint's network into a new one, except for the last layer `head`.
 
     Args:
-        head: the network of this run.
-        path: of the checkpoint of a network with the same settings.
-        encoder_key: of this run's encoder.
+        head: network of this run.
+        path: checkpoint of a network with the same settings.
+        encoder_key: key of this run's encoder.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is no checkpoint of vtm, or belongs to another encoder or network.
+        FileNotFoundError: if the file does not exist.
+        ValueError: if it is not a checkpoint of vtm, or belongs to another encoder or network.
     """
     checkpoint = read_checkpoint(path, key="finetune_from", tensors=True)
     _check_encoder(checkpoint, encoder_key)
-    theirs = {
+    trained = {
         name.removeprefix("model."): value
         for name, value in checkpoint.state.items()
         if name.startswith("model.") and not name.startswith("model.head.")
     }
-    ours = {name: value for name, value in head.state_dict().items() if not name.startswith("head.")}
+    wanted = {name: value for name, value in head.state_dict().items() if not name.startswith("head.")}
     differing = sorted(
-        name for name in theirs.keys() | ours.keys()
-        if name not in theirs or name not in ours or theirs[name].shape != ours[name].shape
+        name for name in trained.keys() | wanted.keys()
+        if name not in trained or name not in wanted or trained[name].shape != wanted[name].shape
     )  # fmt: skip
     if differing:
         raise ValueError(
             f"{checkpoint.name} holds another network: {len(differing)} of its tensors, such as {differing[0]}, are "
             "missing here or have another shape; use the model and merging settings that it was trained with"
         )
-    head.load_state_dict(theirs, strict=False)
+    head.load_state_dict(trained, strict=False)
 
 
 def _check_encoder(checkpoint: Checkpoint, key: str) -> None:
@@ -156,11 +161,11 @@ def _check_encoder(checkpoint: Checkpoint, key: str) -> None:
         raise ValueError(f"{checkpoint.name} belongs to encoder {checkpoint.encoder_key}, but this run has {key}")
 
 
-def _differences(theirs: Any, ours: Any, keys: Iterable[str], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """List the settings that differ, key by key: the dotted key and both values."""
+def _differences(trained: Any, wanted: Any, keys: Iterable[str], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Yield the dotted key and both values of each setting that differs."""
     for key in keys:
-        had, has = theirs.get(key), ours.get(key)
-        if isinstance(had, Mapping) and isinstance(has, Mapping):
-            yield from _differences(had, has, sorted(had.keys() | has.keys()), f"{prefix}{key}.")
-        elif had != has:
-            yield f"{prefix}{key}", had, has
+        old, new = trained.get(key), wanted.get(key)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            yield from _differences(old, new, sorted(old.keys() | new.keys()), f"{prefix}{key}.")
+        elif old != new:
+            yield f"{prefix}{key}", old, new

@@ -17,11 +17,11 @@ from vtm.training.checkpoint import read_checkpoint
 
 
 def csv_logger(*, save_dir: str | Path, ckpt_path: str | Path | None = None) -> CSVLogger:
-    """Log to `metrics.csv`; one that is there is kept as `metrics.1.csv` and so on, whole.
+    """Log to `metrics.csv`; an existing file is renamed to `metrics.1.csv`, `metrics.2.csv` and so on.
 
     Args:
-        save_dir: The folder of the run.
-        ckpt_path: The checkpoint that the run goes on from: the new file begins with what was logged up to it.
+        save_dir: folder of the run.
+        ckpt_path: checkpoint to resume from; the new file begins with what was logged up to it.
     """
     logger = CSVLogger(save_dir, name="", version="")
     path = Path(save_dir, "metrics.csv")
@@ -30,7 +30,7 @@ def csv_logger(*, save_dir: str | Path, ckpt_path: str | Path | None = None) -> 
         if path.exists():
             earlier = _logged_before(path, ckpt_path) if ckpt_path is not None else []
             path.rename(next(p for i in range(1, 10_000) if not (p := path.with_name(f"metrics.{i}.csv")).exists()))
-        with warnings.catch_warnings():  # that the folder is not empty, which a run's folder never is
+        with warnings.catch_warnings():  # about a folder that is not empty, as the folder of a run always is
             warnings.simplefilter("ignore", UserWarning)
             logger.experiment.metrics += earlier
         logger.save()
@@ -38,16 +38,16 @@ def csv_logger(*, save_dir: str | Path, ckpt_path: str | Path | None = None) -> 
 
 
 def _logged_before(path: Path, ckpt_path: str | Path) -> list[dict[str, Any]]:
-    """Read what training has logged up to a checkpoint; the tests that come then are of earlier steps."""
+    """Read what was logged in training up to a checkpoint; rows of tests, which go back to earlier steps, end it."""
     steps = read_checkpoint(ckpt_path).steps
-    found: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
     with path.open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
-            step = int(row["step"] or steps)  # none in the half line of a run that was killed
-            if not (int(found[-1]["step"]) if found else 0) <= step < steps:
+            step = int(row["step"] or steps)  # the last line of a run that was killed may be incomplete
+            if not (int(rows[-1]["step"]) if rows else 0) <= step < steps:
                 break
-            found.append(row)
-    return found
+            rows.append(row)
+    return rows
 
 
 def tensorboard_logger(*, save_dir: str | Path, ckpt_path: str | Path | None = None) -> TensorBoardLogger:
@@ -72,19 +72,19 @@ def tensorboard_logger(*, save_dir: str | Path, ckpt_path: str | Path | None = N
 def wandb_logger(
     *, project: str, save_dir: str | Path, name: str | None = None, init_timeout: float = 10.0, **init: Any
 ) -> WandbLogger:
-    """Start a W&B run; offline, with a sentence about it, if there is no API key or the server does not answer.
+    """Start a W&B run; offline, with a message, if there is no API key or the server does not answer.
 
-    The choice is made only where the variable WANDB_MODE is not set. A run that is still open is closed first.
+    If the environment variable WANDB_MODE is set, it decides instead. A run that is still open is closed first.
 
     Args:
-        project: Name of the W&B project.
-        save_dir: Where W&B keeps its files, in a folder `wandb`: the folder of the run.
-        name: Of the run; W&B makes one up for None.
-        init_timeout: Seconds that the server has to answer. W&B itself adds ten.
-        init: More arguments of `wandb.init`, such as `id` to go on with an earlier run.
+        project: name of the W&B project.
+        save_dir: folder of the run; W&B writes into its subfolder `wandb`.
+        name: name of the run; None lets W&B choose one.
+        init_timeout: seconds to wait for the server; W&B itself adds ten.
+        init: more arguments of `wandb.init`, such as `id` to continue an earlier run.
 
     Raises:
-        RuntimeError: WANDB_MODE is set, and W&B does not accept the run.
+        RuntimeError: if WANDB_MODE is set and W&B does not accept the run.
     """
     if getattr(rank_zero_only, "rank", 0):
         return WandbLogger(project=project, save_dir=save_dir, name=name)
@@ -94,7 +94,7 @@ def wandb_logger(
     finish_wandb()
     Path(save_dir).mkdir(parents=True, exist_ok=True)
     init = {"project": project, "dir": str(save_dir), "name": name, **init}
-    mode: Any = os.environ.get("WANDB_MODE")  # of now: W&B itself reads it once in a process
+    mode: Any = os.environ.get("WANDB_MODE")  # read here, because W&B reads it only once in a process
     run, reason = None, "no API key was found"
     if mode or "WANDB_API_KEY" in os.environ or wandb.login(prompt=False, verify=False):
         try:
@@ -116,17 +116,17 @@ def wandb_logger(
             f"to upload it, run `wandb login` and then `wandb sync {folder}`.",
             flush=True,
         )
-    # the x axis that Lightning gives to the runs that it starts itself
+    # the x axis of runs that Lightning starts itself
     run.define_metric("trainer/global_step")
     run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
     return WandbLogger(project=project, save_dir=save_dir, name=name, experiment=run)
 
 
 def finish_wandb(*, exit_code: int = 0) -> None:
-    """Close the W&B run, if there is one, so that the next job of a multirun does not go on with it.
+    """Close the open W&B run, if any, so that the next job of a multirun starts its own.
 
     Args:
-        exit_code: Anything but 0 marks the run as failed.
+        exit_code: exit status of the run; any value but 0 marks it as failed.
     """
     if "wandb" in sys.modules:
         import wandb
@@ -136,7 +136,7 @@ def finish_wandb(*, exit_code: int = 0) -> None:
 
 @contextmanager
 def closing_wandb() -> Iterator[None]:
-    """Close the W&B run that is started within, as failed after an error."""
+    """Close the W&B run that is started in this context, as failed after an error."""
     try:
         yield
     except BaseException:

@@ -1,4 +1,4 @@
-"""The only LightningModule: encode, model, task, log. What differs between data sets is in the task and the data."""
+"""The only LightningModule: encode, model, task, log; the task and the data hold what differs between data sets."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from vtm.training.checkpoint import FORMAT, Checkpoint, check_same_run
 
 
 class VTMModule(L.LightningModule):
-    """Train, validate and test a head on the features of a frozen encoder.
+    """A head that is trained, validated and tested on the features of a frozen encoder.
 
-    Checkpoints hold the network and the task but not the encoder, whose key they name; they contain plain values and
-    tensors only, so `torch.load(weights_only=True)` reads them.
+    Checkpoints hold the network and the task, and the key of the encoder but not its weights. They contain plain values
+    and tensors only, so `torch.load(weights_only=True)` reads them.
 
     Args:
-        encoder: frozen; its key must be that of the checkpoint when one is loaded.
-        model: the network.
+        encoder: frozen encoder; its key must match the key in a loaded checkpoint.
+        model: network to train.
         task: loss, scores and metric.
-        data: the splits, the class names and the shape of the clips; must be what the trainer loads.
-        optimizer: makes the optimizer of the network's parameters.
-        scheduler: makes the learning-rate schedule, `scheduler(optimizer, total_steps=…, total_epochs=…)`.
-        config: the run's resolved configuration in plain containers, kept in the checkpoint.
+        data: splits, class names and shape of the clips; must be the data that the trainer loads.
+        optimizer: function that returns the optimizer of the network's parameters.
+        scheduler: function that returns the schedule, `scheduler(optimizer, total_steps=…, total_epochs=…)`.
+        config: resolved configuration of the run in plain containers; it is kept in the checkpoint.
     """
 
     def __init__(
@@ -63,18 +63,18 @@ class VTMModule(L.LightningModule):
         self.summaries: dict[str, dict[str, Any]] = {}
 
     def setup(self, stage: str) -> None:
-        """Check that data and network fit, and show the task the training targets."""
+        """Check that data and network fit together, and fit the task to the training targets."""
         data = self.data
         splits: dict[str, tuple[Split, ...]] = {"fit": ("train", "val"), "validate": ("val",)}
         for split in splits.get(stage, ("test",)):
             ids = ids_sha256(video.id for video in data.videos(split))
-            if self.trainer.strategy.broadcast(ids) != ids:  # clips name their videos by places in this list
+            if self.trainer.strategy.broadcast(ids) != ids:  # clips refer to their videos by position in this list
                 raise RuntimeError(
-                    f"other processes see other {split} videos than this one, {len(data.videos(split))} of them here; "
-                    "wait until no files come or go"
+                    f"other processes see other {split} videos than this one, which sees "
+                    f"{len(data.videos(split))}; wait until no files are added or removed"
                 )
         shape = (data.protocol.num_frames, *self.encoder.grid.shape)
-        self.model.plan(*shape)  # raises where the clips do not fit
+        self.model.plan(*shape)  # raises if the clips do not fit
         if self.model.needs_motion and not data.source.motion:
             raise ValueError("the network merges by motion, but the data do not read it: set motion=true")
         if stage == "fit":
@@ -82,7 +82,7 @@ class VTMModule(L.LightningModule):
             self.model.freeze_unused(*shape)
 
     def forward(self, batch: Batch) -> HeadOutput:
-        """Run encoder and network; in evaluation any sampling depends on the clip's id alone."""
+        """Run encoder and network; in evaluation, random sampling depends only on the clip's id."""
         features = batch.inputs if batch.inputs.is_floating_point() else self.encoder(batch.inputs)
         features = features.to(next(self.model.parameters()).dtype)
         generator = None if self.training else [clip_generator(clip) for clip in batch.id]
@@ -90,7 +90,7 @@ class VTMModule(L.LightningModule):
         return output
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the loss of main and auxiliary path."""
+        """Return the loss of the main and the auxiliary path."""
         output = self(batch)
         losses = self.task.loss(output.logits, output.aux_logits, batch.target)
         for name, value in losses.items():
@@ -98,25 +98,25 @@ class VTMModule(L.LightningModule):
         return losses["loss"]
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, HeadOutput]:
-        """Collect the scores of the clips; callbacks see what was merged."""
+        """Collect the scores of the clips, and return what was merged, for callbacks."""
         return self._score("val", self.val_metric, batch)
 
     def test_step(self, batch: Batch, batch_idx: int) -> dict[str, HeadOutput]:
-        """Collect the scores of the clips; callbacks see what was merged."""
+        """Collect the scores of the clips, and return what was merged, for callbacks."""
         return self._score("test", self.test_metric, batch)
 
     def on_validation_epoch_end(self) -> None:
-        """Let the clips of each video vote."""
+        """Score the videos by the average of their clips."""
         self._summarize("val", self.val_metric)
 
     def on_test_epoch_end(self) -> None:
-        """Let the clips of each video vote."""
+        """Score the videos by the average of their clips."""
         self._summarize("test", self.test_metric)
 
     def summary(self, stage: str) -> dict[str, Any]:
-        """Return the last result on "val" or "test", with all that a score needs to mean something.
+        """Return the last evaluation of a stage, "val" or "test", with the fields that `ResultsWriter` describes.
 
-        What callbacks log as `<stage>/details/<name>` is in it under `details`.
+        What callbacks log as `<stage>/details/<name>` is returned under `details`.
         """
         logged, prefix = self.trainer.callback_metrics, f"{stage}/details/"
         details = {name.removeprefix(prefix): float(value) for name, value in logged.items() if name.startswith(prefix)}
@@ -125,31 +125,31 @@ class VTMModule(L.LightningModule):
         return self.summaries[stage] | {name: value for name, value in found.items() if value not in (None, {})}
 
     def configure_optimizers(self) -> Any:
-        """Optimise the network; the schedule moves every step."""
+        """Return the optimizer of the network and its schedule, which advances every step."""
         optimizer = self.optimizer(self.model.parameters())
         steps, epochs = int(self.trainer.estimated_stepping_batches), self.trainer.max_epochs
         scheduler = self.scheduler(optimizer, total_steps=steps, total_epochs=epochs)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Say what the checkpoint is; the encoder has no part in it."""
+        """Add the format, the encoder's key, the class names and the configuration."""
         facts = {"encoder": self.encoder.key, "classes": self.data.class_names, "config": self.config}
         checkpoint["vtm"] = {"format": FORMAT, **facts}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint that is not ours, or of another encoder, other classes or other settings."""
+        """Check that Lightning loads a checkpoint of vtm that fits this run."""
         resumes = self.trainer.state.fn == TrainerFn.FITTING
         self.check_checkpoint(Checkpoint.parse(checkpoint, "the checkpoint"), resumes=resumes)
 
     def check_checkpoint(self, checkpoint: Checkpoint, *, resumes: bool) -> None:
-        """Refuse a checkpoint of another encoder, other classes or other settings.
+        """Check that a checkpoint was trained with the encoder, the classes and the settings of this run.
 
         Args:
-            checkpoint: to be resumed or tested.
-            resumes: its training goes on; else it is tested.
+            checkpoint: checkpoint to resume or test.
+            resumes: whether its training continues.
 
         Raises:
-            ValueError: if something differs; it names the first difference.
+            ValueError: if something differs; the message names the first difference.
         """
         check_same_run(
             checkpoint,

@@ -1,4 +1,4 @@
-"""The schedule of the learning rate and the choice of the precision."""
+"""Learning-rate schedule and choice of the precision."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from torch.optim.lr_scheduler import LambdaLR
 
 
 def cosine_with_warmup(optimizer: Optimizer, *, total_steps: int, total_epochs: int, warmup_epochs: int) -> LambdaLR:
-    """Raise the learning rate linearly from zero during warm-up, then let it fall to zero along a half cosine.
+    """Raise the learning rate linearly from zero during warm-up, then lower it to zero along a half cosine.
 
     Args:
-        optimizer: its learning rates are the peak.
-        total_steps: optimisation steps of the whole training.
+        optimizer: optimizer whose learning rates are the peak.
+        total_steps: optimization steps of the whole training.
         total_epochs: epochs of the whole training.
         warmup_epochs: epochs of warm-up; must be fewer than total_epochs.
 
     Raises:
-        ValueError: if the warm-up does not leave an epoch for the rest.
+        ValueError: if warmup_epochs is negative or not fewer than total_epochs.
     """
     if not 0 <= warmup_epochs < total_epochs:
         raise ValueError(
@@ -37,6 +37,6 @@ def cosine_with_warmup(optimizer: Optimizer, *, total_steps: int, total_epochs: 
 
 
 def auto_precision() -> str:
-    """Choose bf16 mixed precision where the GPU has it in hardware, else fp32."""
+    """Return bf16 mixed precision if the GPU supports it in hardware, else fp32."""
     native = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
     return "bf16-mixed" if native else "32-true"

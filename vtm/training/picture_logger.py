@@ -1,4 +1,4 @@
-"""Show during training what is merged: the sheet of `vtm.visualize` of one validation clip, in W&B."""
+"""Log to W&B during training what is merged: the sheet of `vtm.visualize` for one validation clip."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from vtm.training.module import VTMModule
 
 
 class PictureLogger(Callback):
-    """Give W&B the sheet of the first validation clip, after the first epoch, every few epochs, and after the last.
+    """A callback that logs the sheet of the first validation clip, after the first, every few, and the last epoch.
 
-    Its frames are those of the batch. Stored features have none: their first three principal components are shown as
-    red, green and blue. Without a W&B logger nothing is drawn.
+    The sheet shows the frames of the batch. Stored features have no frames: their first three principal components are
+    shown as red, green and blue. Without a W&B logger, nothing is drawn.
 
     Args:
-        every_epochs: How many epochs lie between two sheets.
+        every_epochs: number of epochs between two sheets.
 
     Raises:
-        ValueError: There is less than one.
+        ValueError: if every_epochs is less than 1.
     """
 
     def __init__(self, *, every_epochs: int) -> None:
         if every_epochs < 1:
-            raise ValueError(f"expected every_epochs from 1 on, got {every_epochs}")
+            raise ValueError(f"expected every_epochs of at least 1, got {every_epochs}")
         self.every_epochs = every_epochs
         self._drawn: int | None = None  # the epoch of the last sheet
 
@@ -62,7 +62,7 @@ class PictureLogger(Callback):
 
 
 def _sheet(module: VTMModule, output: HeadOutput, batch: Batch) -> tuple[Any, str]:
-    """Draw the first clip of a batch; also say which one it is."""
+    """Draw the first clip of a batch, and return the drawing with a caption."""
     data = module.data
     video = data.videos("val")[int(batch.index[0])]
     length = data.source.length(video)
@@ -77,4 +77,4 @@ def _sheet(module: VTMModule, output: HeadOutput, batch: Batch) -> tuple[Any, st
     truth = decimal(video.target) if names is None else names[int(video.target)]
     scores = ranked(names, module.task.scores(output.logits[:1]).flatten().tolist())
     view = ClipView.of(frames, times, output.clip(0), grid, scores=scores)
-    return draw_sheet(view, title=batch.id[0], truth=truth), f"{batch.id[0]}, in truth {truth}"
+    return draw_sheet(view, title=batch.id[0], truth=truth), f"{batch.id[0]}, true: {truth}"

@@ -1,4 +1,4 @@
-"""What a run shows while it trains: a bar on a terminal, or a line every so often, and the size of the network."""
+"""Progress of a run: a bar on a terminal, or lines in a file; and the size of the network."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _log = logging.getLogger(__name__)
 
 
 class NetworkSize(ModelSummary):
-    """Print how many parameters are trained, in a line, instead of Lightning's table; the frozen encoder has none."""
+    """A summary of the network in one line, in place of Lightning's table."""
 
     @staticmethod
     def summarize(
@@ -27,10 +27,10 @@ class NetworkSize(ModelSummary):
 
 
 class ProgressLines(ProgressBar):
-    """Print a line of progress every so often, for output that goes to a file, and to the log of the run.
+    """Progress as a line every few seconds, for output to a file; the lines also go to the log of the run.
 
     Args:
-        every_seconds: How long to be silent between two lines.
+        every_seconds: minimum time between two lines.
     """
 
     def __init__(self, *, every_seconds: float = 10.0) -> None:
@@ -57,7 +57,7 @@ class ProgressLines(ProgressBar):
     ) -> None:
         if not self._is_due():
             return
-        # Lightning hands out the loss divided by the number of batches that are accumulated
+        # Lightning divides the loss by the number of accumulated batches
         loss = float(outputs["loss"]) * trainer.accumulate_grad_batches
         steps_left = trainer.estimated_stepping_batches - trainer.global_step
         steps_done = trainer.global_step - self._first_step
@@ -133,12 +133,12 @@ class ProgressLines(ProgressBar):
 
 
 def progress_bar(*, every_seconds: float = 10.0) -> ProgressBar:
-    """Choose how progress is shown: a bar on a terminal, lines anywhere else.
+    """Return a progress bar if the output is a terminal, else progress lines.
 
     Args:
-        every_seconds: How long to be silent between two lines.
+        every_seconds: minimum time between two lines.
     """
-    # standard output decides, because the bar is drawn there
+    # the bar is drawn on standard output
     return TQDMProgressBar() if sys.stdout.isatty() else ProgressLines(every_seconds=every_seconds)
 
 

@@ -1,4 +1,4 @@
-"""What came out of a run: `results.json`, and the report after a test, with the published figures of the task."""
+"""Write the results of a run: `results.json`, predictions, a confusion matrix, and a printed report after each test."""
 
 import statistics
 import time
@@ -30,8 +30,8 @@ class ResultsWriter(Callback):
     - for classes, and not for the last checkpoint, the confusion matrix: `confusion.csv`, the number of videos with a
       row for each true class and a column for each predicted class, and a drawing, `confusion.png` and `confusion.pdf`.
 
-    In the file, a summary stands under the name of its stage, `val` or `test`; for the checkpoint `last`, under
-    `val_last` or `test_last`. It has the fields of the metric's `summary`, such as `value`, `interval` and `n`, and
+    The file has each summary under the name of its stage, `val` or `test`; for the checkpoint `last`, under `val_last`
+    or `test_last`. A summary has the fields of the metric's `summary`, such as `value`, `interval` and `n`, and
 
     - `per_class`, for classes: the `accuracy` and the number `n` of the evaluated videos of each class, by class name;
       the accuracy is null if there are none;
@@ -79,10 +79,10 @@ class ResultsWriter(Callback):
         self._steps = _Steps()
 
     def each(self, checkpoints: Mapping[str, str]) -> Iterator[str]:
-        """Go through the files `best` and `last`, or `given`, to validate and test each; once if of the same epoch."""
+        """Yield the files of the checkpoints `best` and `last`, or `given`; one file if both are of the same epoch."""
         names: dict[int, list[str]] = {}
         for name, path in checkpoints.items():
-            if path:  # fast_dev_run writes none
+            if path:  # empty with fast_dev_run
                 names.setdefault(read_checkpoint(path).epochs if len(checkpoints) > 1 else 0, []).append(name)
         for self._checkpoints in names.values():
             yield checkpoints[self._checkpoints[0]]
@@ -93,21 +93,23 @@ class ResultsWriter(Callback):
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._steps = _Steps()
 
-    def on_validation_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, *places: int) -> None:
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, *indices: int
+    ) -> None:
         if trainer.state.fn == TrainerFn.VALIDATING:
             self._steps.begin(pl_module.device)
 
-    def on_test_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, *places: int) -> None:
+    def on_test_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, *indices: int) -> None:
         self._steps.begin(pl_module.device)
 
     def on_validation_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *places: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *indices: int
     ) -> None:
         if trainer.state.fn == TrainerFn.VALIDATING:
             self._steps.end(batch)
 
     def on_test_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *places: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *indices: int
     ) -> None:
         self._steps.end(batch)
 
@@ -117,7 +119,7 @@ class ResultsWriter(Callback):
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         predictions = self._add("test", trainer, pl_module)
-        if predictions is not None:  # not before: what an earlier test has found stays until this one is complete
+        if predictions is not None:  # the results of an earlier test stay until this one is complete
             run = {**self._run, "task": cast(Any, pl_module).task.name, "config": cast(Any, pl_module).config}
             write_results(self.path, run, self._scores)
             self._write_predictions(predictions)
@@ -131,11 +133,11 @@ class ResultsWriter(Callback):
             return None
         predictions: Predictions = summary.pop("predictions")
         cost = {**self._steps.cost(), "tokens": summary.pop("tokens")}
-        # the trainer's own count is that of the end of training
+        # not the epoch of the trainer, which is the last one
         epoch = read_checkpoint(trainer.ckpt_path).epochs if trainer.ckpt_path else None
         for name in self._checkpoints:
-            found = {**summary, "checkpoint": name, "epoch": epoch, "cost": cost}
-            self._scores[f"{stage}_last" if name == "last" else stage] = found
+            score = {**summary, "checkpoint": name, "epoch": epoch, "cost": cost}
+            self._scores[f"{stage}_last" if name == "last" else stage] = score
         return predictions
 
     def _write_predictions(self, predictions: Predictions) -> None:
@@ -148,11 +150,11 @@ class ResultsWriter(Callback):
 
 
 class _Steps:
-    """Measure the steps of one evaluation."""
+    """The measured steps of one evaluation."""
 
     def __init__(self) -> None:
         self._device = torch.device("cpu")
-        self._memory: PeakMemory | None = None  # of the first step on a GPU, whose time does not count
+        self._memory: PeakMemory | None = None  # of the first step on a GPU
         self._start = 0.0
         self._inputs = ""
         self._rates: list[float] = []  # clips per second
@@ -175,7 +177,7 @@ class _Steps:
         self._inputs = "features" if batch.inputs.is_floating_point() else "frames"
 
     def cost(self) -> dict[str, Any]:
-        """Say what `ResultsWriter` promises, but for the tokens."""
+        """Return the field `cost` that `ResultsWriter` describes, except for its `tokens`."""
         return {
             "device": device_name(self._device),
             "inputs": self._inputs,
