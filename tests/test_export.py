@@ -144,9 +144,15 @@ def test_sampling_is_refused_where_a_graph_cannot_hold_it(tmp_path, make_checkpo
         ),
         (["ckpt_path=text.ckpt", "out=m.onnx"], "ckpt_path=text.ckpt is not a checkpoint of vtm, or is damaged"),
         (["ckpt_path=other.ckpt", "out=m.onnx"], "ckpt_path=other.ckpt is not a checkpoint of vtm, or is damaged"),
-        (["ckpt_path=text.ckpt", "out=m.pth"], "expected as ending of out safetensors, onnx, pt2, got 'pth'"),
-        (["ckpt_path=text.ckpt", "out=m"], "expected as ending of out safetensors, onnx, pt2, got ''"),
-        (["ckpt_path=text.ckpt", "out=m", "format=onnx,tflite"], "expected as format safetensors, onnx, pt2, got"),
+        (
+            ["ckpt_path=text.ckpt", "out=m.pth"],
+            "expected the ending of out to be one of safetensors, onnx, pt2, got 'pth'",
+        ),
+        (["ckpt_path=text.ckpt", "out=m"], "expected the ending of out to be one of safetensors, onnx, pt2, got ''"),
+        (
+            ["ckpt_path=text.ckpt", "out=m", "format=onnx,tflite"],
+            "expected format to be one of safetensors, onnx, pt2, got",
+        ),
     ],
 )
 def test_wrong_arguments_are_answered_in_a_sentence(tmp_path, export, monkeypatch, arguments, reason):
