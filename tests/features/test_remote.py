@@ -1,7 +1,9 @@
+import fsspec
 import numpy as np
 import pytest
 
-from vtm.features.remote import _runs, forget, read_ranges, size_and_version
+from vtm.features import remote
+from vtm.features.remote import forget, read_ranges, size_and_version
 
 
 @pytest.fixture
@@ -32,9 +34,19 @@ def test_nothing_is_cached_of_a_file_on_a_disk(path, tmp_path):
     assert forget(path, "any", cache=tmp_path) is False
 
 
-@pytest.mark.parametrize(
-    ("numbers", "expected"),
-    [([], []), ([4], [(4, 4)]), ([1, 2, 3], [(1, 3)]), ([0, 2, 3, 7], [(0, 0), (2, 3), (7, 7)])],
-)
-def test_neighbours_are_fetched_together(numbers, expected):
-    assert list(_runs(numbers)) == expected
+def test_blocks_that_are_neighbours_and_not_kept_yet_are_fetched_together(tmp_path, monkeypatch):
+    monkeypatch.setattr(remote, "_BLOCK", 10)
+    memory = fsspec.filesystem("memory")
+    memory.pipe_file("/neighbours", bytes(range(95)))
+    right, asked = memory.cat_file, []
+
+    def cat_file(path, start=None, end=None):
+        asked.append((start, end))
+        return right(path, start=start, end=end)
+
+    monkeypatch.setattr(type(memory), "cat_file", staticmethod(cat_file))
+    for start, end, fetched in ((42, 45, [(40, 50)]), (38, 41, [(30, 40)]), (3, 95, [(0, 30), (50, 95)]), (0, 95, [])):
+        (part,) = read_ranges("memory://neighbours", "1", [(start, end)], cache=tmp_path, cache_bytes=None)
+        assert part.tolist() == list(range(start, end))
+        assert asked == fetched
+        asked.clear()
