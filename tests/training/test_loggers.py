@@ -4,14 +4,16 @@ import importlib.util
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import wandb
 from lightning.pytorch.utilities import rank_zero_only
 
-from vtm.training.loggers import closing_wandb, csv_logger, tensorboard_logger, wandb_logger
+from vtm.training.loggers import closing_wandb, csv_logger, finish_wandb, tensorboard_logger, wandb_logger
 
 
 def save_checkpoint(path: Path, steps: int) -> None:
@@ -81,43 +83,38 @@ def test_without_tensorboard_the_message_says_what_to_install(tmp_path: Path, mo
 
 
 @pytest.fixture
-def no_wandb_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def no_wandb_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name in [name for name in os.environ if name.startswith("WANDB_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("NETRC", str(tmp_path / "home" / ".netrc"))
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # an address where no server answers
-
-
-TWO_JOBS = """
-import sys
-import vtm.training.loggers
-assert "wandb" not in sys.modules
-vtm.training.loggers.finish_wandb()
-for job in ("a", "b"):
-    logger = vtm.training.loggers.wandb_logger(project="p", save_dir=f"{sys.argv[1]}/{job}")
-    logger.log_metrics({"loss": 1.0}, step=3)
-    print(logger.version)
-vtm.training.loggers.finish_wandb()
-import wandb
-assert wandb.run is None
-"""
+    wandb.teardown()  # it keeps the settings of the runs before, if there were any
+    yield
+    wandb.teardown()
 
 
 @pytest.mark.usefixtures("no_wandb_account")
-def test_without_a_key_every_job_is_an_offline_run_in_its_own_folder(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", TWO_JOBS, str(tmp_path)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=tmp_path)
-    said = done.stdout.splitlines()
-    assert len(said) == 4
-    for job, sentence, version in (("a", *said[:2]), ("b", *said[2:])):
+def test_without_a_key_every_job_is_an_offline_run_in_its_own_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    versions = []
+    for job in ("a", "b"):
+        logger = wandb_logger(project="p", save_dir=tmp_path / job)
+        logger.log_metrics({"loss": 1.0}, step=3)
+        versions.append(logger.version)
+    finish_wandb()
+    assert wandb.run is None
+    said, complained = capfd.readouterr()
+    for job, sentence, version in zip(("a", "b"), said.splitlines(), versions, strict=True):
         (folder,) = (tmp_path / job / "wandb").glob("offline-run-*")
         assert folder.name.endswith(version)
         assert sentence == (
             f"W&B: no API key was found, so this run is logged offline in {folder}; "
             f"to upload it, run `wandb login` and then `wandb sync {folder}`."
         )
-    assert "wandb" not in done.stderr
+    assert "wandb" not in complained
 
 
 class Run:
@@ -133,7 +130,6 @@ class Run:
 def test_a_server_that_does_not_answer_means_offline_unless_online_was_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    wandb = pytest.importorskip("wandb")
     calls: list[dict[str, Any]] = []
 
     def init(**arguments: Any) -> Run:
