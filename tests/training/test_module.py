@@ -294,7 +294,7 @@ def test_regression_trains_and_scores(tmp_path):
 
 def test_training_lowers_the_loss(tmp_path):
     lit, data = module(Classification(2, label_smoothing=0.0, class_weights=None, fusion=AuxiliaryLoss(1.0))), Clips()
-    run = trainer(tmp_path, max_epochs=40)
+    run = trainer(tmp_path, max_epochs=20)
     run.validate(lit, data, verbose=False)
     before = run.callback_metrics["val/loss"]
     run.fit(lit, data)
