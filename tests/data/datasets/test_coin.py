@@ -70,6 +70,11 @@ def rebuilt():
     return json.loads((LISTS / "COIN.rebuilt.json").read_text())["database"]
 
 
+@pytest.fixture(scope="module")
+def entries_rebuilt():
+    return read_coin(LISTS / "COIN.rebuilt.json")
+
+
 def flat(database):
     """Write the entries as MA-LMM and HERMES do, without the index of the task, which must be looked up."""
     kept = {"training": "train", "testing": "val"}
@@ -105,13 +110,13 @@ def with_uid(database):
     ],
     ids=["flat", "one_key", "with_uid", "with_uid in a database"],
 )  # fmt: skip
-def test_all_layouts_of_the_real_list_give_the_same(tmp_path, rebuilt, layout, says):
+def test_all_layouts_of_the_real_list_give_the_same(tmp_path, rebuilt, entries_rebuilt, layout, says):
     for name in (*ID_LISTS, "taxonomy_targets.csv"):
         (tmp_path / name).symlink_to(LISTS / name)
     (tmp_path / "COIN.json").write_text(json.dumps(layout(rebuilt)))
     with pytest.warns(UserWarning, match=says):
         entries = read_coin(tmp_path / "COIN.json")
-    assert entries == read_coin(LISTS / "COIN.rebuilt.json")
+    assert entries == entries_rebuilt
 
 
 @real

@@ -1,3 +1,4 @@
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -55,12 +56,23 @@ def make(loading):
 real = pytest.mark.skipif(not (ROOT / "annotations").is_dir(), reason="the lists of LVU are not there")
 
 
+@pytest.fixture(scope="module")
+def read_real(loading):
+    """Read the data module and the splits of a task's real lists, once for all tests."""
+
+    @cache
+    def read_real(task):
+        module = LVUDataModule(task=task, **loading(ROOT, batch_size=1))
+        return module, [module.read_split(split) for split in SPLITS]
+
+    return read_real
+
+
 @real
 @pytest.mark.parametrize("task", PUBLISHED)
-def test_real_lists_have_the_published_numbers(make, task):
+def test_real_lists_have_the_published_numbers(read_real, task):
     videos, clips, outputs, floor = PUBLISHED[task]
-    module = make(task, ROOT)
-    splits = [module.read_split(split) for split in SPLITS]
+    module, splits = read_real(task)
     assert tuple(map(len, splits)) == videos
     assert tuple(sum(len(windows(video.end, 60, 1)) for video in split) for split in splits) == clips
     assert module.num_outputs == outputs
@@ -74,10 +86,9 @@ def test_real_lists_have_the_published_numbers(make, task):
 
 @real
 @pytest.mark.parametrize("task", CLASSES)
-def test_real_classes_have_the_published_numbers(make, task):
+def test_real_classes_have_the_published_numbers(read_real, task):
     classes, movies = CLASSES[task]
-    module = make(task, ROOT)
-    splits = [module.read_split(split) for split in SPLITS]
+    module, splits = read_real(task)
     counted = [torch.bincount(torch.tensor([v.target for v in split]), minlength=len(classes)) for split in splits]
     assert ["/".join(map(str, counts)) for counts in torch.stack(counted, 1).tolist()] == classes
     empty = [name for name, counts in zip(module.class_names, classes, strict=True) if counts == "0/0/0"]
