@@ -23,18 +23,18 @@ def expected_tokens(model: torch.nn.Module, clip: torch.Tensor, *, mean: float =
 
 
 @pytest.mark.parametrize(
-    ("name", "size", "grid", "channels"),
+    ("name", "blocks", "size", "grid", "channels"),
     [
-        ("vit_tiny_patch16_224", 48, (3, 3), 192),  # one CLS token
-        ("vit_small_patch14_reg4_dinov2", 28, (2, 2), 384),  # CLS and registers
-        ("resnet10t", 64, (2, 2), 512),  # channels first
-        ("swin_tiny_patch4_window7_224", 64, (2, 2), 768),  # channels last
-        ("hiera_tiny_224", 96, (3, 3), 768),  # tokens without a word on their grid
-        ("levit_128s", 224, (4, 4), 384),  # 3.5 times its 64 pixels, but the size of its training
+        ("vit_tiny_patch16_224", {"depth": 1}, 48, (3, 3), 192),  # one CLS token
+        ("vit_small_patch14_reg4_dinov2", {"depth": 1}, 28, (2, 2), 384),  # CLS and registers
+        ("resnet10t", {}, 64, (2, 2), 512),  # channels first
+        ("swin_tiny_patch4_window7_224", {"depths": (1, 1, 1, 1)}, 64, (2, 2), 768),  # channels last
+        ("hiera_tiny_224", {"stages": (1, 1, 1, 1)}, 96, (3, 3), 768),  # tokens without a word on their grid
+        ("levit_128s", {}, 224, (4, 4), 384),  # 3.5 times its 64 pixels, but the size of its training
     ],
 )
-def test_grid_and_channels_come_from_the_model(image_encoder, frames, name, size, grid, channels):
-    encoder = image_encoder(name, image_size=size)
+def test_grid_and_channels_come_from_the_model(image_encoder, frames, name, blocks, size, grid, channels):
+    encoder = image_encoder(name, image_size=size, model_args=blocks)
     assert (encoder.grid.shape, encoder.channels, encoder.frames.frames_per_step) == (grid, channels, 1)
     assert encoder(frames(2, 3, 3, size, size)).shape == (2, 3, *grid, channels)
 

@@ -43,7 +43,7 @@ FRAGILE = [
 ]
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("name", "codec", "options"), FRAGILE)
 def test_frames_of_a_damaged_file_do_not_depend_on_the_others(tmp_path, name, codec, options, seed):
     path = moving(tmp_path / name, codec=codec, fps=25, **options)
