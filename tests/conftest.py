@@ -4,7 +4,7 @@ import logging
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +87,8 @@ def call(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
 def make_checkpoint() -> Callable[..., Path]:
     """Write a checkpoint of a tiny network with random weights, as train.py would for the demo with overrides."""
 
-    def make(path: Path, *overrides: str, classes: tuple[str, ...] | None = ("dark", "light", "red")) -> Path:
+    @cache  # a third of a second, and many tests ask for the same
+    def content(overrides: tuple[str, ...], classes: tuple[str, ...] | None) -> dict[str, Any]:
         tiny = ["encoder.image_size=32", "encoder.model_args.depth=1", "model.window_frames=[2,4]"]
         tiny += ["experiment=demo", "model.channels=[8,8]", "model.num_heads=2", "data.protocol.num_frames=4"]
         chosen = [] if "experiment=needle" in overrides else tiny
@@ -103,8 +104,11 @@ def make_checkpoint() -> Callable[..., Path]:
         state = {f"model.{name}": value for name, value in model.state_dict().items()}
         plain = OmegaConf.to_container(config, resolve=True)
         facts = {"format": 2, "encoder": encoder.key, "classes": classes and list(classes), "config": plain}
+        return {"vtm": facts, "state_dict": state, "epoch": 2, "global_step": 30}
+
+    def make(path: Path, *overrides: str, classes: tuple[str, ...] | None = ("dark", "light", "red")) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save({"vtm": facts, "state_dict": state, "epoch": 2, "global_step": 30}, path)
+        torch.save(content(overrides, classes), path)
         return path
 
     return make

@@ -3,6 +3,7 @@
 import copy
 import json
 import shutil
+from functools import cache
 from pathlib import Path
 
 import huggingface_hub
@@ -33,8 +34,14 @@ def folder(tmp_path_factory, make_video):
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory, make_model):
-    return vtm.load(make_model(tmp_path_factory.mktemp("model") / "model.safetensors", *WINDOWS))
+def model_of(tmp_path_factory, make_model):
+    """Load the model of some overrides, once for all tests."""
+    return cache(lambda *overrides: vtm.load(make_model(tmp_path_factory.mktemp("m") / "m.safetensors", *overrides)))
+
+
+@pytest.fixture(scope="module")
+def model(model_of):
+    return model_of(*WINDOWS)
 
 
 def expected(model: Predictor, path: Path) -> tuple[list[float], list[list[float]]]:
@@ -67,8 +74,8 @@ def expected(model: Predictor, path: Path) -> tuple[list[float], list[list[float
     ],
     ids=["windows", "single", "motion", "sampling", "none"],
 )
-def test_a_video_gets_what_the_test_of_training_gives_it(tmp_path, make_model, folder, overrides, name):
-    model = vtm.load(make_model(tmp_path / "model.safetensors", *overrides))
+def test_a_video_gets_what_the_test_of_training_gives_it(model_of, folder, overrides, name):
+    model = model_of(*overrides)
     prediction = model.predict(folder / name)
     votes, rows = expected(model, folder / name)
     assert len(prediction.segments) == len(rows)
@@ -80,8 +87,8 @@ def test_a_video_gets_what_the_test_of_training_gives_it(tmp_path, make_model, f
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("protocol", [WINDOWS, ("data/protocol=single",)], ids=["windows", "single"])
-def test_a_video_with_fewer_frames_than_a_clip_has_steps_is_short(tmp_path, make_model, folder, protocol, stream):
-    model = vtm.load(make_model(tmp_path / "model.safetensors", *protocol))
+def test_a_video_with_fewer_frames_than_a_clip_has_steps_is_short(model_of, folder, protocol, stream):
+    model = model_of(*protocol)
     short = {name: model.predict(folder / name, stream=stream).short for name in ("long.mp4", "one frame.mp4")}
     assert short == {"long.mp4": False, "one frame.mp4": True}
     seconds = stream or protocol is WINDOWS  # else the frames of 2.4 s are enough
