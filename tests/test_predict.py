@@ -385,6 +385,7 @@ def test_help_and_wrong_files_are_answered_without_loading_torch():
         assert done.stderr.splitlines()[-1] == "[]", done.stderr
 
 
+@pytest.mark.slow
 def test_predicting_imports_no_framework_of_training(folder):
     code = (
         "import sys, vtm; vtm.load('model.safetensors').predict('videos/a.mp4')\n"
