@@ -200,23 +200,35 @@ def test_checkpoints_that_are_there_are_news_but_to_a_run_that_is_resumed(resume
     assert len(shown) == (not resumes)
 
 
-def test_a_failing_process_fails_the_run(tmp_path):
-    script = tmp_path / "fails.py"
-    script.write_text("import os, sys; sys.exit(3 if os.environ['RANK'] == '1' else 0)")
-    with pytest.raises(RuntimeError, match=r"one of the 2 processes of the run in .* failed"):
-        start_processes(2, script, tmp_path)
+TELLS = """
+import os, pathlib, sys
+folder, rank = pathlib.Path(sys.argv[2]).parent, os.environ["RANK"]
+(folder / rank).write_text(" ".join(sys.argv[1:]))
+while rank == "1" and not ((folder / "0").exists() and (folder / "0").read_text()):
+    pass  # until the other one has told, too
+sys.exit(3 if rank == "1" else 0)
+"""
 
 
-def test_every_process_is_told_the_configuration_and_the_folder(tmp_path):
-    folder = tmp_path / 'a "quoted", folder=1'
+@pytest.fixture(scope="module")
+def failed(tmp_path_factory):
+    """A run of two processes that write down what they are told, of which one fails: its folder, and the error."""
+    folder = tmp_path_factory.mktemp("run") / 'a "quoted", folder=1'
     folder.mkdir()
-    script = tmp_path / "tells.py"
-    script.write_text(
-        "import os, pathlib, sys; folder = pathlib.Path(sys.argv[2]).parent; "
-        "(folder / os.environ['RANK']).write_text(' '.join(sys.argv[1:]))"
-    )
-    start_processes(2, script, folder)
-    told = [(folder / rank).read_text() for rank in "01"]
+    script = folder.with_name("tells.py")
+    script.write_text(TELLS)
+    with pytest.raises(RuntimeError) as error:
+        start_processes(2, script, folder)
+    return folder, str(error.value)
+
+
+def test_a_failing_process_fails_the_run(failed):
+    folder, error = failed
+    assert error.startswith(f"one of the 2 processes of the run in {folder} failed")
+
+
+def test_every_process_is_told_the_configuration_and_the_folder(failed):
+    told = [(failed[0] / rank).read_text() for rank in "01"]
     assert told[0] == told[1]
     assert "--config-name config" in told[0]
     assert r'hydra.run.dir="' in told[0]
