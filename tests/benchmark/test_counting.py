@@ -28,8 +28,7 @@ def formula(row: Row, setting: Setting, matching: float) -> float:
     return flop + 2 * row.batch * workload.model.widths[-1] * CLASSES
 
 
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-@pytest.mark.parametrize("plain", [False, True])
+@pytest.mark.parametrize(("plain", "precision"), [(False, "32-true"), (False, "bf16-mixed"), (True, "32-true")])
 def test_the_arithmetic_without_merging_is_the_formula(plain, precision):
     row = Row("none", plain=plain, batch=2, precision=precision)
     assert needs(row, SMALL).flop == formula(row, SMALL, matching=0)
