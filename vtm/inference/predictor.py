@@ -26,7 +26,7 @@ from vtm.tasks.regression import Regression
 from vtm.tasks.task import ranked
 
 FILE_NAME = "model.safetensors"  # the model in a folder, as on the Hub
-_CLIPS_AT_ONCE = 4  # batch size
+_CLIPS_AT_ONCE = 4
 _FETCHING = {"checkpoint_path", "cache_dir", "pretrained_cfg", "pretrained_cfg_overlay"}  # arguments of timm
 
 
@@ -78,8 +78,8 @@ class Predictor(
         self.network = self._build_network().for_inference()
         self.protocol: ClipProtocol = build(description["protocol"])
         self.task = Regression if description["task"] == Regression.name else Classification
-        names = [str(index) for index in range(outputs)]
-        self.labels: list[str] | None = None if self.task is Regression else classes or names
+        names = classes or [str(index) for index in range(outputs)]
+        self.labels: list[str] | None = None if self.task is Regression else names
         self.eval()
 
     @classmethod
@@ -141,8 +141,7 @@ class Predictor(
             VideoError: if the video cannot be read, or is too short.
             ValueError: if the model takes features, not frames, or cannot stream.
         """
-        video = self._open(path)
-        seconds = video.seconds
+        seconds = (video := self._open(path)).seconds
         if stream:
             return self._stream(path, video, seen)
         segments, damaged = [], False
@@ -158,7 +157,7 @@ class Predictor(
             if seen is not None:
                 seen(segments[-1].end, seconds)
         short = video.is_short(self.protocol.times(0.0, seconds))
-        votes = torch.tensor([window.scores for window in segments], dtype=torch.float64).mean(0)
+        votes = torch.tensor([segment.scores for segment in segments], dtype=torch.float64).mean(0)
         return Prediction(str(path), seconds, self.labels, votes.tolist(), segments, short=short, damaged=damaged)
 
     @torch.no_grad()
