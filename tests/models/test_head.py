@@ -1,4 +1,4 @@
-"""What a head says of its blocks: groupings of whole clips, and static shapes."""
+"""Tests of the interface of a head: outputs of whole clips and of one clip, motion, sampling, inference."""
 
 from functools import partial
 
@@ -52,20 +52,20 @@ def test_clip_groupings_follow_every_token_through_all_blocks():
     expected = torch.empty(2, 8 * 4, dtype=torch.int64)
     for b in range(2):
         for token in range(8 * 4):
-            place, per_clip = token, 8 * 4
+            group, per_clip = token, 8 * 4
             for trace in output.blocks:
                 windows = trace.grouping.index.shape[0] // 2
                 per_window = per_clip // windows
-                window, inside = divmod(place, per_window)
-                place = window * trace.grouping.num_groups + int(trace.grouping.index[b * windows + window, inside])
+                window, inside = divmod(group, per_window)
+                group = window * trace.grouping.num_groups + int(trace.grouping.index[b * windows + window, inside])
                 per_clip = windows * trace.grouping.num_groups
-            expected[b, token] = place
+            expected[b, token] = group
     assert torch.equal(whole.index, expected)
     assert whole.num_groups == per_clip
 
 
 @pytest.mark.parametrize("index", [0, 2])
-def test_a_clip_of_a_batch_is_the_one_that_it_would_be_alone(index):
+def test_outputs_of_a_clip_do_not_depend_on_its_batch(index):
     model, features = network().eval(), clip(batch=3)
     one, alone = model(features).clip(index), model(features[index : index + 1])
     torch.testing.assert_close(one.logits, alone.logits)
@@ -92,23 +92,23 @@ def test_for_inference_drops_the_auxiliary_path_and_nothing_else():
     [({}, False), ({"partition": motion_partition}, True), ({"weighting": partial(motion_weights)}, True)],
     ids=["saliency", "partition by motion", "weighting by motion"],
 )
-def test_a_head_says_whether_it_needs_motion(changes, needs_motion):
+def test_needs_motion(changes, needs_motion):
     assert network(partial(LEARNABLE, **changes)).needs_motion is needs_motion
     assert network(NoMerger).needs_motion is False
 
 
-def test_a_head_says_whether_it_samples_in_evaluation():
+def test_samples_in_eval():
     assert network(partial(LEARNABLE, sample_in_eval=True)).samples_in_eval is True
     assert network().samples_in_eval is network(NoMerger).samples_in_eval is False
 
 
-def test_blocks_that_a_clip_does_not_reach_are_frozen():
+def test_freeze_unused_freezes_blocks_with_windows_longer_than_the_clip():
     model = network(window_frames=(2, 4, 8), channels=(6, 6, 6))
     model.freeze_unused(4, 2, 2)
     assert [all(p.requires_grad for p in block.parameters()) for block in model.blocks] == [True, True, False]
 
 
-def test_features_in_another_layout_than_the_encoder_s_are_refused():
+def test_features_in_another_layout_than_the_grid_are_refused():
     model = VTM(
         8,
         3,

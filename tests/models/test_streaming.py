@@ -1,4 +1,4 @@
-"""Streams against the forward of whole clips, and their promises of memory and cost."""
+"""Tests of streams: outputs equal to the forward pass of whole clips, bounded memory, and cost."""
 
 import gc
 from functools import partial
@@ -39,7 +39,7 @@ MERGERS = {
     "motion by motion": partial(MERGER, partition=motion_partition, weighting=motion_weights),
     "learnable": LEARNABLE,
 }
-CHUNKS = (1, 3, 2, 5, 1, 1, 7, 13)  # drawn from in turn: below, across and far beyond the windows
+CHUNKS = (1, 3, 2, 5, 1, 1, 7, 13)  # cycled: chunks shorter than, across and much longer than the windows
 
 
 def network(merge_layer=LEARNABLE, *, window_frames=(2, 4, 8), channels=(6, 6, 6), **options) -> VTM:
@@ -74,7 +74,7 @@ def streamed(model: VTM, inputs: dict[str, Tensor], *, chunks=CHUNKS) -> tuple[S
 
 
 def check_traces(closed: list[ClosedWindows], whole: HeadOutput, *, batch: int) -> None:
-    """Compare the windows of each block, put one after another, with the whole clip's."""
+    """Compare the concatenated windows of each block with the windows of the whole clip."""
     for number, expected in enumerate(whole.blocks):
         windows = [window for window in closed if window.block == number]
         rows = [window.trace.targets.shape[0] // batch for window in windows]
@@ -104,18 +104,18 @@ def test_a_stream_equals_the_whole_clip(strategy, chunks):
     check_traces(closed, whole, batch=2)
 
 
-def test_parts_of_a_clip_embed_as_the_whole_clip():
+def test_parts_of_a_clip_have_the_embeddings_of_the_whole_clip():
     model, inputs = network(time_embedding=SinusoidalTime()), clip(5)
     whole = model.embed(**inputs)
     for start, stop in ((0, 2), (2, 5)):
         part = model.embed(inputs["features"][:, start:stop], motion=inputs["motion"][:, start:stop], first=start)
-        places = slice(start * 6, stop * 6)  # 2 × 3 tokens per frame
-        assert torch.equal(part.x, whole.x[:, places])
-        assert torch.equal(part.position, whole.position[:, places])
+        tokens = slice(start * 6, stop * 6)  # 2 × 3 tokens per frame
+        assert torch.equal(part.x, whole.x[:, tokens])
+        assert torch.equal(part.position, whole.position[:, tokens])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_lower_precision_stays_lower_precision(dtype):
+def test_logits_have_the_dtype_of_the_model(dtype):
     model, inputs = network().to(dtype), {"features": clip(16)["features"].to(dtype)}
     expected = model(**inputs).logits
     stream, _ = streamed(model, inputs)
@@ -124,7 +124,7 @@ def test_lower_precision_stays_lower_precision(dtype):
     torch.testing.assert_close(stream.logits(), expected, rtol=0, atol=atol)
 
 
-def test_the_mean_of_many_windows_in_half_precision_is_that_of_one():
+def test_the_mean_of_many_equal_windows_in_half_precision_is_exact():
     model, features = network().bfloat16(), clip(8)["features"].bfloat16()
     stream = Stream(model)
     for _ in range(100):
@@ -152,7 +152,7 @@ def test_a_stream_on_a_gpu():
 
 
 @pytest.mark.parametrize("strategy", MERGERS)
-def test_masked_frames_count_for_nothing(strategy):
+def test_masked_frames_are_ignored(strategy):
     model, inputs = network(MERGERS[strategy], time_embedding=SinusoidalTime()), clip(24)
     mask = torch.ones(2, 24, dtype=torch.bool)
     mask[0, 1:3] = False  # within windows
@@ -165,7 +165,7 @@ def test_masked_frames_count_for_nothing(strategy):
     check_traces(closed, whole, batch=2)
 
 
-def test_a_mask_may_begin_anywhere():
+def test_the_first_mask_may_come_with_any_chunk():
     model, inputs = network(), clip(16)
     mask = torch.arange(16).expand(2, 16) < 11
     stream = Stream(model)
@@ -176,7 +176,7 @@ def test_a_mask_may_begin_anywhere():
     torch.testing.assert_close(stream.logits(), expected, rtol=0, atol=1e-10)
 
 
-def test_a_clip_without_a_real_frame_gives_what_the_whole_clip_gives():
+def test_a_stream_without_real_frames_equals_the_whole_clip():
     model, features, mask = network(), clip(8)["features"], torch.zeros(2, 8, dtype=torch.bool)
     stream, _ = streamed(model, {"features": features, "mask": mask})
     torch.testing.assert_close(stream.logits(), model(features, mask=mask).logits, rtol=0, atol=1e-10)
@@ -184,7 +184,7 @@ def test_a_clip_without_a_real_frame_gives_what_the_whole_clip_gives():
 
 @pytest.mark.parametrize("strategy", MERGERS)
 @pytest.mark.parametrize("channels", [(6, 6, 6), (8, 8, 6), (4, 6, 6)], ids=str)
-def test_logits_at_any_time_are_those_of_the_frames_so_far(strategy, channels):
+def test_logits_at_any_time_equal_those_of_the_frames_so_far(strategy, channels):
     model, inputs = network(MERGERS[strategy], channels=channels), clip(19)
     fitting = [frames for frames in range(1, 25) if fits(model, frames)]
     stream = Stream(model)
@@ -208,7 +208,7 @@ def fits(model: VTM, frames: int) -> bool:
 
 
 @pytest.mark.parametrize("window_frames", [(3,), (2, 2, 6), (1, 4)])
-def test_windows_of_any_kind(window_frames):
+def test_a_stream_equals_the_whole_clip_for_any_window_lengths(window_frames):
     model = network(window_frames=window_frames, channels=(6,) * len(window_frames))
     inputs = {"features": clip(12)["features"]}
     stream, closed = streamed(model, inputs)
@@ -217,14 +217,14 @@ def test_windows_of_any_kind(window_frames):
     check_traces(closed, whole, batch=2)
 
 
-def test_a_chunk_of_many_windows_runs_batches_of_one_later_window():
+def test_batches_of_first_windows_end_with_a_window_of_the_second_block():
     model, rows = network(), []
     model.blocks[0].register_forward_pre_hook(lambda _, inputs: rows.append(inputs[0].x.shape[0]))
     Stream(model).update(clip(24, batch=1)["features"])
     assert rows == [2] * 6
 
 
-def test_frames_may_change_once_they_were_taken():
+def test_frames_may_be_overwritten_after_update():
     model, inputs = network(NoMerger), clip(8)
     stream = Stream(model)
     for start in range(8):
@@ -236,20 +236,20 @@ def test_frames_may_change_once_they_were_taken():
 
 
 def state(stream: Stream) -> list[Tensor]:
-    """List all tensors that a stream keeps alive, beside its model's."""
+    """List the tensors that a stream keeps, without its model."""
     kept = [value for name, value in vars(stream).items() if name != "model"]
     return [leaf for leaf in tree_leaves(kept) if isinstance(leaf, Tensor)]
 
 
 def state_bytes(stream: Stream) -> int:
-    """Count the bytes of the memory behind these tensors, of which they may show a part only."""
+    """Return the bytes of the storages of these tensors, which may be views of larger ones."""
     storages = [tensor.untyped_storage() for tensor in state(stream)]
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
 @pytest.mark.parametrize("merge_layer", [LEARNABLE, NoMerger])
 @pytest.mark.parametrize("chunk", [1, 3, 64])
-def test_a_stream_holds_the_open_windows_only(merge_layer, chunk):
+def test_a_stream_keeps_only_open_windows(merge_layer, chunk):
     model = network(merge_layer).float()
     # x (C), size, motion and saliency in fp32, position as three int64, mask
     bound = sum(plan.num_tokens * (4 * (plan.in_channels + 3) + 3 * 8 + 1) for plan in model.plan(8, 2, 3))
@@ -261,7 +261,7 @@ def test_a_stream_holds_the_open_windows_only(merge_layer, chunk):
         most = max(most, state_bytes(stream))
     assert most <= bound
     assert not any(tensor.requires_grad for tensor in state(stream))
-    assert (most > bound / 10) == (chunk < 64)  # and so the bound is one, and whole windows leave only sums behind
+    assert (most > bound / 10) == (chunk < 64)  # the bound is tight for short chunks; whole windows leave only sums
 
 
 @pytest.mark.slow
@@ -278,11 +278,11 @@ def test_peak_memory_does_not_grow_with_the_frames():
                 stream.update(features)
         peaks.append(peak.bytes)
     if None in peaks:
-        pytest.skip("the system does not tell the peak of resident memory")
+        pytest.skip("the system does not report the peak resident memory")
     assert peaks[2] < peaks[1] + 64 * features.nbytes / 8
 
 
-def test_arithmetic_grows_with_the_frames_and_nothing_else():
+def test_the_cost_of_a_stream_is_linear_in_the_frames_and_equal_to_whole_clips():
     torch.manual_seed(0)
     merge_layer = partial(LEARNABLE, partition_factor=6, merge_count=0.8)
     model = VTM(
@@ -296,7 +296,7 @@ def test_arithmetic_grows_with_the_frames_and_nothing_else():
         flops.append(counter.get_total_flops())
     with FlopCounterMode(display=False) as counter:
         model(frames)
-    head = 2 * 8 * 3  # that of the stream runs when it is asked for logits
+    head = 2 * 8 * 3  # the stream runs its head only in logits()
     assert flops == [counter.get_total_flops() - head] * 3
 
 
@@ -319,14 +319,14 @@ def test_arithmetic_grows_with_the_frames_and_nothing_else():
         ),
     ],
 )
-def test_numbers_that_do_not_fit_are_named(inputs, message):
+def test_shapes_that_do_not_match_are_errors_that_print_both(inputs, message):
     stream = Stream(network(NoMerger))
     stream.update(clip(3)["features"])
     with pytest.raises(ValueError, match=message):
         stream.update(**inputs)
 
 
-def test_too_large_a_merge_count_is_named_at_the_first_frame():
+def test_a_merge_count_that_is_too_large_is_an_error_at_the_first_frame():
     with pytest.raises(ValueError, match=r"block 1 of 3 .2 frames.: merge_count = 99 tokens"):
         Stream(network(partial(LEARNABLE, merge_count=99))).update(clip(1)["features"])
 

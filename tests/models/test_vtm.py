@@ -1,4 +1,4 @@
-"""The network against the slow loops, and the promises of its docstrings."""
+"""Tests of the network: equal to the loops of tests/reference.py, saliency, masks, windows, precision, export."""
 
 from functools import partial
 
@@ -89,26 +89,26 @@ LEARNABLE_LOOPS = {
 
 
 @pytest.mark.parametrize("key_bias", [None, torch.linspace(-1, 1, 10).double().reshape(2, 5)])
-def test_self_attention_has_the_gradients_of_norm_and_projection_one_after_the_other(key_bias):
+def test_self_attention_has_the_gradients_of_separate_norm_and_projection(key_bias):
     torch.manual_seed(0)
     module = SelfAttention(6, num_heads=HEADS, dropout=0.0).double()
     for parameter in module.parameters():
         nn.init.normal_(parameter)
     x, weights = torch.randn(2, 2, 5, 6, dtype=torch.float64)
-    wanted = [x.requires_grad_(), *module.parameters()]
+    inputs = [x.requires_grad_(), *module.parameters()]
     q, k, v = module.qkv(module.norm(x)).chunk(3, dim=-1)
     expected = x + attention(q, k, v, num_heads=HEADS, key_bias=key_bias)
     out, keys = module(x, key_bias=key_bias)
     torch.testing.assert_close(out, expected, rtol=0, atol=1e-12)
     torch.testing.assert_close(keys, k, rtol=0, atol=1e-12)
-    ours = torch.autograd.grad(((out + keys) * weights).sum(), wanted)
-    theirs = torch.autograd.grad(((expected + k) * weights).sum(), wanted)
-    for gradient, other in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(gradient, other, rtol=0, atol=1e-10)
+    actual_gradients = torch.autograd.grad(((out + keys) * weights).sum(), inputs)
+    expected_gradients = torch.autograd.grad(((expected + k) * weights).sum(), inputs)
+    for actual, wanted in zip(actual_gradients, expected_gradients, strict=True):
+        torch.testing.assert_close(actual, wanted, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize(("needs_gradient", "products"), [(False, 1), (True, 2)])
-def test_a_step_computes_no_gradient_of_features_that_need_none(needs_gradient, products):
+def test_the_backward_pass_skips_features_that_need_no_gradient(needs_gradient, products):
     module, x = SelfAttention(6, num_heads=HEADS, dropout=0.0), torch.randn(2, 5, 6, requires_grad=needs_gradient)
     out, _ = module(x)
     with FlopCounterMode(display=False) as counter:
@@ -131,9 +131,9 @@ def test_evaluation_equals_the_loops(merge_layer, loops, masked):
     output, expected = model(features, mask=mask), reference(model, features, mask=mask, **loops)
     torch.testing.assert_close(output.logits, expected.logits, rtol=0, atol=1e-10)
     assert output.aux_logits is None
-    for ours, theirs in zip(output.blocks, expected.blocks, strict=True) if mask is None else ():  # padding ties
-        assert torch.equal(ours.targets, theirs.targets)
-        assert torch.equal(ours.grouping.index, theirs.groups.index)
+    for actual, wanted in zip(output.blocks, expected.blocks, strict=True) if mask is None else ():  # padding ties
+        assert torch.equal(actual.targets, wanted.targets)
+        assert torch.equal(actual.grouping.index, wanted.groups.index)
 
 
 def test_training_equals_the_loops_on_both_paths():
@@ -147,13 +147,13 @@ def test_training_equals_the_loops_on_both_paths():
     torch.testing.assert_close(output.aux_logits, expected.aux_logits, rtol=0, atol=1e-10)
 
 
-def test_scale_means_the_logit_scale_of_each_block():
+def test_saliency_weight_scale_is_the_logit_scale_of_each_block():
     literal = partial(TokenMerger, partition=saliency_partition, partition_factor=3, merge_count=0.8)
     weights = [b.auxiliary.saliency_weight for b in network(partial(literal, saliency_weight="scale")).blocks]
     assert weights == [(8 / HEADS) ** -0.5, (6 / HEADS) ** -0.5]
 
 
-def test_auxiliary_loss_alone_teaches_the_saliency():
+def test_the_auxiliary_loss_alone_trains_the_saliency():
     plain = partial(TokenMerger, partition=saliency_partition, partition_factor=3, merge_count=0.8, saliency_weight=1.0)
     model = network(plain).train()
     model(clip()).aux_logits.square().sum().backward()
@@ -168,7 +168,7 @@ def test_without_weighting_the_main_loss_does_not_reach_the_saliency():
     assert all(block.merger.saliency.u.weight.grad is None for block in model.blocks)
 
 
-def test_evaluation_touches_no_auxiliary_weight():
+def test_evaluation_uses_no_auxiliary_weight():
     model, features = network().eval(), clip()
     expected = model(features).logits
     for name, parameter in model.named_parameters():
@@ -182,7 +182,7 @@ def test_evaluation_is_deterministic():
     assert torch.equal(model(features).logits, model(features).logits)
 
 
-def test_sampling_in_evaluation_depends_on_the_generator_of_the_clip_alone():
+def test_sampling_in_evaluation_depends_only_on_the_generator_of_the_clip():
     model = network(partial(LEARNABLE, sample_in_eval=True), window_frames=(2, 4)).eval()
     features = clip(batch=3, frames=8, height=4, width=4)
 
@@ -199,7 +199,7 @@ def test_sampling_in_evaluation_depends_on_the_generator_of_the_clip_alone():
 @pytest.mark.parametrize("partition", [uniform_partition, center_partition, motion_partition, saliency_partition])
 @pytest.mark.parametrize("frames_left", [1, 2, 3, 5])
 @pytest.mark.parametrize("training", [False, True])
-def test_masked_frames_change_nothing_whatever_they_hold(partition, frames_left, training):
+def test_masked_frames_are_ignored_whatever_their_values(partition, frames_left, training):
     merge_layer = partial(
         TokenMerger, partition=partition, partition_factor=3, merge_count=0.8,
         saliency_weight=1.0 if partition is saliency_partition else None,
@@ -221,7 +221,7 @@ def test_masked_frames_change_nothing_whatever_they_hold(partition, frames_left,
         assert aux_logits is None or torch.equal(aux_logits, results[0][1])
 
 
-def test_a_clip_without_a_real_frame_stays_finite():
+def test_a_clip_without_real_frames_has_finite_logits():
     mask = torch.tensor([[True] * 4, [False] * 4])
     output = network().train()(clip(), mask=mask)
     output.logits.sum().backward()
@@ -235,7 +235,7 @@ def test_a_full_mask_equals_no_mask():
     )
 
 
-def test_the_paper_s_schedule():
+def test_the_windows_of_the_paper():
     model = VTM(
         1024, 6, window_frames=(6, 30, 60), channels=(512, 256, 256), num_heads=8, dropout=0.0,
         merge_layer=partial(TokenMerger, partition=uniform_partition, partition_factor=6, merge_count=0.8),
@@ -245,13 +245,13 @@ def test_the_paper_s_schedule():
     assert plans[-1].num_tokens - plans[-1].merge_count == 570
 
 
-def test_blocks_longer_than_the_clip_are_left_out():
+def test_blocks_with_windows_longer_than_the_clip_are_skipped():
     model = network(window_frames=(2, 4, 8), channels=(6, 6, 6)).eval()
     assert len(model(clip(frames=4)).blocks) == 2
     assert len(model(clip(frames=8)).blocks) == 3
 
 
-def test_the_time_embedding_tells_frames_apart():
+def test_the_time_embedding_distinguishes_frames():
     still = clip(frames=1).expand(2, 4, 2, 2, 8)
     swapped = torch.cat([torch.zeros_like(still[:, :2]), still[:, 2:]], 1)
     features = torch.cat([still[:, :2], torch.zeros_like(still[:, 2:])], 1)
@@ -270,17 +270,17 @@ def test_the_time_embedding_tells_frames_apart():
         ({"merge_layer": partial(LEARNABLE, merge_count=6)}, 4, "block 1 of 2 .2 frames.: merge_count = 6 tokens"),
     ],
 )
-def test_numbers_that_do_not_fit_are_named(options, frames, message):
+def test_invalid_shapes_and_options_are_errors_that_name_them(options, frames, message):
     with pytest.raises(ValueError, match=message):
         network(**options)(clip(frames=frames))
 
 
-def test_features_of_another_width_are_named():
+def test_features_of_another_width_are_an_error_that_prints_both():
     with pytest.raises(ValueError, match=r"C = 8, got \(2, 4, 2, 2, 5\)"):
         network()(clip(channels=5))
 
 
-def test_dropout_acts_in_training_only():
+def test_dropout_is_active_only_in_training():
     model, features = network(NoMerger, dropout=0.5), clip()
     assert not torch.equal(model.train()(features).logits, model.train()(features).logits)
     assert torch.equal(model.eval()(features).logits, model.eval()(features).logits)

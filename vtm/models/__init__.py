@@ -1,4 +1,4 @@
-"""Networks that use the merging core."""
+"""Heads: the trained networks on the features of a clip, for whole clips and for streams of frames."""
 
 from vtm.models.head import Head, HeadOutput
 from vtm.models.streaming import ClosedWindows, Stream

@@ -1,4 +1,4 @@
-"""The contract of a head, the trained network on the features of a clip: what it takes, gives and plans."""
+"""The interface of a head, the trained network on the features of a clip, and the types of its outputs and plans."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from vtm.merging.partition import Generators
 
 
 class BlockTrace(NamedTuple):
-    """What one block merged; rows are the windows of all clips, B · T / L_i.
+    """The merge of one block; rows are the B · T / L_i windows of all clips.
 
     Attributes:
-        grouping: of the N tokens of each window.
-        targets: (rows, M) int64.
+        grouping: groups of the N tokens of each window.
+        targets: (rows, M) int64, indices of the targets.
         saliency: (rows, N), or None without an estimator.
-        window_frames: L_i, frames of a window.
+        window_frames: L_i, number of frames of a window.
     """
 
     grouping: Grouping
@@ -32,7 +32,7 @@ class BlockTrace(NamedTuple):
 
 
 class BlockPlan(NamedTuple):
-    """The static shapes of one block for a given clip: everything is known before any tensor is."""
+    """The shapes of one block for clips of a given shape."""
 
     window_frames: int
     windows: int
@@ -45,11 +45,11 @@ class BlockPlan(NamedTuple):
 
 @dataclass(frozen=True)
 class HeadOutput:
-    """Outputs of the network.
+    """The outputs of a head.
 
     Attributes:
-        logits: (B, K) of the main path.
-        aux_logits: (B, K) of the auxiliary path; None in evaluation and where no saliency is learned.
+        logits: logits (B, K) of the main path.
+        aux_logits: logits (B, K) of the auxiliary path; None in evaluation or if no saliency is learned.
         blocks: one trace per block.
     """
 
@@ -58,42 +58,42 @@ class HeadOutput:
     blocks: tuple[BlockTrace, ...]
 
     def clip(self, index: int) -> HeadOutput:
-        """Take the outputs for one clip of the batch; the windows of a clip follow one another in every block."""
+        """Return the outputs of one clip of the batch, whose windows are consecutive rows in every block."""
         batch, blocks = len(self.logits), []
         for grouping, targets, saliency, window_frames in self.blocks:
             share = len(targets) // batch
             rows = slice(index * share, (index + 1) * share)
-            one = Grouping(grouping.index[rows], grouping.num_groups, grouping.anchor[rows])
-            blocks.append(BlockTrace(one, targets[rows], None if saliency is None else saliency[rows], window_frames))
+            own = Grouping(grouping.index[rows], grouping.num_groups, grouping.anchor[rows])
+            blocks.append(BlockTrace(own, targets[rows], None if saliency is None else saliency[rows], window_frames))
         aux_logits = None if self.aux_logits is None else self.aux_logits[index : index + 1]
         return HeadOutput(self.logits[index : index + 1], aux_logits, tuple(blocks))
 
     def clip_groupings(self) -> list[Grouping]:
-        """Follow each of a clip's T·H·W input tokens: for every block, to the token that holds it thereafter."""
+        """Return, for every block, the group of each input token of a clip after that block."""
         batch = self.logits.shape[0]
         steps = (trace.grouping.join_windows(trace.grouping.index.shape[0] // batch) for trace in self.blocks)
         return list(accumulate(steps, compose))
 
     def clip_targets(self) -> list[Tensor]:
-        """Find for every block the input tokens of a clip that give its targets their place: (B, windows · M) each."""
-        batch, found, before = self.logits.shape[0], [], None
+        """Return, for every block, the anchors of its targets among the input tokens of a clip: (B, windows · M)."""
+        batch, anchors, before = self.logits.shape[0], [], None
         for trace, after in zip(self.blocks, self.clip_groupings(), strict=True):
             rows, num_tokens = trace.grouping.index.shape
             first = num_tokens * torch.arange(rows // batch, device=after.index.device).repeat(batch)
             targets = (trace.targets + first[:, None]).reshape(batch, -1)  # among the tokens that enter the block
-            found.append(targets if before is None else before.anchor.gather(1, targets))
+            anchors.append(targets if before is None else before.anchor.gather(1, targets))
             before = after
-        return found
+        return anchors
 
 
 class Head(nn.Module, ABC):
     """A network from the features of a clip to logits.
 
-    A head is made by `head(in_channels, num_outputs, grid)`: the width of the features, K outputs (1 for a regression),
-    and the layout of the tokens of a step.
+    A head is created by `head(in_channels, num_outputs, grid)` with the width of the features, K outputs (1 for
+    regression), and the layout of the tokens of a step.
 
     Attributes:
-        head: the last layer, with K outputs. Fine-tuning starts without its weights.
+        head: last layer, with K outputs; fine-tuning does not load its weights.
     """
 
     head: nn.Linear
@@ -101,12 +101,12 @@ class Head(nn.Module, ABC):
     @property
     @abstractmethod
     def needs_motion(self) -> bool:
-        """Tell whether `forward` needs the motion of the tokens."""
+        """Whether `forward` needs the motion of the tokens."""
 
     @property
     @abstractmethod
     def samples_in_eval(self) -> bool:
-        """Tell whether `forward` draws random numbers in evaluation, too."""
+        """Whether `forward` draws random numbers in evaluation too."""
 
     @abstractmethod
     def forward(
@@ -120,30 +120,30 @@ class Head(nn.Module, ABC):
         """Classify clips, or predict their values.
 
         Args:
-            features: (B, T, *grid.shape, C) from the encoder.
-            motion: (B, T, *grid.shape) magnitude of motion in pixels per frame.
-            mask: (B, T) bool, True = real step. What masked steps hold, NaN included, changes nothing.
-            generator: of the noise where the head samples: None, one, or one per clip (`vtm.merging.partition`).
+            features: features (B, T, *grid.shape, C) of the encoder.
+            motion: (B, T, *grid.shape), motion magnitude in pixels per frame.
+            mask: (B, T) bool, True = real step. Masked steps are ignored, even if they are NaN.
+            generator: generator of the sampling noise: None, one, or one per clip (see `vtm.merging.partition`).
 
         Raises:
-            ValueError: on shapes that do not fit, with the numbers.
+            ValueError: if the shapes do not match the head or one another.
         """
 
     @abstractmethod
     def plan(self, frames: int, height: int, width: int) -> list[BlockPlan]:
-        """Work out the shapes of every block for clips of T steps in the layout H × W; blocks left out are not listed.
+        """Compute the shapes of every block used for clips of T steps in the layout H × W.
 
         Raises:
-            ValueError: if clips of this shape do not fit the head.
+            ValueError: if the head does not support clips of this shape.
         """
 
     @abstractmethod
     def freeze_unused(self, frames: int, height: int, width: int) -> None:
-        """Turn off the gradients of parameters that clips of this shape do not reach, as DDP requires."""
+        """Disable the gradients of parameters that clips of this shape do not use, as DDP requires."""
 
     @abstractmethod
     def for_inference(self) -> Self:
-        """Drop what only training needs, switch to evaluation, and return the head itself."""
+        """Remove the parts used only in training, switch to evaluation mode, and return the head itself."""
 
 
 register_dataclass(HeadOutput)

@@ -1,7 +1,8 @@
-"""The network on videos of any length: frames go in as they come, and only the tokens of open windows are held.
+"""Evaluation of the VTM network on streams of frames of any length, in bounded memory.
 
-A window of block i can be merged as soon as its L_i frames are there, and nothing looks back at it later. So what the
-forward of a whole clip computes block by block is computed window by window here: at the same cost, in bounded memory.
+A window of block i can be merged as soon as its L_i frames have arrived, and no later computation reads its tokens. The
+stream therefore computes window by window what `VTM.forward` computes block by block: at the same cost, but it keeps
+only the tokens of open windows.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ from vtm.models.vtm import VTM, Block
 
 
 class ClosedWindows(NamedTuple):
-    """What one block merged in neighbouring windows.
+    """The merges of one block in consecutive windows.
 
     Attributes:
-        block: number of the block, from 0.
-        first: number of the first of the windows in the stream, from 0.
-        trace: rows are the windows of all clips, B · windows.
+        block: index of the block.
+        first: index of the first of these windows in the stream.
+        trace: merges; rows are the B · windows windows of all clips.
     """
 
     block: int
@@ -34,17 +35,17 @@ class ClosedWindows(NamedTuple):
 
 
 class Stream:
-    """Evaluate a network on clips whose frames come little by little.
+    """An evaluation of a network on clips whose frames arrive in chunks.
 
-    Groupings and logits are those of `VTM.forward` on the whole clip. If that does not take the number of frames, they
-    are those of the clip with the fewest masked frames at its end that make it fit. Whatever the number of frames,
-    block i holds fewer than the N tokens of one window; no gradient is kept.
+    Groupings and logits equal the outputs of `VTM.forward` on the whole clip. If `forward` does not support the number
+    of frames, they equal its outputs for the clip padded with as few masked frames as possible. For any number of
+    frames, block i keeps fewer than the N tokens of one window. No gradients are computed.
 
     Args:
-        model: in evaluation mode.
+        model: network in evaluation mode.
 
     Attributes:
-        frames: number of frames seen.
+        frames: number of frames received.
 
     Raises:
         ValueError: if the model is in training mode, or samples its targets in evaluation.
@@ -52,7 +53,7 @@ class Stream:
     >>> from vtm.merging import NoMerger
     >>> model = VTM(8, 3, window_frames=[2, 4], channels=[8, 8], num_heads=2, dropout=0.1, merge_layer=NoMerger).eval()
     >>> stream, features = Stream(model), torch.randn(1, 4, 2, 2, 8)
-    >>> [len(stream.update(frame)) for frame in features.split(1, dim=1)]  # blocks that have closed a window
+    >>> [len(stream.update(frame)) for frame in features.split(1, dim=1)]  # number of blocks that closed a window
     [0, 1, 0, 2]
     >>> torch.allclose(stream.logits(), model(features).logits, atol=1e-5)
     True
@@ -60,32 +61,34 @@ class Stream:
 
     def __init__(self, model: VTM) -> None:
         if model.training:
-            raise ValueError("a stream evaluates, but the model is in training mode: call model.eval() first")
+            raise ValueError(
+                "a stream needs a model in evaluation mode, but the model is in training mode: call model.eval() first"
+            )
         if model.samples_in_eval:
             raise ValueError(
-                "a stream cannot draw the noise of a whole clip at once, but the model samples its targets in "
-                "evaluation: set merging.sample_in_eval=false, or call the model on whole clips"
+                "a stream cannot sample targets, but the model samples its targets in evaluation: set "
+                "merging.sample_in_eval=false, or call the model on whole clips"
             )
         self.model = model
         self.frames = 0
-        self._layout: tuple[int, int, int, bool] | None = None  # B, H, W, and whether motion is given
+        self._layout: tuple[int, int, int, bool] | None = None  # B, H, W, and whether there is motion
         self._plans: list[BlockPlan] = []
-        self._open: list[list[Tokens]] = [[] for _ in model.blocks]  # in order of time
-        self._pooled: tuple[Tensor, Tensor] | None = None  # sum (B, C) and number (B, 1) of the tokens to average
+        self._open: list[list[Tokens]] = [[] for _ in model.blocks]  # ordered by time
+        self._pooled: tuple[Tensor, Tensor] | None = None  # sum (B, C) and number (B, 1) of the output tokens
 
     @torch.no_grad()
     def update(
         self, features: Tensor, *, motion: Tensor | None = None, mask: Tensor | None = None
     ) -> list[ClosedWindows]:
-        """Take the next frames; return what was merged in the windows that they close, which the stream then forgets.
+        """Process the next frames and return the merges of the windows that they complete.
 
         Args:
-            features: (B, t, H, W, C) from the encoder, any t; copied where they must be kept.
-            motion: (B, t, H, W) magnitude of motion in pixels per frame, with all frames or with none.
-            mask: (B, t) bool, True = real frame. What masked frames hold changes nothing.
+            features: features (B, t, H, W, C) of the encoder, for any t; copied if the stream keeps them.
+            motion: (B, t, H, W), motion magnitude in pixels per frame; for all frames of the stream or for none.
+            mask: (B, t) bool, True = real frame. Masked frames are ignored.
 
         Raises:
-            ValueError: on shapes that do not fit one another, the model, or the frames before, with the numbers.
+            ValueError: if the shapes do not match one another, the model, or the previous frames.
         """
         self._check(features, motion, mask)
         closed: list[ClosedWindows] = []
@@ -104,7 +107,11 @@ class Stream:
 
     @torch.no_grad()
     def logits(self) -> Tensor:
-        """Return the logits (B, K) of the frames so far; more frames may follow."""
+        """Return the logits (B, K) of the frames so far; more frames may follow.
+
+        Raises:
+            ValueError: if there are no frames yet.
+        """
         if not self.frames:
             raise ValueError("a stream without frames has no logits: call update(features) first")
         pooled, last = self._pooled, None
@@ -115,7 +122,7 @@ class Stream:
             last = _join(held)
             missing = plan.num_tokens - last.x.shape[1]
             if missing and i and self.frames < plan.window_frames and plan.in_channels == self.model.head.in_features:
-                break  # a block that the forward leaves out
+                break  # `VTM.forward` skips this block
             last, _ = self._run(i, _pad(last, missing), windows=1)
         if last is not None:
             pooled = _add(pooled, last)
@@ -125,7 +132,7 @@ class Stream:
         return logits
 
     def _check(self, features: Tensor, motion: Tensor | None, mask: Tensor | None) -> None:
-        """Compare the shapes of a chunk with one another, the model and the first chunk."""
+        """Raise a ValueError if the shapes of a chunk do not match one another, the model or the first chunk."""
         self.model.check(features, motion, mask)
         batch, _, height, width = features.shape[:4]
         layout = (batch, height, width, motion is not None)
@@ -134,15 +141,15 @@ class Stream:
             self._layout = layout
         if layout != self._layout:
             raise ValueError(
-                f"expected frames like those before, (B, H, W, with motion) = {self._layout}, got {layout}: "
+                f"expected frames like the previous ones, (B, H, W, with motion) = {self._layout}, got {layout}: "
                 f"start a new stream for other clips"
             )
 
     def _next_part(self, available: int) -> int:
-        """Count the frames to take next: to the end of an open first window, or whole first windows.
+        """Return the number of frames to process next: the rest of an open window of block 1, or whole windows.
 
-        The whole ones run as one batch, which ends where a window of the second block ends at the latest: so the batch
-        is bounded, and no block is given tokens of a window after one that it closes.
+        Whole windows run as one batch, which ends no later than the current window of block 2. This bounds the batch,
+        and no block receives tokens beyond a window that it closes.
         """
         first, *later = self.model.window_frames
         if begun := self.frames % first:
@@ -152,13 +159,13 @@ class Stream:
         return part // first * first or part
 
     def _push(self, tokens: Tokens, end: int) -> list[ClosedWindows]:
-        """Take the tokens of the frames up to number `end`, and run the blocks whose windows they close."""
+        """Add the tokens of the frames before frame `end`, and run the blocks whose windows they complete."""
         closed: list[ClosedWindows] = []
         begin, self.frames = self.frames, end
         for i, plan in enumerate(self._plans):
             first, stop = begin // plan.window_frames, end // plan.window_frames
             if first == stop:
-                # copied, so that the caller's chunk does not stay in memory, and may change
+                # copied, so that the chunk of the caller can be freed or changed
                 self._open[i].append(_map(tokens, torch.clone))
                 return closed
             tokens = _join([*self._open[i], tokens])
@@ -169,7 +176,7 @@ class Stream:
         return closed
 
     def _run(self, i: int, tokens: Tokens, *, windows: int) -> tuple[Tokens, BlockTrace]:
-        """Run block i on whole windows, (B, windows · N, C) to (B, windows · (N − R), C′)."""
+        """Run block i on whole windows: (B, windows · N, C) -> (B, windows · (N − R), C′)."""
         assert self._layout is not None
         batch, height, width, _ = self._layout
         block = self.model.blocks[i]
@@ -186,7 +193,7 @@ def _map(tokens: Tokens, change: Callable[[Tensor], Tensor]) -> Tokens:
 
 
 def _join(parts: list[Tokens]) -> Tokens:
-    """Put tokens one after another; where only some have a mask, the others are real."""
+    """Concatenate tokens over time; parts without a mask are real."""
     if len(parts) == 1:
         return parts[0]
     if any(part.mask is not None for part in parts):
@@ -199,13 +206,13 @@ def _join(parts: list[Tokens]) -> Tokens:
 
 
 def _pad(tokens: Tokens, count: int) -> Tokens:
-    """Add masked tokens at the end: what windows without a real frame pass on, up to values that change nothing."""
+    """Append masked tokens, in place of the outputs of fully masked windows, whose values are never read."""
     padding = _map(tokens, lambda value: value.new_zeros(value.shape[0], count, *value.shape[2:]))
     return _join([tokens, replace(padding, mask=padding.size > 0)])
 
 
 def _add(pooled: tuple[Tensor, Tensor] | None, tokens: Tokens) -> tuple[Tensor, Tensor]:
-    """Add the real tokens to a sum (B, C) and their number to a count (B, 1), in fp32 at least."""
+    """Add the real tokens to the sum (B, C) and their number to the count (B, 1), in fp32 at least."""
     x = tokens.x.to(torch.promote_types(tokens.x.dtype, torch.float32))
     real = torch.ones_like(x[..., :1]) if tokens.mask is None else tokens.mask[..., None].to(x.dtype)
     total, count = (x * real).sum(1), real.sum(1)

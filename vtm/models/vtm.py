@@ -1,8 +1,8 @@
 """The VTM network (Lee et al., NeurIPS 2024, section 3 and figure 6): attention, block with two paths, network.
 
-Block i attends within windows of L_i frames, merges tokens, and maps C_i to C_{i+1} channels; then neighbouring windows
-join, so that later blocks see more time with fewer tokens. In training, an auxiliary path beside the main one has its
-attention biased by the saliency of the main path, and so teaches the saliency estimator; evaluation never runs it.
+Block i attends within windows of L_i frames, merges tokens, and maps C_i to C_{i+1} channels; then consecutive windows
+are joined, so that later blocks see more time with fewer tokens. In training, the attention of an auxiliary path is
+biased by the saliency of the main path, which trains the saliency estimator; evaluation skips the auxiliary path.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ MergeLayer = Callable[[int], TokenMerger | NoMerger]
 
 
 class SelfAttention(nn.Module):
-    """Pre-norm self-attention with a residual and no output projection (equation 8).
+    """A pre-norm self-attention layer with a residual and no output projection (equation 8).
 
     Args:
-        dim: C, channels in and out.
+        dim: C, number of input and output channels.
         num_heads: number of heads; must divide C.
-        dropout: probability of dropping an attention output.
+        dropout: dropout probability of the attention output.
     """
 
     def __init__(self, dim: int, *, num_heads: int, dropout: float) -> None:
@@ -47,13 +47,14 @@ class SelfAttention(nn.Module):
     def forward(
         self, x: Tensor, *, key_bias: Tensor | None = None, mask: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Return x′ and the keys, both (B, N, C).
+        """Compute the output x′ and the keys, both (B, N, C).
 
-        The scale and shift of the norm are folded into the projection: U (x̂ ⊙ g + b) = (U ⊙ g) x̂ + U b. So no gradient
-        of x̂ is needed where x, such as stored features, needs none: one of the backward pass's two largest products.
+        The scale and shift of the norm are folded into the projection: U (x̂ ⊙ g + b) = (U ⊙ g) x̂ + U b. If x needs no
+        gradient, such as stored features, neither does x̂, which saves one of the two largest products of the backward
+        pass.
         """
         normed = F.layer_norm(x, self.norm.normalized_shape, eps=self.norm.eps)
-        weights = (self.qkv.weight * self.norm.weight).chunk(3)  # three products, for what each returns is contiguous
+        weights = (self.qkv.weight * self.norm.weight).chunk(3)  # three products, so that q, k and v are contiguous
         shifts = (self.qkv.weight @ self.norm.bias).chunk(3)
         q, k, v = (F.linear(normed, *affine) for affine in zip(weights, shifts, strict=True))
         out = attention(q, k, v, num_heads=self.num_heads, key_bias=key_bias, mask=mask)
@@ -61,13 +62,13 @@ class SelfAttention(nn.Module):
 
 
 class AuxiliaryPath(nn.Module):
-    """The training-only companion of a block, whose attention sees the saliency of the main path (equation 10).
+    """The auxiliary path of a block in training; its attention is biased by the main path's saliency (equation 10).
 
     Args:
-        dim: C.
-        out_dim: C′.
+        dim: C, number of input channels.
+        out_dim: C′, number of output channels.
         num_heads: number of heads; must divide C.
-        dropout: probability of dropping an attention output.
+        dropout: dropout probability of the attention output.
         saliency_weight: λ, or "scale" for 1/√d.
     """
 
@@ -78,22 +79,22 @@ class AuxiliaryPath(nn.Module):
         self.saliency_weight = (dim // num_heads) ** -0.5 if saliency_weight == "scale" else float(saliency_weight)
 
     def forward(self, tokens: Tokens, merged: Merged) -> Tokens:
-        """Group the N tokens of this path as the main path did: same targets, same matches, same weights."""
-        assert merged.saliency is not None  # it is what this path exists for
+        """Attend, then merge the N tokens with the grouping and the weights of the main path."""
+        assert merged.saliency is not None  # the path exists only if the saliency is estimated
         x, _ = self.attention(tokens.x, key_bias=self.saliency_weight * merged.saliency, mask=tokens.mask)
         grouped = merge(replace(tokens, x=x), merged.grouping, weights=merged.weights)
         return replace(grouped, x=self.project(grouped.x))
 
 
 class Block(nn.Module):
-    """Attention, merging, projection; and an auxiliary path if the merger learns saliency.
+    """A block: attention, merging, projection, and an auxiliary path if the merger learns saliency.
 
     Args:
-        dim: C.
-        out_dim: C′.
-        num_heads: of both paths; must divide C.
-        dropout: of both paths.
-        merge_layer: makes the merger for keys of width C.
+        dim: C, number of input channels.
+        out_dim: C′, number of output channels.
+        num_heads: number of heads of both paths; must divide C.
+        dropout: dropout probability of the attention outputs of both paths.
+        merge_layer: function that creates the merger for keys of width C.
     """
 
     def __init__(self, dim: int, out_dim: int, *, num_heads: int, dropout: float, merge_layer: MergeLayer) -> None:
@@ -104,21 +105,21 @@ class Block(nn.Module):
         self.auxiliary: AuxiliaryPath | None = None
         if self.merger.estimates_saliency:
             weight = self.merger.saliency_weight
-            assert weight is not None  # it is what has the saliency estimated
+            assert weight is not None  # since the merger estimates saliency
             self.auxiliary = AuxiliaryPath(dim, out_dim, num_heads=num_heads, dropout=dropout, saliency_weight=weight)
 
     def forward(self, tokens: Tokens, grid: Grid, *, generator: Generators = None) -> tuple[Tokens, Merged]:
-        """Run the main path; also return what was merged, for the auxiliary path."""
+        """Run the main path; also return the merge, for the auxiliary path."""
         x, keys = self.attention(tokens.x, mask=tokens.mask)
         merged: Merged = self.merger(replace(tokens, x=x), keys, grid, generator=generator)
         return replace(merged.tokens, x=self.project(merged.tokens.x)), merged
 
 
 class SinusoidalTime(nn.Module):
-    """Add fixed sines and cosines of the frame number to features (B, T, H, W, C); any T."""
+    """A fixed sinusoidal embedding of the frame index, added to features (B, T, H, W, C)."""
 
     def forward(self, x: Tensor, *, first: int = 0) -> Tensor:
-        """Return x + p(t), with wavelengths from 2π to 20000π frames; t counts from `first`."""
+        """Return x + p(t), with wavelengths from 2π to 20000π frames; the first t is `first`."""
         frames, channels = x.shape[1], x.shape[-1]
         rate = torch.exp(torch.arange(0, channels, 2, device=x.device) * (-math.log(10000.0) / channels))
         angle = torch.arange(first, first + frames, device=x.device)[:, None] * rate
@@ -127,19 +128,20 @@ class SinusoidalTime(nn.Module):
 
 
 class VTM(Head):
-    """Video token merging network: features of a clip to logits.
+    """The video token merging network, from the features of a clip to logits.
 
     Args:
-        in_channels: width of the features, the encoder's.
-        num_outputs: K, the number of classes; 1 for regression.
-        grid: layout of the tokens of a step, the encoder's; None: whatever H × W features come, without a prefix.
-        window_frames: (L_1, …, L_k), frames in the windows of each block; each divides the next.
-        channels: (C_2, …, C_{k+1}), the output channels of each block.
-        num_heads: attention heads in every block; must divide its input channels.
-        dropout: probability of dropping an attention output.
-        merge_layer: makes the merger of a block, given the width of its keys: a partial `TokenMerger`, or `NoMerger`.
-        time_embedding: maps features (B, T, H, W, C) and the number `first` of their first frame to features;
-            `SinusoidalTime()` tells the network the time.
+        in_channels: C_1, width of the features of the encoder.
+        num_outputs: K, number of classes; 1 for regression.
+        grid: layout of the tokens of a step of the encoder; None accepts any H × W, without prefix tokens.
+        window_frames: (L_1, …, L_k), frames per window of each block; each divides the next.
+        channels: (C_2, …, C_{k+1}), output channels of each block.
+        num_heads: number of attention heads of every block; must divide its input channels.
+        dropout: dropout probability of the attention outputs.
+        merge_layer: function that creates the merger of a block for keys of a given width, such as a partial
+            `TokenMerger` or `NoMerger`.
+        time_embedding: module from features (B, T, H, W, C) and the index `first` of their first frame to features,
+            such as `SinusoidalTime()`; None for none.
 
     Raises:
         ValueError: if the window lengths do not divide one another, or the lists differ in length.
@@ -177,37 +179,38 @@ class VTM(Head):
 
     @property
     def needs_motion(self) -> bool:
-        """Tell whether a block merges by the motion of the tokens."""
+        """Whether a block merges by the motion of the tokens."""
         return any(block.merger.needs_motion for block in self._blocks())
 
     @property
     def samples_in_eval(self) -> bool:
-        """Tell whether a block samples its targets in evaluation, too."""
+        """Whether a block samples its targets in evaluation too."""
         return any(block.merger.sample_in_eval for block in self._blocks())
 
     def freeze_unused(self, frames: int, height: int, width: int) -> None:
-        """Turn off the gradients of blocks whose windows are longer than a clip of T frames."""
+        """Disable the gradients of blocks whose windows are longer than a clip of T frames."""
         for block in self.blocks[len(self.plan(frames, height, width)) :]:
             block.requires_grad_(False)
 
     def for_inference(self) -> Self:
-        """Drop the auxiliary path, switch to evaluation, and return the network itself."""
+        """Remove the auxiliary paths, switch to evaluation mode, and return the network itself."""
         for block in self._blocks():
             block.auxiliary = None
         return self.eval()
 
     def plan(self, frames: int, height: int, width: int) -> list[BlockPlan]:
-        """Work out the shapes of every block for clips of T frames of H × W tokens; longer blocks are left out.
+        """Compute the shapes of the blocks for clips of T frames of H × W tokens, without blocks of longer windows.
 
         Raises:
-            ValueError: if T does not fit the windows, or a block cannot merge as many tokens as asked for.
+            ValueError: if T does not match the windows, or the merge count of a block exceeds its sources.
         """
         lengths = [length for length in self.window_frames if length <= frames]
         if not lengths or frames % lengths[-1] or self.widths[len(lengths)] != self.head.in_features:
             raise ValueError(
                 f"clips of {frames} frames do not fit window_frames = {list(self.window_frames)} with channels = "
-                f"{list(self.widths[1:])}: the longest window that fits must divide the number of frames, and longer "
-                f"ones are left out only where the channels stay the same. Change model.window_frames or the frames"
+                f"{list(self.widths[1:])}: the longest window that fits must divide the number of frames, and blocks "
+                f"of longer windows are skipped only if the channels stay the same; change model.window_frames or the "
+                f"number of frames"
             )
         plans: list[BlockPlan] = []
         num_tokens, previous = height * width, 1
@@ -227,7 +230,7 @@ class VTM(Head):
         return FeatureGrid(*features.shape[2:4]) if self.grid is None else self.grid
 
     def check(self, features: Tensor, motion: Tensor | None, mask: Tensor | None) -> None:
-        """Raise a ValueError unless the inputs of `forward` fit the network and one another."""
+        """Raise a ValueError if the inputs of `forward` do not match the network or one another."""
         if features.ndim != 5 or features.shape[-1] != self.widths[0]:
             raise ValueError(
                 f"expected features (B, T, H, W, C) with C = {self.widths[0]}, got {tuple(features.shape)}"
@@ -247,9 +250,9 @@ class VTM(Head):
     def embed(
         self, features: Tensor, *, motion: Tensor | None = None, mask: Tensor | None = None, first: int = 0
     ) -> Tokens:
-        """Turn frames, of which the first one has the number `first`, into the tokens that the first block takes.
+        """Convert frames, the first with index `first`, to the input tokens of the first block.
 
-        The other arguments and the errors are those of `forward`.
+        The other arguments and the errors are the same as in `forward`.
         """
         self.check(features, motion, mask)
         if mask is not None:
@@ -274,13 +277,13 @@ class VTM(Head):
         """Classify clips, or predict their values.
 
         Args:
-            features: (B, T, H, W, C) from the encoder.
-            motion: (B, T, H, W) magnitude of motion in pixels per frame, for merging by motion.
-            mask: (B, T) bool, True = real frame. What masked frames hold, NaN included, changes nothing.
-            generator: of the noise where targets are sampled: None, one, or one per clip (`vtm.merging.partition`).
+            features: features (B, T, H, W, C) of the encoder.
+            motion: (B, T, H, W), motion magnitude in pixels per frame, for merging by motion.
+            mask: (B, T) bool, True = real frame. Masked frames are ignored, even if they are NaN.
+            generator: generator of the sampling noise: None, one, or one per clip (see `vtm.merging.partition`).
 
         Raises:
-            ValueError: on shapes that do not fit, with the numbers.
+            ValueError: if the shapes do not match the network or one another.
         """
         tokens = aux = self.embed(features, motion=motion, mask=mask)
         batch, *shape = features.shape[:4]
@@ -299,7 +302,7 @@ class VTM(Head):
         return HeadOutput(logits, aux_logits, tuple(traces))
 
     def _blocks(self) -> Iterator[Block]:
-        """Go through the blocks with their type, which a ModuleList does not know."""
+        """Iterate over the blocks with their type, which a ModuleList loses."""
         for block in self.blocks:
             assert isinstance(block, Block)
             yield block
@@ -309,6 +312,6 @@ def _pool(tokens: Tokens) -> Tensor:
     """Average the real tokens: (B, N, C) -> (B, C)."""
     if tokens.mask is None:
         return tokens.x.mean(1)
-    exact = torch.promote_types(tokens.x.dtype, torch.float32)  # sums of half precision overflow
+    exact = torch.promote_types(tokens.x.dtype, torch.float32)  # sums in half precision overflow
     real = tokens.mask[..., None].to(exact)
     return ((tokens.x * real).sum(1) / real.sum(1).clamp(min=1)).to(tokens.x.dtype)
