@@ -158,7 +158,7 @@ def test_4_numbers_for_classes(refusal, tmp_path):
     mine = ["experiment=folder", "encoder=vit_tiny_random", "trainer=cpu", f"data.root={tmp_path}"]
     assert "need task=regression" in refusal(*mine, "data.regression=true")
     with pytest.warns(UserWarning, match="all 2 classes have numbers as names"):
-        assert "or data.regression=true too" in refusal(*mine, "task=regression")
+        assert "or add data.regression=true if" in refusal(*mine, "task=regression")
 
 
 def test_5_out_of_memory(refusal, tiny, monkeypatch):

@@ -1,4 +1,4 @@
-"""Classification: loss, class weights, scores, accuracy and floor."""
+"""Tests of classification: loss, class weights, scores, accuracy and baseline."""
 
 import csv
 import math
@@ -29,7 +29,7 @@ needs_lvu = pytest.mark.skipif(not LVU.is_dir(), reason=f"no annotations in {LVU
 
 
 def clips(seed: int = 0, videos: int = 9, classes: int = 3) -> tuple[Tensor, Tensor, Tensor]:
-    """Between one and four clips of each video, in any order, with probabilities that are often wrong."""
+    """Return random probabilities, targets and videos of one to four clips per video, in random order."""
     generator = torch.Generator().manual_seed(seed)
     counts = torch.randint(1, 5, (videos,), generator=generator)
     video = torch.arange(videos).repeat_interleave(counts)
@@ -39,7 +39,7 @@ def clips(seed: int = 0, videos: int = 9, classes: int = 3) -> tuple[Tensor, Ten
 
 
 def looped(scores: Tensor, target: Tensor, video: Tensor) -> dict[int, tuple[int, int]]:
-    """Prediction and target of each video, one clip at a time."""
+    """Return the prediction and target of each video, computed one clip at a time."""
     answers = {}
     for index in sorted(set(video.tolist())):
         chosen = [n for n in range(len(video)) if video[n] == index]
@@ -70,7 +70,7 @@ def test_accuracy_equals_a_loop_over_videos(seed: int) -> None:
     assert summary["clip_level"] == {"value": pytest.approx(sum(by_clip) / len(by_clip)), "n": len(by_clip)}
 
 
-def test_the_vote_weighs_probabilities_and_not_answers() -> None:
+def test_clips_are_averaged_by_probabilities_and_not_by_predictions() -> None:
     metric = VideoAccuracy(2)
     metric.update(torch.tensor([[0.6, 0.4], [0.6, 0.4], [0.1, 0.9]]), torch.tensor([1, 1, 1]), torch.tensor([4, 4, 4]))
     assert metric.compute() == 1
@@ -84,13 +84,13 @@ def test_classes_without_videos_do_not_count_in_the_macro_accuracy() -> None:
     assert metric.summary()["macro_accuracy"] == 0.5
 
 
-def test_nan_is_a_wrong_answer() -> None:
+def test_nan_is_a_wrong_prediction() -> None:
     metric = VideoAccuracy(2)
     metric.update(torch.tensor([[math.nan, math.nan], [math.nan, 0.5]]), torch.tensor([0, 1]), torch.tensor([0, 1]))
     assert metric.compute() == 0
 
 
-def test_equal_values_of_clusters_are_not_beyond_doubt() -> None:
+def test_equal_values_of_all_clusters_have_the_wilson_interval() -> None:
     metric = VideoAccuracy(2)
     metric.update(torch.tensor([[0.1, 0.9]] * 6), torch.ones(6, dtype=torch.int64), torch.arange(6))
     assert metric.summary(clusters="aabbcc")["interval"] == list(wilson_interval(3, 3))
@@ -117,9 +117,9 @@ def targets(task: str, split: str) -> list[float]:
         ("year", 8.39),
     ],
 )
-def test_floor_of_lvu_classification(task: str, percent: float) -> None:
-    floor = majority_baseline(map(int, targets(task, "train")), map(int, targets(task, "test")))
-    assert round(100 * floor, 2) == percent
+def test_baseline_of_lvu_classification(task: str, percent: float) -> None:
+    baseline = majority_baseline(map(int, targets(task, "train")), map(int, targets(task, "test")))
+    assert round(100 * baseline, 2) == percent
 
 
 def test_scores_are_probabilities_in_full_precision() -> None:
@@ -130,7 +130,7 @@ def test_scores_are_probabilities_in_full_precision() -> None:
 
 
 @pytest.mark.parametrize("weights", [None, [1.0, 2.0, 0.5]])
-def test_smoothed_and_weighted_losses_are_torchs(weights: list[float] | None) -> None:
+def test_smoothed_and_weighted_losses_equal_torch(weights: list[float] | None) -> None:
     logits, target = torch.randn(6, 3), torch.tensor([0, 2, 1, 1, 0, 0])
     task = classification(label_smoothing=0.2, class_weights=weights)
     tensor = None if weights is None else torch.tensor(weights)
@@ -138,17 +138,17 @@ def test_smoothed_and_weighted_losses_are_torchs(weights: list[float] | None) ->
     torch.testing.assert_close(task.loss(logits, None, target)["loss"], wanted)
 
 
-def test_balanced_weights_make_classes_count_the_same() -> None:
+def test_balanced_weights_give_classes_the_same_total_weight() -> None:
     classes = torch.tensor([0] * 6 + [1] * 3 + [3])
     weights = balanced_weights(classes, 5)
     assert weights.tolist() == pytest.approx([10 / 30, 10 / 15, 0, 10 / 5, 0])
     assert (weights * classes.bincount(minlength=5)).tolist() == pytest.approx([2, 2, 0, 2, 0])
 
 
-def test_balanced_weights_come_from_the_training_videos_and_travel_with_the_checkpoint() -> None:
+def test_balanced_weights_come_from_the_training_videos_and_are_in_the_checkpoint() -> None:
     task = classification(4, class_weights="balanced")
     logits, target = torch.randn(4, 4), torch.tensor([0, 1, 1, 2])
-    assert task.loss(logits, None, target)["loss"].isnan()  # rather than silently without weights
+    assert task.loss(logits, None, target)["loss"].isnan()  # rather than a loss silently without weights
     task.fit_targets([0, 0, 0, 1, 2, 2])
     wanted = torch.tensor([6 / 12, 6 / 4, 6 / 8, 0.0])
     torch.testing.assert_close(task.state_dict()["class_weights"], wanted)
@@ -159,7 +159,7 @@ def test_balanced_weights_come_from_the_training_videos_and_travel_with_the_chec
 
 
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
-def test_a_batch_of_classes_without_weight_has_no_loss(label_smoothing: float) -> None:
+def test_a_batch_of_classes_with_weight_zero_has_loss_zero(label_smoothing: float) -> None:
     task = classification(3, class_weights="balanced", label_smoothing=label_smoothing)
     task.fit_targets([0, 1, 1])
     logits = torch.randn(2, 3, requires_grad=True)
@@ -170,7 +170,7 @@ def test_a_batch_of_classes_without_weight_has_no_loss(label_smoothing: float) -
     assert torch.equal(logits.grad, torch.zeros(2, 3))
 
 
-def test_fixed_weights_stay_as_they_are() -> None:
+def test_fixed_weights_do_not_depend_on_the_training_videos() -> None:
     task = classification(3, class_weights=[1, 2, 0.5])
     task.fit_targets([0, 0, 1, 2])
     assert task.class_weights is not None

@@ -1,4 +1,4 @@
-"""One loss of both paths."""
+"""Tests of the combinations of both paths into one loss."""
 
 from typing import Any
 
@@ -26,7 +26,7 @@ def test_the_loss_is_main_plus_weighted_aux() -> None:
     assert float(losses["loss"]) == pytest.approx(main + 0.3 * other, rel=1e-5)
 
 
-def test_both_paths_may_predict_together() -> None:
+def test_averaged_logits_have_one_loss() -> None:
     main, aux, target = (
         torch.randn(4, 3, requires_grad=True),
         torch.randn(4, 3, requires_grad=True),

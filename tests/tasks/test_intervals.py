@@ -1,4 +1,4 @@
-"""Intervals by hand and against the normal approximation."""
+"""Tests of the intervals, against values by hand and the normal approximation."""
 
 import math
 
@@ -13,7 +13,7 @@ def test_wilson_by_hand() -> None:
     assert wilson_interval(0, 10) == pytest.approx((0, z2 / (10 + z2)))
     assert wilson_interval(10, 10) == pytest.approx((10 / (10 + z2), 1))
     assert wilson_interval(50, 100) == pytest.approx((0.4038315, 0.5961685), abs=1e-6)
-    # the ends are the proportions p from which the observed one is z standard deviations √(p(1 - p)/n) away
+    # the ends are the proportions p at a distance of z √(p(1 - p)/n) from the observed one
     for end in wilson_interval(27, 42):
         assert abs(27 / 42 - end) == pytest.approx(1.959963984540054 * math.sqrt(end * (1 - end) / 42))
     low, high = wilson_interval(64, 100, z=1.0)
@@ -33,9 +33,9 @@ def test_bootstrap_of_many_values_is_the_normal_interval() -> None:
     assert (low, high) != bootstrap_interval(values, seed=1)
 
 
-def test_bootstrap_of_clusters_draws_whole_ones() -> None:
+def test_bootstrap_draws_whole_clusters() -> None:
     values = torch.tensor([1.0, 1.0, 1.0, 5.0])
-    # two clusters of different sizes: twice the first, one of each, twice the second
+    # draws from two clusters: twice the first, one of each, twice the second
     assert bootstrap_interval(values, clusters=["a", "a", "a", "b"]) == (1.0, 5.0)
     assert bootstrap_interval(values, clusters=["a"] * 4) == (2.0, 2.0)
     with pytest.raises(ValueError, match="expected 4 clusters, one for each value, got 3"):

@@ -1,4 +1,4 @@
-"""Video-level votes, intervals, floors; and the same with two processes that have seen different numbers of clips."""
+"""Tests of the metrics of videos: averages, intervals, baselines, and two processes with unequal numbers of clips."""
 
 import math
 import socket
@@ -19,7 +19,7 @@ from vtm.tasks.regression import mean_baseline
 
 
 def clips(seed: int = 0, videos: int = 9, classes: int = 3) -> tuple[Tensor, Tensor, Tensor]:
-    """Between one and four clips of each video, in any order, with probabilities that are often wrong."""
+    """Return random probabilities, targets and videos of one to four clips per video, in random order."""
     generator = torch.Generator().manual_seed(seed)
     counts = torch.randint(1, 5, (videos,), generator=generator)
     video = torch.arange(videos).repeat_interleave(counts)
@@ -29,7 +29,7 @@ def clips(seed: int = 0, videos: int = 9, classes: int = 3) -> tuple[Tensor, Ten
 
 
 def looped(scores: Tensor, target: Tensor, video: Tensor) -> dict[int, tuple[int, int]]:
-    """Prediction and target of each video, one clip at a time."""
+    """Return the prediction and target of each video, computed one clip at a time."""
     answers = {}
     for index in sorted(set(video.tolist())):
         chosen = [n for n in range(len(video)) if video[n] == index]
@@ -38,7 +38,7 @@ def looped(scores: Tensor, target: Tensor, video: Tensor) -> dict[int, tuple[int
     return answers
 
 
-def test_half_precision_scores_are_averaged_in_full() -> None:
+def test_half_precision_scores_are_averaged_in_full_precision() -> None:
     metric = VideoMSE()
     metric.update(
         torch.full((1000,), 0.1, dtype=torch.bfloat16), torch.zeros(1000), torch.zeros(1000, dtype=torch.int64)
@@ -46,7 +46,7 @@ def test_half_precision_scores_are_averaged_in_full() -> None:
     assert float(metric.compute()) == pytest.approx(float(torch.tensor(0.1).bfloat16()) ** 2)
 
 
-def test_reset_forgets() -> None:
+def test_reset_removes_all_clips() -> None:
     metric = VideoAccuracy(3)
     metric.update(*clips(0))
     metric.compute()
@@ -55,7 +55,7 @@ def test_reset_forgets() -> None:
     assert metric.summary()["n"] == 4
 
 
-def test_bad_updates_say_what_is_wrong() -> None:
+def test_invalid_updates_are_errors() -> None:
     scores, target, video = clips()
     with pytest.raises(ValueError, match=r"expected scores \(\d+, 4\), got \(\d+, 3\)"):
         VideoAccuracy(4).update(scores, target, video)
@@ -72,7 +72,7 @@ def test_bad_updates_say_what_is_wrong() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:The ``compute`` method")
-def test_bad_sets_of_clips_say_what_is_wrong() -> None:
+def test_invalid_sets_of_clips_are_errors() -> None:
     for metric in (VideoAccuracy(3), VideoMSE()):
         with pytest.raises(ValueError, match="the evaluated split is empty"):
             metric.compute()
@@ -112,7 +112,7 @@ def test_clusters_are_found_by_the_index_of_the_video_and_widen_the_interval() -
     assert (high - low) / 2 == pytest.approx(1.96 * math.sqrt(0.75 * 0.25 / 16), rel=0.1)
 
 
-def test_clusters_are_those_of_the_videos_that_were_evaluated() -> None:
+def test_only_clusters_of_evaluated_videos_are_used() -> None:
     metric = VideoMSE()
     metric.update(torch.tensor([4.0, 1.0, 2.0, 3.0]), torch.zeros(4), torch.tensor([7, 0, 3, 5]))
     summary = metric.summary(clusters="aabbccdd")
@@ -121,17 +121,17 @@ def test_clusters_are_those_of_the_videos_that_were_evaluated() -> None:
     assert same["interval"] == list(bootstrap_interval(torch.tensor([1.0, 4.0, 9.0, 16.0]), clusters="xxyy"))
 
 
-def test_floors() -> None:
-    assert majority_baseline([2, 2, 0, 0, 1], [0, 0, 2, 1]) == 0.5  # of two majorities the lower
+def test_baselines() -> None:
+    assert majority_baseline([2, 2, 0, 0, 1], [0, 0, 2, 1]) == 0.5  # ties go to the lower class
     assert majority_baseline(torch.tensor([1, 1, 0]), torch.tensor([0, 2])) == 0
     assert mean_baseline(torch.tensor([0.0, 1.0]), [0.5, 2.5]) == 2.0
-    for floor in (majority_baseline, mean_baseline):
+    for baseline in (majority_baseline, mean_baseline):
         with pytest.raises(ValueError, match="got 2 and 0"):
-            floor([0, 1], [])
+            baseline([0, 1], [])
 
 
 def shares(clips: int) -> list[Tensor]:
-    """Which clips each of two ranks sees, most of them on the first."""
+    """Return the clips of each of two ranks, most of them on the first."""
     return [torch.arange(clips - 3), torch.arange(clips - 3, clips)]
 
 
@@ -156,7 +156,7 @@ def worker(rank: int, port: int, folder: str) -> None:
             fill(metric, parts[rank])
             found[f"{name} {metric.name}"] = float(metric.compute()), metric.summary()
             metric.reset()
-            fill(metric, torch.arange(total))  # and works on after that
+            fill(metric, torch.arange(total))  # update still works after reset
             assert metric.summary()["clip_level"]["n"] == 2 * total
     torch.save(found, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
@@ -177,9 +177,9 @@ def test_two_processes_with_different_numbers_of_clips_agree_with_one(tmp_path: 
                 assert summary == metric.summary()
 
 
-def test_vote_orders_by_video() -> None:
-    votes, wanted, videos = average_clips(*clips(3))
+def test_average_clips_orders_by_video() -> None:
+    means, targets, videos = average_clips(*clips(3))
     assert videos.tolist() == sorted(videos.tolist()) == list(range(9))
     answers = looped(*clips(3))
-    assert votes.argmax(1).tolist() == [found for found, _ in answers.values()]
-    assert wanted.tolist() == [target for _, target in answers.values()]
+    assert means.argmax(1).tolist() == [found for found, _ in answers.values()]
+    assert targets.tolist() == [target for _, target in answers.values()]

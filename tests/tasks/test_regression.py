@@ -1,4 +1,4 @@
-"""Regression: loss, error and floor."""
+"""Tests of regression: loss, error and baseline."""
 
 import csv
 import math
@@ -49,19 +49,19 @@ def targets(task: str, split: str) -> list[float]:
         ("view_count", "val", 4.587),
     ],
 )
-def test_floor_of_lvu_regression(task: str, split: str, mse: float) -> None:
+def test_baseline_of_lvu_regression(task: str, split: str, mse: float) -> None:
     assert round(mean_baseline(targets(task, "train"), targets(task, split)), 3) == mse
 
 
 @needs_lvu
 @pytest.mark.parametrize(("task", "interval"), [("like_ratio", (0.437, 0.798)), ("view_count", (3.173, 5.085))])
-def test_interval_of_the_floor_of_lvu_regression(task: str, interval: tuple[float, float]) -> None:
+def test_interval_of_the_baseline_of_lvu_regression(task: str, interval: tuple[float, float]) -> None:
     train, test = targets(task, "train"), targets(task, "test")
     errors = (torch.tensor(test, dtype=torch.float64) - sum(train) / len(train)) ** 2
-    assert bootstrap_interval(errors) == pytest.approx(interval, abs=0.03)  # of 200 000 draws by numpy
+    assert bootstrap_interval(errors) == pytest.approx(interval, abs=0.03)  # computed by numpy with 200 000 draws
 
 
-def test_regression_compares_numbers_with_numbers() -> None:
+def test_regression_loss_has_no_broadcasting() -> None:
     logits, target = torch.tensor([[1.0], [4.0]]), torch.tensor([3.0, 4.0])
     losses = Regression(1, fusion=AuxiliaryLoss(0.5)).loss(logits, logits + 2, target)
     assert (float(losses["main"]), float(losses["aux"]), float(losses["loss"])) == (2.0, 2.0, 3.0)

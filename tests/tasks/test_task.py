@@ -1,4 +1,4 @@
-"""Losses, scores, class weights and floors of the tasks."""
+"""Tests of what tasks have in common: losses, scores, checks, metric and baseline."""
 
 import math
 from typing import Any
@@ -73,7 +73,7 @@ def test_outputs_are_checked() -> None:
         Regression(1, fusion=AuxiliaryLoss(1.0)).scores(torch.randn(2))
 
 
-def test_tasks_name_their_metric_and_floor() -> None:
+def test_tasks_have_a_metric_and_a_baseline() -> None:
     classes, values = classification(7), Regression(1, fusion=AuxiliaryLoss(1.0))
     assert (classes.num_outputs, classes.metric_name) == (7, "accuracy")
     assert (values.num_outputs, values.metric_name) == (1, "mse")

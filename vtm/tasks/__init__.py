@@ -1,8 +1,8 @@
-"""Kinds of tasks, a file each: loss, scores, metric and baseline; and what they share, the vote and the intervals."""
+"""Tasks (classification, regression): loss, scores, metric and baseline; averages over clips, and intervals."""
 
 
 def lower_is_better(metric: str) -> bool:
-    """Tell by its name whether a metric is an error.
+    """Return whether lower values of a metric are better, given its name.
 
     >>> lower_is_better("mse"), lower_is_better("accuracy")
     (True, False)

@@ -1,4 +1,4 @@
-"""Tell which one of K classes a video belongs to: loss, scores, metric and baseline."""
+"""Single-label classification of videos: loss, scores, metric and baseline."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ if TYPE_CHECKING:
 
 
 class Classification(Task):
-    """Tell which one of K classes a video belongs to, by cross entropy.
+    """The classification of a video into one of K classes, with the cross-entropy loss.
 
     Args:
-        num_classes: K.
-        label_smoothing: Share of the target's probability that is spread evenly over all classes, in [0, 1].
-        class_weights: How much the videos of each class count in the loss: None, all the same; K numbers; or
-            `balanced`, n / (K * count) for a class with `count` of the n training videos and 0 for one without any.
-            The weights are part of the checkpoint. Balanced ones are NaN, and so is the loss, until `fit_targets` is
-            called or a checkpoint is loaded.
-        fusion: Makes one loss of both paths.
+        num_classes: K, number of classes.
+        label_smoothing: share of the target probability spread evenly over all classes, in [0, 1].
+        class_weights: weight of each class in the loss: None for equal weights; K numbers; or `balanced` for
+            n / (K * count), where `count` of the n training videos belong to the class, and 0 if none do. The weights
+            are part of the checkpoint. Balanced weights, and so the loss, are NaN until `fit_targets` is called or a
+            checkpoint is loaded.
+        fusion: combination of the losses of both paths.
 
     Raises:
-        ValueError: A value is out of its range, or there are not K weights.
+        ValueError: if a value is out of range, or the number of weights is not K.
     """
 
     name = "classification"
@@ -86,7 +86,7 @@ class Classification(Task):
         total = F.cross_entropy(
             logits, target, weight=self.class_weights, label_smoothing=self.label_smoothing, reduction="sum"
         )
-        # the usual weighted mean, but 0 and not NaN for a batch that consists of classes without weight
+        # the usual weighted mean, but 0 instead of NaN if all classes of the batch have weight 0
         weight = self.class_weights[target].sum()
         return total * torch.where(weight > 0, weight.clamp_min(torch.finfo(weight.dtype).tiny).reciprocal(), 0.0)
 
@@ -96,12 +96,12 @@ class Classification(Task):
 
 
 def majority_baseline(train_targets: Iterable[int], targets: Iterable[int]) -> float:
-    """Compute the accuracy of always answering with the most frequent class of the training videos.
+    """Compute the accuracy of always predicting the most frequent class of the training videos.
 
-    Of equally frequent classes, the one with the lower index counts.
+    Ties go to the class with the lowest index.
 
     Raises:
-        ValueError: One of the two is empty.
+        ValueError: if there are no training targets or no evaluated targets.
 
     >>> majority_baseline([0, 1, 1], [1, 0, 1, 2])
     0.5
@@ -113,11 +113,11 @@ def majority_baseline(train_targets: Iterable[int], targets: Iterable[int]) -> f
 
 
 def balanced_weights(classes: Tensor, num_classes: int) -> Tensor:
-    """Compute n / (K * count) of each class, so that all classes count the same in total; 0 for a class without data.
+    """Compute the weights n / (K * count) that give all classes the same total weight; 0 for a class without videos.
 
     Args:
-        classes: (n,) int64, of the training videos.
-        num_classes: K.
+        classes: (n,) int64, classes of the training videos.
+        num_classes: K, number of classes.
 
     >>> balanced_weights(torch.tensor([0, 0, 0, 1]), 3)
     tensor([0.4444, 1.3333, 0.0000])
@@ -137,5 +137,5 @@ def _initial_weights(num_classes: int, weights: str | Sequence[float] | None) ->
         raise ValueError(f"expected {num_classes} class_weights, one for each class, got {len(weights)}")
     values = torch.tensor([float(weight) for weight in weights])
     if not (values.isfinite() & (values >= 0)).all() or not values.any():
-        raise ValueError(f"expected class_weights of at least 0, and one above it, got {list(weights)}")
+        raise ValueError(f"expected class_weights of at least 0, and one greater than 0, got {list(weights)}")
     return values

@@ -1,4 +1,4 @@
-"""Make one loss of the main and of the auxiliary path."""
+"""Combinations of the main and the auxiliary path into one loss."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ PathLoss = Callable[[Tensor, Tensor], Tensor]
 
 
 class Fusion(Protocol):
-    """Make one loss of the outputs (B, K) of the main and of the auxiliary path, and name its parts for the log."""
+    """A function from the outputs (B, K) of both paths to the loss and its parts by name, for the log."""
 
     def __call__(self, path_loss: PathLoss, main: Tensor, aux: Tensor, target: Tensor) -> dict[str, Tensor]: ...
 
 
 @dataclass(frozen=True)
 class AuxiliaryLoss:
-    """Let each path predict on its own, as in figure 6 of the VTM paper: main + weight * aux.
+    """The sum of the losses of both paths, main + weight * aux (VTM paper, figure 6).
 
     Args:
-        weight: What the loss of the auxiliary path counts, against 1 for the main path.
+        weight: weight of the loss of the auxiliary path.
     """
 
     weight: float
@@ -34,7 +34,7 @@ class AuxiliaryLoss:
 
 @dataclass(frozen=True)
 class AveragedLogits:
-    """Let both paths predict together: the loss of the mean of their outputs."""
+    """The loss of the mean of the outputs of both paths."""
 
     def __call__(self, path_loss: PathLoss, main: Tensor, aux: Tensor, target: Tensor) -> dict[str, Tensor]:
         return {"loss": path_loss((main + aux) / 2, target), "main": path_loss(main.detach(), target)}

@@ -1,4 +1,4 @@
-"""Intervals of scores: Wilson's of a proportion, and the bootstrap of any mean."""
+"""Confidence intervals of scores: the Wilson interval of a proportion, and the bootstrap interval of a mean."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from torch import Tensor
 
 
 def wilson_interval(correct: int, n: int, *, z: float = 1.959963984540054) -> tuple[float, float]:
-    """Compute Wilson's score interval of a proportion, which stays inside [0, 1] and right for few videos.
+    """Compute the Wilson score interval of a proportion, which lies in [0, 1] and is accurate for few videos.
 
     Args:
-        correct: Number of successes.
-        n: Number of trials.
-        z: Quantile of the normal distribution; the default gives 95 %.
+        correct: number of successes.
+        n: number of trials.
+        z: quantile of the normal distribution; the default is for 95 %.
 
     Raises:
-        ValueError: There are no trials, or more successes than trials.
+        ValueError: if there are no trials, or `correct` is not between 0 and n.
 
     >>> low, high = wilson_interval(27, 42)  # VTM on LVU's relationship task
     >>> print(f"{low:.3f} {high:.3f}")
@@ -36,16 +36,16 @@ def wilson_interval(correct: int, n: int, *, z: float = 1.959963984540054) -> tu
 def bootstrap_interval(
     values: Tensor, *, clusters: Sequence[Hashable] | None = None, resamples: int = 10_000, seed: int = 0
 ) -> tuple[float, float]:
-    """Compute the 95 % percentile interval of a mean by drawing the values again, with replacement.
+    """Compute the 95 % percentile bootstrap interval of a mean.
 
     Args:
-        values: (n,), one per video.
-        clusters: Of each value. Whole clusters are drawn, because the values of one cluster depend on each other.
-        resamples: How often to draw; the ends of the interval are good to about 1 % of its width with the default.
-        seed: Of the draws.
+        values: (n,), one value per video.
+        clusters: cluster of each value; whole clusters are resampled, because the values of a cluster are dependent.
+        resamples: number of resamples; with the default, the ends are accurate to about 1 % of the interval's width.
+        seed: seed of the resampling.
 
     Raises:
-        ValueError: There are no values, or not one cluster for each.
+        ValueError: if there are no values, or the number of clusters differs from the number of values.
 
     >>> low, high = bootstrap_interval(torch.tensor([0.0, 1.0]).repeat(50))
     >>> print(f"{low:.1f} {high:.1f}")
@@ -58,13 +58,13 @@ def bootstrap_interval(
     if len(clusters) != len(values):
         raise ValueError(f"expected {len(values)} clusters, one for each value, got {len(clusters)}")
     number = {cluster: index for index, cluster in enumerate(dict.fromkeys(clusters))}
-    place = torch.tensor([number[cluster] for cluster in clusters])
-    sizes = place.bincount().double()
-    sums = torch.zeros_like(sizes).index_add_(0, place, values.double().cpu())
+    index_of = torch.tensor([number[cluster] for cluster in clusters])
+    sizes = index_of.bincount().double()
+    sums = torch.zeros_like(sizes).index_add_(0, index_of, values.double().cpu())
     generator = torch.Generator().manual_seed(seed)
     means = torch.empty(resamples, dtype=torch.float64)
-    for index in range(resamples):
+    for draw in range(resamples):
         drawn = torch.randint(len(sums), (len(sums),), generator=generator)
-        means[index] = sums[drawn].sum() / sizes[drawn].sum()
+        means[draw] = sums[drawn].sum() / sizes[drawn].sum()
     low, high = means.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
     return low, high

@@ -1,4 +1,4 @@
-"""Tell one number of a video: loss, scores, metric and baseline."""
+"""Regression of one value per video: loss, scores, metric and baseline."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 
 class Regression(Task):
-    """Tell one number of a video, by mean squared error, on the scale of the targets.
+    """The prediction of one value per video on the scale of the targets, with the mean squared error as loss.
 
     Args:
-        num_outputs: 1, how many values a video has.
-        fusion: Makes one loss of both paths.
+        num_outputs: number of values per video; must be 1.
+        fusion: combination of the losses of both paths.
 
     Raises:
-        ValueError: The data set has several outputs, which means that it has classes.
+        ValueError: if there are several outputs, because the data set has classes.
     """
 
     name = "regression"
@@ -36,7 +36,7 @@ class Regression(Task):
         if num_outputs != 1:
             raise ValueError(
                 f"task=regression: expected data with one value per video, got {num_outputs} classes; "
-                "use task=classification, or data.regression=true too if the labels of your videos are numbers"
+                "use task=classification, or add data.regression=true if the labels of your videos are numbers"
             )
 
     def metric(self) -> VideoMetric:
@@ -68,10 +68,10 @@ class Regression(Task):
 
 
 def mean_baseline(train_targets: Iterable[float], targets: Iterable[float]) -> float:
-    """Compute the mean squared error of always answering with the mean of the training videos.
+    """Compute the mean squared error of always predicting the mean target of the training videos.
 
     Raises:
-        ValueError: One of the two is empty.
+        ValueError: if there are no training targets or no evaluated targets.
 
     >>> mean_baseline([1.0, 3.0], [2.0, 4.0])
     2.0

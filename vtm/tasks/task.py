@@ -1,6 +1,6 @@
-"""What is learnt from a video: the loss of both paths, the scores, the metric and the floor to compare it with.
+"""The interface of a task: loss of both paths, scores, metric, and the baseline to compare with.
 
-The task knows nothing of the network, and the network nothing of the task but how many outputs it needs.
+A task does not depend on the network; the network depends only on the number of outputs of the task.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ from torch import Tensor, nn
 
 from vtm.tasks.fusion import Fusion
 
-if TYPE_CHECKING:  # which takes seconds to import, and prediction does without it
+if TYPE_CHECKING:  # torchmetrics takes seconds to import, and prediction does not need it
     from vtm.tasks.metric import VideoMetric
 
 
 class Task(nn.Module, ABC):
-    """Turn the outputs of the main and of the auxiliary path into a loss, and those of the main path into scores.
-
-    Attributes:
-        num_outputs: K, how many numbers the head puts out for a clip.
-        name: Of the kind of task.
-        metric_name: What the metric is called: the logged name is `val/<metric_name>`.
+    """A kind of task: the loss, scores, metric and baseline for the outputs of a head.
 
     Args:
-        num_outputs: As above.
-        fusion: Makes one loss of both paths, such as `AuxiliaryLoss`.
+        num_outputs: K, number of outputs of the head for a clip.
+        fusion: combination of the losses of both paths, such as `AuxiliaryLoss`.
+
+    Attributes:
+        num_outputs: K.
+        name: name of the kind of task.
+        metric_name: name of the metric, logged as `val/<metric_name>`.
     """
 
     name: str
@@ -42,15 +42,15 @@ class Task(nn.Module, ABC):
         """Compute the loss of a batch.
 
         Args:
-            logits: (B, K), of the main path.
-            aux_logits: (B, K), of the auxiliary path; None where it does not run, as in evaluation.
-            target: (B,).
+            logits: outputs (B, K) of the main path.
+            aux_logits: outputs (B, K) of the auxiliary path; None if it does not run, as in evaluation.
+            target: (B,), class index or value.
 
         Returns:
-            `loss`, and its parts for the log: `main` and what `fusion` adds where the auxiliary path runs.
+            `loss` and its parts for the log: `main`, and the parts of `fusion` if the auxiliary path runs.
 
         Raises:
-            ValueError: A shape is not as above.
+            ValueError: if a shape differs from the above.
         """
         logits = self._checked(logits, len(target))
         if aux_logits is None:
@@ -59,28 +59,28 @@ class Task(nn.Module, ABC):
         return self.fusion(self._path_loss, logits, self._checked(aux_logits, len(target)), target)
 
     def scores(self, logits: Tensor) -> Tensor:
-        """Turn the main path's outputs (B, K) into what `metric().update` takes and a clip's vote consists of.
+        """Convert the outputs (B, K) of the main path to the scores of the clips, for `metric().update`.
 
         Raises:
-            ValueError: There are not K outputs.
+            ValueError: if the number of outputs is not K.
         """
         return self.to_scores(self._checked(logits, len(logits)))
 
     @abstractmethod
     def metric(self) -> VideoMetric:
-        """Create the metric, anew for every stage."""
+        """Create a new metric for one stage."""
 
     @abstractmethod
     def fit_targets(self, train_targets: Iterable[float]) -> None:
-        """Check the targets of the training videos, and learn from them what the loss needs. Once, before training.
+        """Check the targets of the training videos and compute from them what the loss needs; called before training.
 
         Raises:
-            ValueError: There are none, or one of them is not what the task can predict.
+            ValueError: if there are no targets, or the task cannot predict one of them.
         """
 
     @abstractmethod
     def baseline(self, train_targets: Iterable[float], targets: Iterable[float]) -> float:
-        """Compute the metric, on the evaluated targets, of the best answer that looks at no video."""
+        """Compute the metric on `targets` of the best constant prediction for the training targets."""
 
     @abstractmethod
     def _path_loss(self, logits: Tensor, target: Tensor) -> Tensor:
@@ -89,7 +89,7 @@ class Task(nn.Module, ABC):
     @staticmethod
     @abstractmethod
     def to_scores(logits: Tensor) -> Tensor:
-        """Turn outputs (B, K) of any kind of task into scores in fp32: (B, K) probabilities, or (B,) values."""
+        """Convert outputs (B, K) to scores in fp32: probabilities (B, K) or values (B,)."""
 
     def _checked(self, logits: Tensor, batch: int) -> Tensor:
         if logits.shape != (batch, self.num_outputs):
@@ -101,7 +101,7 @@ class Task(nn.Module, ABC):
 
 
 def check_targets(train: int, test: int) -> None:
-    """Raise a ValueError unless there are targets to train on and to evaluate on."""
+    """Raise a ValueError if there are no targets to train on or none to evaluate on."""
     if not train or not test:
         raise ValueError(f"expected targets to train on and to evaluate on, got {train} and {test}")
 
