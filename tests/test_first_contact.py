@@ -122,7 +122,10 @@ def test_2_wrong_path(refusal, tmp_path, overrides, message):
         ("data.scene.hight=48", "'data.scene.hight' is unknown; did you mean 'data.scene.height'?"),
         ("merging/weighting=sise", "'merging/weighting=sise' is unknown; did you mean 'merging/weighting=size'?"),
         ("seed=a", "seed=a: expected a whole number, such as 0"),
-        ("encoder.storage=flaot16", "expected as encoder.storage one of float32, bfloat16, float16, int8, got flaot16"),
+        (
+            "encoder.storage=flaot16",
+            "expected encoder.storage to be one of float32, bfloat16, float16, int8, got flaot16",
+        ),
         ("trainer.precision=bf17", "trainer: Precision 'bf17' is invalid. Allowed precision values: ("),
         ("+trainer.max_epoch=2", "trainer: Trainer.__init__() got an unexpected keyword argument 'max_epoch'"),
         ("trainer=ddp", "trainer.accelerator = gpu, but torch finds no GPU here; use trainer=cpu, or trainer=ddp_cpu"),
@@ -228,7 +231,7 @@ def test_9_no_network(refusal, tiny, tmp_path, monkeypatch):
         "the weights vit_tiny_patch16_224.augreg_in21k_ft_in1k can be neither found on this machine n"
     )
     assert said.endswith(
-        "fetch them elsewhere and give the file with encoder.checkpoint=<file>, or take encoder=vit_tiny_random, which "
+        "fetch them elsewhere and give the file with encoder.checkpoint=<file>, or use encoder=vit_tiny_random, which "
         "needs none"
     )
 

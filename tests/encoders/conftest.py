@@ -1,4 +1,4 @@
-"""Fixtures of the encoders' tests: a one-block ViT on 32 x 32 frames, and frames."""
+"""Fixtures for the tests of the encoders: a ViT with one block for 32 x 32 frames, and random frames."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +12,7 @@ from vtm.encoders import ImageEncoder
 
 @pytest.fixture(scope="session")
 def choices() -> dict[str, Any]:
-    """The arguments of every encoder: random weights, centre crop, nothing rounded."""
+    """Return the arguments of every encoder: random weights, center crop, no rounding."""
     return {
         "image_size": 32, "squash": False, "normalize": True, "pretrained": False, "checkpoint": None, "seed": 0,
         "precision": "float32", "storage": "float32",

@@ -1,4 +1,4 @@
-"""The contract of encoders: cheap to make, frozen, named by a key, and the same whatever is around them."""
+"""Tests of the interface of encoders: lazy loading, frozen weights, keys, and reproducible features."""
 
 import re
 from typing import Any
@@ -13,7 +13,7 @@ from vtm.encoders.rounding import dequantize, quantize
 
 
 class Patches(Encoder):
-    """One convolution: patches of 8 pixels to tokens of 5 channels."""
+    """An encoder with one convolution, from patches of 8 pixels to tokens of 5 channels."""
 
     def __init__(self, name: str, **options: Any) -> None:
         super().__init__(name, frames_per_step=1, chunk=4, mean=(0.5,) * 3, std=(0.5,) * 3, **options)
@@ -25,7 +25,7 @@ class Patches(Encoder):
         return backbone(frames).permute(0, 2, 3, 1)
 
 
-def test_weights_are_made_with_the_first_frames_and_not_before(vit, frames, monkeypatch):
+def test_weights_are_created_with_the_first_frames(vit, frames, monkeypatch):
     devices = []
     create = timm.create_model
 
@@ -43,7 +43,7 @@ def test_weights_are_made_with_the_first_frames_and_not_before(vit, frames, monk
     assert devices == [{"cpu"}]
 
 
-def test_the_backbone_is_no_part_of_the_state(vit, frames):
+def test_the_backbone_is_not_part_of_the_state(vit, frames):
     encoder = vit()
     encoder(frames(1, 1, 3, 32, 32))
     assert not encoder.state_dict()
@@ -89,7 +89,7 @@ def test_every_call_of_the_backbone_gets_a_whole_chunk(vit, frames, monkeypatch)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_the_trainer_s_precision_changes_nothing(vit, frames, precision):
+def test_features_do_not_depend_on_the_precision_of_the_trainer(vit, frames, precision):
     clip = frames(1, 2, 3, 32, 32)
     expected = vit(precision=precision)(clip)
     autocast, double, inference = (vit(precision=precision) for _ in range(3))
@@ -108,21 +108,21 @@ def test_the_trainer_s_precision_changes_nothing(vit, frames, precision):
     assert torch.equal(inference(clip), expected)
 
 
-def test_precision_is_that_of_the_backbone_s_arithmetic(vit, frames):
+def test_precision_is_the_precision_of_the_backbone(vit, frames):
     clip = frames(1, 2, 3, 32, 32)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         backbone = timm.create_model("vit_tiny_patch16_224", num_classes=0, img_size=32, depth=1).eval()
-    normalised = torch.cat([clip[0], clip[0].new_zeros(14, 3, 32, 32)]).float() / 255 * 2 - 1
+    normalized = torch.cat([clip[0], clip[0].new_zeros(14, 3, 32, 32)]).float() / 255 * 2 - 1
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
-        expected = backbone.forward_features(normalised)[:2, 1:].float().reshape(1, 2, 2, 2, 192)
+        expected = backbone.forward_features(normalized)[:2, 1:].float().reshape(1, 2, 2, 2, 192)
     features = vit(precision="bfloat16")(clip)
     torch.testing.assert_close(features, expected, rtol=0, atol=1e-6)
     assert not torch.equal(features, vit()(clip))
 
 
 @pytest.mark.parametrize("storage", ["float32", "bfloat16", "float16", "int8"])
-def test_features_are_those_that_come_back_from_storage(vit, frames, storage):
+def test_features_are_rounded_as_in_storage(vit, frames, storage):
     clip = frames(2, 2, 3, 32, 32)
     encoder = vit(storage=storage)
     exact, quantized = vit()(clip), encoder.quantized(clip)
@@ -133,30 +133,30 @@ def test_features_are_those_that_come_back_from_storage(vit, frames, storage):
     assert torch.equal(encoder.tokens(clip), exact)
 
 
-def test_random_weights_depend_on_the_encoder_s_seed_alone(vit, frames, monkeypatch):
+def test_random_weights_depend_only_on_the_seed_of_the_encoder(vit, frames, monkeypatch):
     clip = frames(1, 1, 3, 32, 32)
     monkeypatch.setattr("torch.cuda.manual_seed_all", lambda seed: pytest.fail("the GPUs' generators were seeded"))
-    first, again, other = vit(seed=3), vit(seed=3), vit(seed=4)
+    first, second, other = vit(seed=3), vit(seed=3), vit(seed=4)
     torch.default_generator.manual_seed(1)
     before = torch.get_rng_state()
     expected = first(clip)
     assert torch.equal(torch.get_rng_state(), before)
     torch.rand(5)
-    assert torch.equal(again(clip), expected)
+    assert torch.equal(second(clip), expected)
     assert not torch.equal(other(clip), expected)
-    assert first.key == again.key != other.key
+    assert first.key == second.key != other.key
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_the_backbone_follows_the_frames(vit, frames):
+def test_the_backbone_moves_to_the_device_of_the_frames(vit, frames):
     encoder, clip = vit(), frames(1, 2, 3, 32, 32)
-    on_cpu, on_gpu, again = encoder(clip), encoder(clip.cuda()), encoder(clip)
+    on_cpu, on_gpu, back_on_cpu = encoder(clip), encoder(clip.cuda()), encoder(clip)
     assert on_gpu.is_cuda
     torch.testing.assert_close(on_gpu.cpu(), on_cpu, rtol=1e-2, atol=1e-2)
-    assert torch.equal(again, on_cpu)
+    assert torch.equal(back_on_cpu, on_cpu)
 
 
-def test_the_key_tells_apart_all_that_changes_features(vit):
+def test_the_key_differs_for_all_options_that_change_features(vit):
     changes = [
         {}, {"image_size": 48}, {"squash": True}, {"normalize": False}, {"seed": 1}, {"pretrained": True},
         {"precision": "bfloat16"}, {"storage": "bfloat16"}, {"cls_in_grid": True}, {"model_args": {"depth": 2}},
@@ -169,7 +169,7 @@ def test_the_key_tells_apart_all_that_changes_features(vit):
     assert keys[5] == "vit_tiny_patch16_224.augreg_in21k_ft_in1k-pretrained-32px-crop-depth=1-float32-float32"
 
 
-def test_the_key_is_a_folder_name_whatever_the_backbone_is_called(choices):
+def test_the_key_is_a_valid_folder_name_for_any_name_of_the_backbone(choices):
     encoder = Patches("hf-hub:you/a b\\c", details=("layers=[1, 2]",), **choices)
     assert re.fullmatch(r"[A-Za-z0-9_.=-]+", encoder.key)
     assert encoder.grid.shape == (4, 4)
@@ -178,7 +178,7 @@ def test_the_key_is_a_folder_name_whatever_the_backbone_is_called(choices):
 
 @pytest.mark.parametrize(("key", "value"), [("precision", "bf16"), ("storage", "fp8")])
 def test_an_unknown_number_format_is_refused(vit, key, value):
-    with pytest.raises(ValueError, match=rf"expected as encoder\.{key} one of float32, bfloat16, .*, got {value}"):
+    with pytest.raises(ValueError, match=rf"expected encoder\.{key} to be one of float32, bfloat16, .*, got {value}"):
         vit(**{key: value})
 
 
@@ -195,7 +195,7 @@ def test_other_inputs_are_refused(vit, clip, error, message):
         vit()(clip)
 
 
-def test_the_key_of_random_weights_names_no_published_ones_but_how_frames_are_normalised(image_encoder):
+def test_the_key_of_random_weights_has_the_normalization_instead_of_the_tag(image_encoder):
     keys = [
         image_encoder(f"vit_base_patch16_224.{tag}", image_size=32).key
         for tag in ("augreg_in21k", "augreg_in1k", "dino")
@@ -206,10 +206,10 @@ def test_the_key_of_random_weights_names_no_published_ones_but_how_frames_are_no
     assert not any(word in key for key in keys for word in ("augreg", "dino", "pretrained"))
 
 
-def test_an_unknown_setting_is_named_with_the_known_ones(vit):
+def test_an_unknown_option_is_an_error_that_lists_the_known_ones(vit):
     known = (
         "checkpoint, cls_in_grid, image_size, model_args, model_name, normalize, precision, pretrained, seed, squash, "
         "storage"
     )
-    with pytest.raises(ValueError, match=rf"encoder\.imagesize is unknown; there are {known}"):
+    with pytest.raises(ValueError, match=rf"encoder\.imagesize is unknown; the known ones are {known}"):
         vit(imagesize=48)

@@ -1,4 +1,4 @@
-"""timm encoders: grid, width and normalisation come from the model, weights from timm, a file or a seed."""
+"""Tests of timm encoders: grid, channels and normalization of the model; weights from timm, a file or a seed."""
 
 import hashlib
 import urllib.error
@@ -11,7 +11,7 @@ import torch
 
 @pytest.fixture(scope="module")
 def model() -> torch.nn.Module:
-    """A trained model, as far as the encoder can tell: one block, five classes, other weights than any seed's here."""
+    """Return a model in place of a trained one: one block, five classes, and a seed that no test uses."""
     with torch.random.fork_rng():
         torch.manual_seed(123)
         return timm.create_model("vit_tiny_patch16_224", num_classes=5, img_size=32, depth=1).eval()
@@ -39,13 +39,13 @@ def test_grid_and_channels_come_from_the_model(image_encoder, frames, name, bloc
     assert encoder(frames(2, 3, 3, size, size)).shape == (2, 3, *grid, channels)
 
 
-def test_tokens_are_the_model_s_patch_tokens_of_normalised_frames(vit, frames, model, tmp_path):
+def test_tokens_are_the_patch_tokens_of_normalized_frames(vit, frames, model, tmp_path):
     torch.save(model.state_dict(), tmp_path / "model.pth")
     encoder, clip = vit(checkpoint=str(tmp_path / "model.pth")), frames(1, 2, 3, 32, 32)
     torch.testing.assert_close(encoder(clip), expected_tokens(model, clip)[:, 1:].reshape(1, 2, 2, 2, 192))
 
 
-def test_without_normalisation_the_model_sees_values_in_0_1(vit, frames, model, tmp_path):
+def test_without_normalization_frames_are_in_0_1(vit, frames, model, tmp_path):
     torch.save(model.state_dict(), tmp_path / "model.pth")
     encoder, clip = vit(checkpoint=str(tmp_path / "model.pth"), normalize=False), frames(1, 2, 3, 32, 32)
     expected = expected_tokens(model, clip, mean=0, std=1)[:, 1:].reshape(1, 2, 2, 2, 192)
@@ -65,7 +65,7 @@ def test_cls_in_the_grid_of_a_model_without_one_is_refused(image_encoder, name):
         image_encoder(name, image_size=64, cls_in_grid=True)
 
 
-def test_random_weights_are_those_that_timm_draws_after_the_seed(vit, frames):
+def test_random_weights_are_drawn_by_timm_with_the_seed(vit, frames):
     with torch.random.fork_rng():
         torch.manual_seed(7)
         drawn = timm.create_model("vit_tiny_patch16_224", num_classes=0, img_size=32, depth=1).eval()
@@ -75,7 +75,7 @@ def test_random_weights_are_those_that_timm_draws_after_the_seed(vit, frames):
 
 
 @pytest.mark.parametrize("kind", ["plain.pth", "lightning.bin", "hub.safetensors"])
-def test_a_checkpoint_is_named_by_its_content(vit, frames, model, tmp_path, kind):
+def test_the_key_of_a_checkpoint_is_a_hash_of_its_content(vit, frames, model, tmp_path, kind):
     path, copy, clip = tmp_path / kind, tmp_path / f"copy.{kind}", frames(1, 2, 3, 32, 32)
     if kind == "hub.safetensors":
         safetensors.torch.save_file(model.state_dict(), path)
@@ -89,7 +89,7 @@ def test_a_checkpoint_is_named_by_its_content(vit, frames, model, tmp_path, kind
     assert not any(random in encoder.key for random in ("random", "pretrained"))
 
 
-def test_a_checkpoint_of_another_image_size_is_fitted_by_timm(vit, frames, model, tmp_path):
+def test_a_checkpoint_of_another_image_size_is_resized_by_timm(vit, frames, model, tmp_path):
     torch.save(model.state_dict(), tmp_path / "model.pth")
     encoder = vit(checkpoint=str(tmp_path / "model.pth"), image_size=48)
     resized = timm.create_model(
@@ -100,31 +100,29 @@ def test_a_checkpoint_of_another_image_size_is_fitted_by_timm(vit, frames, model
     torch.testing.assert_close(encoder(clip), expected_tokens(resized, clip)[:, 1:].reshape(1, 2, 3, 3, 192))
 
 
-def test_a_missing_checkpoint_is_noticed_before_anything_starts(vit, tmp_path):
+def test_a_missing_checkpoint_is_an_error_at_construction(vit, tmp_path):
     with pytest.raises(
         FileNotFoundError, match=r"encoder\.checkpoint = .*none\.pth is missing; .* of vit_tiny_patch16_224"
     ):
         vit(checkpoint=str(tmp_path / "none.pth"))
 
 
-@pytest.mark.parametrize("fault", ["deeper", "shallower", "other tensors", "no file of weights"])
+@pytest.mark.parametrize("fault", ["deeper", "shallower", "other tensors", "not a file of weights"])
 def test_a_checkpoint_that_does_not_fit_is_refused(vit, frames, model, tmp_path, fault):
     path = tmp_path / "model.pth"
     state = model.state_dict()
-    if fault == "no file of weights":
+    if fault == "not a file of weights":
         path.write_bytes(b"<html>")
     else:
         torch.save({"weight": torch.zeros(2)} if fault == "other tensors" else state, path)
     if fault == "shallower":
         torch.save({name: value for name, value in state.items() if not name.startswith("norm.")}, path)
     encoder = vit(checkpoint=str(path), model_args={"depth": 2 if fault == "deeper" else 1})
-    with pytest.raises(
-        ValueError, match=r"encoder\.checkpoint = .*model\.pth holds no weights of vit_tiny_patch16_224"
-    ):
+    with pytest.raises(ValueError, match=r"encoder\.checkpoint = .*model\.pth has no weights of vit_tiny_patch16_224"):
         encoder(frames(1, 1, 3, 32, 32))
 
 
-def test_pretrained_weights_are_asked_of_timm_whole(vit, frames, model, monkeypatch):
+def test_pretrained_weights_are_loaded_by_timm_with_the_classifier(vit, frames, model, monkeypatch):
     asked = []
     create = timm.create_model
 
@@ -138,10 +136,12 @@ def test_pretrained_weights_are_asked_of_timm_whole(vit, frames, model, monkeypa
     assert not any(pretrained for _, pretrained, _ in asked)
     asked.clear()
     encoder(frames(1, 1, 3, 32, 32))
-    assert asked == [("vit_tiny_patch16_224", True, False)]  # with its classifier timm checks that every tensor fits
+    assert asked == [
+        ("vit_tiny_patch16_224", True, False)
+    ]  # with the classifier, timm checks that every tensor matches
 
 
-def test_without_a_network_one_sentence_says_what_to_do(vit, frames, monkeypatch):
+def test_a_failed_download_is_an_error_with_a_remedy(vit, frames, monkeypatch):
     create = timm.create_model
 
     def unreachable(name, *, pretrained, **options):
@@ -159,7 +159,7 @@ def test_without_a_network_one_sentence_says_what_to_do(vit, frames, monkeypatch
         vit(pretrained=True)(frames(1, 1, 3, 32, 32))
 
 
-def test_a_model_without_published_weights_is_refused_at_once(image_encoder):
+def test_a_model_without_published_weights_is_refused_at_construction(image_encoder):
     with pytest.raises(ValueError, match="timm has no weights of swinv2_cr_tiny_224; choose another"):
         image_encoder("swinv2_cr_tiny_224", image_size=224, pretrained=True)
     assert image_encoder("swinv2_cr_tiny_224", image_size=224).grid.shape == (7, 7)
@@ -174,28 +174,24 @@ def test_a_model_without_published_weights_is_refused_at_once(image_encoder):
         ("swin_tiny_patch4_window7_224", 240, 32, "224 or 256"),  # would be padded
         ("convnext_atto", 100, 32, "96 or 128"),  # would lose pixels
         ("hiera_tiny_224", 200, 32, "192 or 224"),  # would fail
-        ("xcit_nano_12_p16_224", 100, 16, "96 or 112"),  # cannot even be made
+        ("xcit_nano_12_p16_224", 100, 16, "96 or 112"),  # cannot be created
     ],
 )
-def test_an_image_size_that_does_not_fit_names_those_that_do(image_encoder, name, size, pixels, fitting):
-    message = (
-        rf"image_size = {size} is no multiple of the {pixels} px that become one token of {name}; {fitting} would be"
-    )
+def test_an_invalid_image_size_is_an_error_with_valid_sizes(image_encoder, name, size, pixels, fitting):
+    message = rf"image_size = {size} is not a multiple of the {pixels} px per token of {name}; use {fitting}$"
     with pytest.raises(ValueError, match=message):
         image_encoder(name, image_size=size)
 
 
-def test_an_image_size_that_only_the_model_knows_to_be_wrong_is_refused(image_encoder):
-    message = r"efficientformer_l1 does not take encoder\.image_size = 192 \(.*\); its own is 224"
+def test_an_image_size_that_fails_only_in_the_model_is_refused(image_encoder):
+    message = r"efficientformer_l1 does not support encoder\.image_size = 192 \(.*\); its own is 224"
     with pytest.raises(ValueError, match=message):
         image_encoder("efficientformer_l1", image_size=192)
 
 
 @pytest.mark.parametrize("name", ["pit_ti_224", "crossvit_9_240"])
 def test_a_model_without_a_grid_is_refused(image_encoder, name):
-    with pytest.raises(
-        ValueError, match=rf"{name} gives .*, which is no grid of \d+ × \d+ tokens; choose a model with"
-    ):
+    with pytest.raises(ValueError, match=rf"{name} returns .*, not a grid of \d+ × \d+ tokens; choose a model with"):
         image_encoder(name, image_size=int(name[-3:]))
 
 
@@ -205,7 +201,7 @@ def test_a_model_without_a_grid_is_refused(image_encoder, name):
         (
             "vit_tny",
             {},
-            r"timm cannot make encoder\.model_name = vit_tny: Unknown model \(vit_tny\); timm\.list_models",
+            r"timm cannot create encoder\.model_name = vit_tny: Unknown model \(vit_tny\); timm\.list_models",
         ),
         ("vit_tiny_patch16_224.none", {}, r"Invalid pretrained tag \(none\)"),
         (

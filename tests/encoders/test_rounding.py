@@ -1,3 +1,5 @@
+"""Tests of the rounding of tokens to storage formats: bounds on the error, and tokens that a format cannot hold."""
+
 import pytest
 import torch
 
@@ -14,7 +16,7 @@ def test_floating_formats_round_to_their_precision(storage, bound):
     assert ((dequantize(quantized) - tokens).abs() <= bound * tokens.abs() + 1e-6).all()
 
 
-def test_int8_is_exact_to_half_a_step_of_each_token():
+def test_int8_errors_are_at_most_half_a_step_of_each_token():
     tokens = torch.randn(2, 50, 64, generator=torch.Generator().manual_seed(0)) * torch.logspace(-6, 6, 50)[:, None]
     quantized = quantize(tokens, "int8")
     assert quantized.values.dtype == torch.int8
@@ -29,7 +31,7 @@ def test_a_zero_token_stays_zero():
 
 
 @pytest.mark.parametrize("storage", ["float32", "bfloat16", "float16", "int8"])
-def test_packing_again_changes_nothing(storage):
+def test_quantizing_twice_equals_quantizing_once(storage):
     once = dequantize(quantize(torch.randn(20, 16, generator=torch.Generator().manual_seed(0)), storage))
     torch.testing.assert_close(dequantize(quantize(once, storage)), once, rtol=1e-6, atol=0)
 

@@ -1,4 +1,4 @@
-"""Video Swin: one step of features per clip of consecutive frames, averaged over time; weights of three formats."""
+"""Tests of Video Swin: one step of features per clip of consecutive frames, and checkpoints of three formats."""
 
 import urllib.error
 from pathlib import Path
@@ -13,7 +13,7 @@ from vtm.encoders import VideoSwin
 
 
 class Unsafe:
-    """Something that only an unsafe unpickling would make."""
+    """A class that safe unpickling refuses."""
 
 
 def small_swin(weights: Any = None) -> SwinTransformer3d:
@@ -36,7 +36,7 @@ def swin(choices):
 
 @pytest.fixture(scope="module")
 def trained() -> SwinTransformer3d:
-    """A network with weights that no seed of the tests draws, the biases and norms included."""
+    """Return a network whose weights, biases and norms differ from those of any seed."""
     network = small_swin().eval()
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
@@ -46,7 +46,7 @@ def trained() -> SwinTransformer3d:
 
 
 def official(network: SwinTransformer3d) -> dict[str, Tensor]:
-    """Name the tensors as Video Swin Transformer does, by walking through the network."""
+    """Return the state with the tensor names of Video Swin Transformer."""
     state = {}
 
     def add(name: str, module: torch.nn.Module) -> None:
@@ -71,7 +71,7 @@ def official(network: SwinTransformer3d) -> dict[str, Tensor]:
 
 
 def mmaction2(network: SwinTransformer3d) -> dict[str, Tensor]:
-    """Name the tensors as MMAction2 does, which keeps no indices of positions."""
+    """Return the state with the tensor names of MMAction2, without position indices."""
     state = {name.replace("backbone.norm.", "backbone.norm3."): value for name, value in official(network).items()}
     return {name: value for name, value in state.items() if "position_index" not in name}
 
@@ -104,11 +104,11 @@ def test_a_clip_s_features_do_not_depend_on_the_other_clips_of_the_call(swin, fr
 
 
 @pytest.mark.parametrize("naming", [official, mmaction2])
-def test_a_checkpoint_may_have_the_names_of_the_authors_or_of_mmaction2(swin, frames, trained, tmp_path, naming):
+def test_a_checkpoint_may_have_the_tensor_names_of_the_authors_or_of_mmaction2(swin, frames, trained, tmp_path, naming):
     torch.save(trained.state_dict(), tmp_path / "torchvision.pth")
     clip = frames(1, 8, 3, 32, 32)
     expected = swin(checkpoint=str(tmp_path / "torchvision.pth"))(clip)
-    encoder = swin(checkpoint=save(tmp_path / "theirs.pth", naming(trained)), pretrained=True)
+    encoder = swin(checkpoint=save(tmp_path / "renamed.pth", naming(trained)), pretrained=True)
     assert torch.equal(encoder(clip), expected)
     assert not torch.equal(expected, swin()(clip))
 
@@ -122,7 +122,9 @@ def test_a_checkpoint_may_have_the_names_of_the_authors_or_of_mmaction2(swin, fr
         ("shape", r"expected norm\.weight \(64,\), found \(32,\)"),
     ],
 )
-def test_a_checkpoint_that_does_not_fit_names_the_first_misfit(swin, frames, trained, tmp_path, fault, message):
+def test_a_checkpoint_that_does_not_match_is_an_error_that_names_the_first_tensor(
+    swin, frames, trained, tmp_path, fault, message
+):
     state = official(trained)
     if fault == "missing":
         del state["backbone.layers.0.blocks.0.mlp.fc1.bias"]
@@ -133,7 +135,7 @@ def test_a_checkpoint_that_does_not_fit_names_the_first_misfit(swin, frames, tra
     else:
         state["backbone.norm.weight"] = torch.zeros(32)
     encoder = swin(checkpoint=save(tmp_path / "swin.pth", state))
-    with pytest.raises(ValueError, match=rf"encoder\.checkpoint = .*swin\.pth holds no weights of swin3d_b: {message}"):
+    with pytest.raises(ValueError, match=rf"encoder\.checkpoint = .*swin\.pth does not match swin3d_b: {message}"):
         encoder(frames(1, 4, 3, 32, 32))
 
 
@@ -142,19 +144,19 @@ def test_a_checkpoint_that_does_not_fit_names_the_first_misfit(swin, frames, tra
     [{"state_dict": {}, "optimizer": Unsafe()}, [1, 2], {"state_dict": 3}, b"<html>"],
     ids=["code", "list", "number", "page"],
 )
-def test_a_file_that_is_no_checkpoint_is_refused(swin, frames, tmp_path, content):
+def test_a_file_that_is_not_a_checkpoint_is_refused(swin, frames, tmp_path, content):
     path = tmp_path / "swin.pth"
     if isinstance(content, bytes):
         path.write_bytes(content)
     else:
         torch.save(content, path)
     with pytest.raises(
-        ValueError, match=r"encoder\.checkpoint = .*swin\.pth is no checkpoint that torch can load safely"
+        ValueError, match=r"encoder\.checkpoint = .*swin\.pth is not a checkpoint that torch can load safely"
     ):
         swin(checkpoint=str(path))(frames(1, 4, 3, 32, 32))
 
 
-def test_published_weights_are_asked_of_torchvision(swin, frames, monkeypatch):
+def test_published_weights_are_loaded_by_torchvision(swin, frames, monkeypatch):
     def fetch(weights: Any = None) -> SwinTransformer3d:
         if weights is not None:
             assert weights.name == "KINETICS400_V1"
@@ -170,7 +172,7 @@ def test_published_weights_are_asked_of_torchvision(swin, frames, monkeypatch):
         encoder(frames(1, 4, 3, 32, 32))
 
 
-def test_the_key_tells_apart_weights_and_clips(swin, trained, tmp_path):
+def test_the_key_differs_for_other_weights_and_clips(swin, trained, tmp_path):
     path = save(tmp_path / "swin.pth", official(trained))
     changes = [{}, {"frames_per_step": 8}, {"pretrained": True}, {"checkpoint": path}, {"seed": 1}, {"squash": True}]
     keys = [swin(**change).key for change in changes]
@@ -179,11 +181,13 @@ def test_the_key_tells_apart_weights_and_clips(swin, trained, tmp_path):
     assert keys[2] == "swin3d_b.kinetics400-pretrained-32px-crop-4f-float32-float32"
 
 
-def test_steps_of_the_wrong_length_are_refused(swin):
+def test_clips_of_incomplete_steps_are_refused(swin):
     with pytest.raises(ValueError, match=r"expected frames \(B, T·4, 3, 32, 32\), got \(1, 6, 3, 32, 32\)"):
         swin()(torch.zeros(1, 6, 3, 32, 32, dtype=torch.uint8))
 
 
-def test_an_image_size_that_does_not_fit_names_those_that_do(swin):
-    with pytest.raises(ValueError, match=r"image_size = 100 is no multiple of the 32 px .* swin3d_b; 96 or 128 would"):
+def test_an_invalid_image_size_is_an_error_with_valid_sizes(swin):
+    with pytest.raises(
+        ValueError, match=r"image_size = 100 is not a multiple of the 32 px .* swin3d_b; use 96 or 128$"
+    ):
         swin(image_size=100)

@@ -1,4 +1,4 @@
-"""Frozen feature encoders: uint8 frames in, a grid of tokens per step out."""
+"""Frozen feature encoders, from uint8 frames to a grid of tokens per step."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -12,11 +12,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Encoder", "ImageEncoder", "Precomputed", "VideoSwin"]
 
-_FILES = {"ImageEncoder": "image", "VideoSwin": "video_swin"}  # of those whose libraries take seconds to import
+_FILES = {"ImageEncoder": "image", "VideoSwin": "video_swin"}  # imported lazily: timm and torchvision take seconds
 
 
 def __getattr__(name: str) -> Any:
-    """Import an encoder where it is asked for."""
+    """Import an encoder on first access."""
     if name in _FILES:
         return getattr(import_module(f"vtm.encoders.{_FILES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""The contract of a frozen encoder: a key says which features it gives, and nothing around it changes them."""
+"""The interface of a frozen encoder, whose key identifies its features."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Precision = Literal["float32", "bfloat16", "float16"]
 
 
 class EncoderOptions(TypedDict):
-    """Name the arguments that every encoder takes; `Encoder` explains them."""
+    """The arguments of every encoder, documented in `Encoder`."""
 
     image_size: int
     squash: bool
@@ -36,33 +36,33 @@ class EncoderOptions(TypedDict):
 
 
 class Encoder(nn.Module, ABC):
-    """Encode the frames of a clip into tokens (VTM paper, section 4.1: the backbone stays frozen).
+    """A frozen encoder from the frames of a clip to tokens (VTM paper, section 4.1).
 
-    The backbone is no part of the module's parameters or state: it is loaded with the first frames and follows their
-    device. Until then only its shapes are known. Trainer precision, default dtype and the other frames of a call
-    leave the features as they are; every call of the backbone gets the same number of frames, the last ones black,
-    because kernels are chosen by shape, and with another kernel the last bits differ.
+    The backbone is not part of the parameters or the state of the module. It is loaded with the first frames and moves
+    to the device of the frames; before that, only its shapes are known. The features do not depend on the precision of
+    the trainer, the default dtype, or the other frames of a call. The backbone always receives the same number of
+    frames, padded with black ones, because kernels are chosen by shape and differ in the last bits.
 
     Args:
-        name: of the backbone, for the key. What follows a dot is the tag of published weights, and in the key of these
-            alone; that of others has the mean and standard deviation instead, which go with the tag.
-        frames_per_step: f, consecutive frames that give one step of features.
-        chunk: frames of one call of the backbone, a multiple of f.
-        mean: per colour channel, of frames in [0, 1].
-        std: per colour channel, of frames in [0, 1].
-        details: further parts of the key.
+        name: name of the backbone in the key, with the tag of the published weights after a dot. For other weights,
+            the key has the mean and standard deviation of the tag instead of the tag.
+        frames_per_step: f, number of consecutive frames per step of features.
+        chunk: number of frames per call of the backbone; a multiple of f.
+        mean: mean per color channel of frames in [0, 1].
+        std: standard deviation per color channel of frames in [0, 1].
+        details: additional parts of the key.
         image_size: S, side of the square frames in pixels.
-        squash: frames are resized to S × S whatever their shape; else the shortest side is, and the centre cut out.
-        normalize: by mean and standard deviation; else the backbone sees values in [0, 1].
-        pretrained: take the published weights; else random ones, unless there is a checkpoint.
-        checkpoint: a local file of weights, used instead.
-        seed: of random weights, which depend on nothing else.
-        precision: of the backbone's arithmetic.
-        storage: the number format to which the tokens are rounded.
+        squash: whether to resize both sides to S; otherwise, resize the shortest side to S and crop the center.
+        normalize: whether to normalize by mean and standard deviation; otherwise, frames are in [0, 1].
+        pretrained: whether to use the published weights; otherwise, weights are random without a checkpoint.
+        checkpoint: local file of weights to use instead.
+        seed: seed of random weights; they depend on nothing else.
+        precision: precision of the arithmetic of the backbone.
+        storage: number format to which the tokens are rounded.
 
     Raises:
-        FileNotFoundError: if the checkpoint is missing.
-        ValueError: if a choice, the precision or the storage is unknown.
+        FileNotFoundError: if the checkpoint does not exist.
+        ValueError: if an option, the precision or the storage format is unknown.
     """
 
     def __init__(
@@ -79,13 +79,13 @@ class Encoder(nn.Module, ABC):
         super().__init__()
         if unknown := choices.keys() - EncoderOptions.__annotations__.keys():
             names = {*inspect.signature(type(self)).parameters, *EncoderOptions.__annotations__} - {"choices"}
-            raise ValueError(f"encoder.{min(unknown)} is unknown; there are {', '.join(sorted(names))}")
+            raise ValueError(f"encoder.{min(unknown)} is unknown; the known ones are {', '.join(sorted(names))}")
         for key, value, known in (
             ("precision", choices["precision"], get_args(Precision)),
             ("storage", choices["storage"], get_args(StorageDtype)),
         ):
             if value not in known:
-                raise ValueError(f"expected as encoder.{key} one of {', '.join(known)}, got {value}")
+                raise ValueError(f"expected encoder.{key} to be one of {', '.join(known)}, got {value}")
         self.frames = FrameSpec(choices["image_size"], frames_per_step, choices["squash"])
         self.chunk = chunk
         self.mean = mean if choices["normalize"] else (0.0,) * 3
@@ -117,31 +117,31 @@ class Encoder(nn.Module, ABC):
 
     @abstractmethod
     def build(self, *, load: bool) -> nn.Module:
-        """Make the backbone; with `load` its weights are the chosen ones, without they are never looked at."""
+        """Create the backbone; with `load`, load the chosen weights; otherwise, the weights are not used."""
 
     @abstractmethod
     def encode(self, backbone: Any, frames: Tensor) -> Tensor:
-        """Map normalised frames (n·f, 3, S, S) to tokens (n, H, W, C), or (n, 1, P + H·W, C) with a prefix."""
+        """Encode normalized frames (n·f, 3, S, S) to tokens (n, H, W, C), or (n, 1, P + H·W, C) with a prefix."""
 
     def forward(self, frames: Tensor) -> Tensor:
-        """Encode frames, uint8 (B, T·f, 3, S, S), to tokens (B, T, H, W, C) as they come back from storage."""
+        """Encode uint8 frames (B, T·f, 3, S, S) to tokens (B, T, H, W, C), rounded as in storage."""
         return dequantize(self.quantized(frames))
 
     def quantized(self, frames: Tensor) -> Quantized:
-        """Encode frames, uint8 (B, T·f, 3, S, S), to tokens (B, T, H, W, C) in the format of storage."""
+        """Encode uint8 frames (B, T·f, 3, S, S) to tokens (B, T, H, W, C) in the storage format."""
         return quantize(self.tokens(frames), self.storage_dtype)
 
     @torch.no_grad()
     def tokens(self, frames: Tensor) -> Tensor:
-        """Encode frames, uint8 (B, T·f, 3, S, S), to tokens (B, T, H, W, C) before they are rounded.
+        """Encode uint8 frames (B, T·f, 3, S, S) to tokens (B, T, H, W, C) without rounding.
 
         Raises:
             TypeError: if the frames are not uint8.
-            ValueError: if their shape is another one, or the weights do not fit.
-            RuntimeError: if the weights cannot be fetched.
+            ValueError: if the frames have another shape, or the weights do not match the backbone.
+            RuntimeError: if the weights cannot be downloaded.
         """
         if frames.dtype != torch.uint8:
-            raise TypeError(f"expected uint8 frames, which the encoder normalises itself, got {frames.dtype}")
+            raise TypeError(f"expected uint8 frames, which the encoder normalizes itself, got {frames.dtype}")
         expected = (3, self.frames.image_size, self.frames.image_size)
         if frames.ndim != 5 or tuple(frames.shape[2:]) != expected or frames.shape[1] % self.frames.frames_per_step:
             raise ValueError(
@@ -163,10 +163,10 @@ class Encoder(nn.Module, ABC):
 
     @torch.inference_mode(False)
     def _on(self, device: torch.device) -> _Loaded:
-        """Return what encodes on a device, the first time with loading the weights."""
+        """Return the backbone and the normalization on a device; load the weights on the first call."""
         if self._loaded is None:
             with torch.device("cpu"), torch.autocast("cpu", enabled=False), torch.random.fork_rng(devices=[]):
-                torch.default_generator.manual_seed(self.seed)  # torch.manual_seed would reach those of the GPUs, too
+                torch.default_generator.manual_seed(self.seed)  # torch.manual_seed would also seed the GPUs
                 backbone = self.build(load=True).eval().requires_grad_(False)
             mean, std = (torch.tensor(values).reshape(3, 1, 1) for values in (self.mean, self.std))
             self._loaded = _Loaded(backbone, mean, std)
@@ -175,7 +175,7 @@ class Encoder(nn.Module, ABC):
         return self._loaded
 
     def _weights(self, name: str) -> str:
-        """Name the weights, which a file does by its content."""
+        """Return the name of the weights for the key; for a file, the start of its SHA-256 hash."""
         if self.checkpoint is None:
             return "pretrained" if self.pretrained else f"random{self.seed}"
         if not Path(self.checkpoint).is_file():
@@ -187,12 +187,12 @@ class Encoder(nn.Module, ABC):
 
 
 def _join(values: tuple[float, ...]) -> str:
-    """Write numbers in a row, or once if they are all the same."""
+    """Join numbers with underscores; if all are equal, write one."""
     return "_".join(f"{value:g}" for value in (values if len(set(values)) > 1 else values[:1]))
 
 
 class _Loaded(NamedTuple):
-    """Hold what is on a device; a tuple, so that `nn.Module` does not take the backbone for a part of the encoder."""
+    """The backbone and the normalization on one device; a tuple, so that `nn.Module` does not register the backbone."""
 
     backbone: Any
     mean: Tensor  # (3, 1, 1)
@@ -203,22 +203,22 @@ def check_image_size(size: int, pixels: int, model: str) -> None:
     """Check that frames divide into whole tokens.
 
     Raises:
-        ValueError: if the size is no multiple of the pixels that become one token.
+        ValueError: if the size is not a multiple of the pixels per token.
     """
     if size % pixels:
         below = size // pixels * pixels
         raise ValueError(
-            f"encoder.image_size = {size} is no multiple of the {pixels} px that become one token of {model}; "
-            f"{f'{below} or ' if below else ''}{below + pixels} would be"
+            f"encoder.image_size = {size} is not a multiple of the {pixels} px per token of {model}; "
+            f"use {f'{below} or ' if below else ''}{below + pixels}"
         )
 
 
 @contextmanager
 def fetching(weights: str) -> Iterator[None]:
-    """Say what to do where published weights cannot be had.
+    """Turn a failed download of published weights into an error with a remedy.
 
     Raises:
-        RuntimeError: if there is no way to them.
+        RuntimeError: if the weights cannot be downloaded.
     """
     try:
         yield
@@ -226,13 +226,13 @@ def fetching(weights: str) -> Iterator[None]:
         reason = str(error).partition("\n")[0]
         raise RuntimeError(
             f"the weights {weights} can be neither found on this machine nor fetched ({reason}); fetch them elsewhere "
-            "and give the file with encoder.checkpoint=<file>, or take encoder=vit_tiny_random, which needs none"
+            "and give the file with encoder.checkpoint=<file>, or use encoder=vit_tiny_random, which needs none"
         ) from error
 
 
 @contextmanager
 def _float32_by_default() -> Iterator[None]:
-    """Keep a trainer's half precision away from what is built and computed within."""
+    """Set the default dtype to float32, whatever a trainer has set, and restore it afterwards."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)
     try:

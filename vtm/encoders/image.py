@@ -18,17 +18,18 @@ _CHUNK = 16  # frames
 
 
 class ImageEncoder(Encoder):
-    """Encode every frame by any timm image model.
+    """An encoder of single frames by any timm image model.
 
     Args:
-        model_name: as timm calls it, such as "vit_large_patch16_224.augreg_in21k".
-        cls_in_grid: keep CLS and register tokens before those of the frame, all in one row of the grid; else they are
-            left out.
-        model_args: further arguments of the timm model, such as {"depth": 2}.
-        choices: those of every encoder. A checkpoint may be any file of weights that timm itself can load.
+        model_name: timm name of the model, such as "vit_large_patch16_224.augreg_in21k".
+        cls_in_grid: whether to keep CLS and register tokens, in one row with the tokens of the frame after them;
+            otherwise, they are dropped.
+        model_args: additional arguments of the timm model, such as {"depth": 2}.
+        choices: arguments of every encoder. A checkpoint may be any file of weights that timm can load.
 
     Raises:
-        ValueError: if timm has no such model or weights, the image size gives no whole tokens, or the model no grid.
+        ValueError: if timm does not have the model or its weights, the image size does not divide into whole tokens, or
+            the features are not a grid.
     """
 
     def __init__(
@@ -42,8 +43,8 @@ class ImageEncoder(Encoder):
         self.model_name = model_name
         self.cls_in_grid = cls_in_grid
         self.arguments: dict[str, Any] = dict(model_args or {})
-        usual = self._usual()
-        config = usual.pretrained_cfg
+        default = self._default()
+        config = default.pretrained_cfg
         self.full_name = model_name.partition(":")[2] or ".".join(
             config[part] for part in ("architecture", "tag") if part in config
         )
@@ -53,8 +54,8 @@ class ImageEncoder(Encoder):
                 f"timm has no weights of {model_name}; choose another encoder.model_name (timm.list_pretrained() lists "
                 f"all) or give a file with encoder.checkpoint=<file>"
             )
-        self._pixels = int(usual.feature_info[-1]["reduction"]) if getattr(usual, "feature_info", None) else 1
-        if choices["image_size"] != config["input_size"][-1]:  # the size of its training is right, however odd
+        self._pixels = int(default.feature_info[-1]["reduction"]) if getattr(default, "feature_info", None) else 1
+        if choices["image_size"] != config["input_size"][-1]:  # the training size is always valid
             check_image_size(choices["image_size"], self._pixels, model_name)
         if config.get("fixed_input_size"):
             self.arguments["img_size"] = choices["image_size"]
@@ -71,14 +72,14 @@ class ImageEncoder(Encoder):
             )
         except (AssertionError, RuntimeError) as error:
             raise ValueError(
-                f"{model_name} does not take encoder.image_size = {choices['image_size']} ({error}); its own is "
+                f"{model_name} does not support encoder.image_size = {choices['image_size']} ({error}); its own is "
                 f"{config['input_size'][-1]}"
             ) from error
         if cls_in_grid:
             self.grid = FeatureGrid(self._side, self._side, prefix=self.grid.width - self._side**2)
 
     def build(self, *, load: bool) -> Any:
-        """Make the model; weights that do not belong to it tensor by tensor are refused."""
+        """Create the model; weights must match it in every tensor."""
         if not load or not (self.pretrained or self.checkpoint):
             return timm.create_model(self.model_name, pretrained=False, num_classes=0, **self.arguments)
         if self.checkpoint is not None:
@@ -87,9 +88,9 @@ class ImageEncoder(Encoder):
             return timm.create_model(self.model_name, pretrained=True, **self.arguments)
 
     def encode(self, backbone: Any, frames: Tensor) -> Tensor:
-        """Map normalised frames (n, 3, S, S) to tokens (n, H, W, C)."""
+        """Encode normalized frames (n, 3, S, S) to tokens (n, H, W, C), or (n, 1, P + H·W, C) with a prefix."""
         features: Tensor = backbone.forward_features(frames)
-        dimensions = getattr(features, "ndim", 0)  # some models give a list
+        dimensions = getattr(features, "ndim", 0)  # some models return a list
         prefix = int(getattr(backbone, "num_prefix_tokens", 0))
         side = self._side
         if self.cls_in_grid and not (dimensions == 3 and prefix):
@@ -97,23 +98,23 @@ class ImageEncoder(Encoder):
         if dimensions == 4:
             return features if getattr(backbone, "output_fmt", "NCHW") == "NHWC" else features.permute(0, 2, 3, 1)
         if dimensions != 3 or features.shape[1] != prefix + side**2:
-            found = f"features of shape {tuple(features.shape)}" if dimensions else f"a {type(features).__name__}"
+            actual = f"features of shape {tuple(features.shape)}" if dimensions else f"a {type(features).__name__}"
             raise ValueError(
-                f"{self.model_name} gives {found}, which is no grid of {side} × {side} tokens; choose a model with a "
+                f"{self.model_name} returns {actual}, not a grid of {side} × {side} tokens; choose a model with a "
                 f"grid, such as a ViT or a ResNet"
             )
         return features[:, None] if self.cls_in_grid else features[:, prefix:].unflatten(1, (side, side))
 
     @property
     def _side(self) -> int:
-        """Count the tokens along a side of a frame."""
+        """Number of tokens along a side of a frame."""
         return math.ceil(self.frames.image_size / self._pixels)
 
-    def _usual(self) -> Any:
-        """Make the model as timm defines it, for what it says of itself."""
+    def _default(self) -> Any:
+        """Create the default model without memory for weights, to read its configuration."""
         if self.model_name.startswith("local-dir:"):
             raise ValueError(
-                f"encoder.model_name = {self.model_name} is a folder; name the model instead and give the file of its "
+                f"encoder.model_name = {self.model_name} is a folder; give the name of the model and the file of its "
                 f"weights with encoder.checkpoint=<file>"
             )
         try:
@@ -122,25 +123,32 @@ class ImageEncoder(Encoder):
         except (OSError, RuntimeError, TypeError, ValueError) as error:
             given = f" with encoder.model_args = {self.arguments}" if self.arguments else ""
             raise ValueError(
-                f"timm cannot make encoder.model_name = {self.model_name}{given}: {error}; timm.list_models() and "
+                f"timm cannot create encoder.model_name = {self.model_name}{given}: {error}; timm.list_models() and "
                 f"timm.list_pretrained() list the names"
             ) from error
 
     def _from_checkpoint(self, path: str) -> Any:
         try:
             state = load_state_dict(path)
-            heads = (self._usual().pretrained_cfg["classifier"], "head")  # timm's name, and that of most authors
+            heads = (
+                self._default().pretrained_cfg["classifier"],
+                "head",
+            )  # the name in timm, and the name most authors use
             classes = next((len(state[f"{head}.weight"]) for head in heads if f"{head}.weight" in state), 0)
             del state
             return timm.create_model(
                 self.model_name,
                 pretrained=True,
                 num_classes=classes,
-                pretrained_cfg_overlay={"file": path, "num_classes": classes, "label_offset": 0},  # all of it must fit
+                pretrained_cfg_overlay={
+                    "file": path,
+                    "num_classes": classes,
+                    "label_offset": 0,
+                },  # every tensor must match
                 **self.arguments,
             )
         except Exception as error:
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             raise ValueError(
-                f"encoder.checkpoint = {path} holds no weights of {self.model_name} that timm can load: {reason}"
+                f"encoder.checkpoint = {path} has no weights of {self.model_name} that timm can load: {reason}"
             ) from error

@@ -1,4 +1,4 @@
-"""The stand-in for an encoder where the data are features already."""
+"""The placeholder for an encoder if the data are precomputed features."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from vtm.merging import FeatureGrid
 
 
 class Precomputed(nn.Module):
-    """Say what features are that somebody else has made; there are no frames, and nothing to encode.
+    """A placeholder that describes precomputed features and encodes no frames.
 
     Args:
-        name: of the features, for the key that checkpoints hold.
-        grid: (H, W), tokens of a step.
-        channels: C, of a token.
+        name: name of the features in the key, which checkpoints store.
+        grid: (H, W), layout of the tokens of a step.
+        channels: C, number of channels of a token.
     """
 
-    frames = None  # it takes none
+    frames = None  # this encoder takes no frames
 
     def __init__(self, name: str, *, grid: Sequence[int], channels: int) -> None:
         super().__init__()
@@ -29,12 +29,12 @@ class Precomputed(nn.Module):
         self.key = f"{name}-{height}x{width}x{channels}"
 
     def forward(self, frames: Tensor) -> NoReturn:
-        """Refuse frames.
+        """Raise an error, because there is nothing to encode.
 
         Raises:
             ValueError: always.
         """
         raise ValueError(
-            f"encoder=precomputed stands for features, but got frames {tuple(frames.shape)}; choose an encoder, "
+            f"encoder=precomputed expects precomputed features, got frames {tuple(frames.shape)}; choose an encoder, "
             "such as encoder=vit_l16"
         )

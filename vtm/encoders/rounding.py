@@ -1,4 +1,4 @@
-"""Round tokens to the number format in which features are stored, so that stored and fresh features are equal."""
+"""Rounding of tokens to the number format of stored features, so that stored and new features are equal."""
 
 from __future__ import annotations
 
@@ -13,23 +13,28 @@ _FORMATS = ("float32", "bfloat16", "float16", "int8")
 
 
 class Quantized(NamedTuple):
-    """Hold tokens in a storage format."""
+    """Tokens in a storage format.
 
-    values: Tensor  # (..., C), in the format
-    scale: Tensor | None  # (...) float32 for int8: what the value 1 stands for; None for the other formats
+    Attributes:
+        values: (..., C), in the storage format.
+        scale: (...) float32, factor of the int8 values; None for the other formats.
+    """
+
+    values: Tensor
+    scale: Tensor | None
 
 
 def quantize(tokens: Tensor, storage: StorageDtype) -> Quantized:
-    """Round tokens (..., C) to a storage format; int8 has a scale for each token, max |x| / 127.
+    """Round tokens (..., C) to a storage format; for int8, the scale of each token is max |x| / 127.
 
     Raises:
-        ValueError: the format is unknown, or a token is not finite or too large for it.
+        ValueError: if the format is unknown, or a token is not finite in it.
 
     >>> quantize(torch.tensor([[1.0, -2.0]]), "int8").values
     tensor([[  64, -127]], dtype=torch.int8)
     """
     if storage not in _FORMATS:
-        raise ValueError(f"expected as storage one of {', '.join(_FORMATS)}, got {storage}")
+        raise ValueError(f"expected storage to be one of {', '.join(_FORMATS)}, got {storage}")
     tokens = tokens.float()
     scale = tokens.abs().amax(-1) / 127 if storage == "int8" else None
     if scale is None:
@@ -47,7 +52,7 @@ def quantize(tokens: Tensor, storage: StorageDtype) -> Quantized:
 
 
 def dequantize(quantized: Quantized) -> Tensor:
-    """Return tokens (..., C) in float32.
+    """Convert quantized tokens to float32 (..., C).
 
     >>> dequantize(quantize(torch.tensor([[0.0, 0.1], [3.0, 4.0]]), "bfloat16"))
     tensor([[0.0000, 0.1001],
