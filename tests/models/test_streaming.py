@@ -124,7 +124,7 @@ def test_logits_have_the_dtype_of_the_model(dtype):
     torch.testing.assert_close(stream.logits(), expected, rtol=0, atol=atol)
 
 
-def test_the_mean_of_many_equal_windows_in_half_precision_is_exact():
+def test_the_mean_of_many_equal_windows_in_half_precision_equals_the_mean_of_one():
     model, features = network().bfloat16(), clip(8)["features"].bfloat16()
     stream = Stream(model)
     for _ in range(100):
