@@ -12,7 +12,7 @@ from vtm.video.decoding import TooShortError, VideoError
 
 ERRORS = {
     "short": TooShortError("ends early"),
-    "broken": VideoError("is no video"),
+    "broken": VideoError("is not a video"),
     "damaged": FeatureError("has damage"),
     "outdated": OtherTimesError("has other times"),
     "locked": PermissionError("is not ours to read"),
@@ -41,7 +41,7 @@ def test_every_video_of_every_split_is_judged():
     assert [(finding.split, finding.id, finding.state, finding.reason) for finding in findings] == [
         ("train", "good", "sound", ""),
         ("train", "short", "too short", "ends early"),
-        ("train", "broken", "unreadable", "is no video"),
+        ("train", "broken", "unreadable", "is not a video"),
         ("val", "absent", "missing", ""),
         ("val", "outdated", "missing", "has other times"),
         ("test", "damaged", "unreadable", "has damage"),

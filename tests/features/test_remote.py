@@ -34,10 +34,10 @@ def test_nothing_is_cached_of_a_file_on_a_disk(path, tmp_path):
     assert forget(path, "any", cache=tmp_path) is False
 
 
-def test_blocks_that_are_neighbours_and_not_kept_yet_are_fetched_together(tmp_path, monkeypatch):
+def test_blocks_that_are_neighbors_and_not_kept_yet_are_fetched_together(tmp_path, monkeypatch):
     monkeypatch.setattr(remote, "_BLOCK", 10)
     memory = fsspec.filesystem("memory")
-    memory.pipe_file("/neighbours", bytes(range(95)))
+    memory.pipe_file("/neighbors", bytes(range(95)))
     right, asked = memory.cat_file, []
 
     def cat_file(path, start=None, end=None):
@@ -46,7 +46,7 @@ def test_blocks_that_are_neighbours_and_not_kept_yet_are_fetched_together(tmp_pa
 
     monkeypatch.setattr(type(memory), "cat_file", staticmethod(cat_file))
     for start, end, fetched in ((42, 45, [(40, 50)]), (38, 41, [(30, 40)]), (3, 95, [(0, 30), (50, 95)]), (0, 95, [])):
-        (part,) = read_ranges("memory://neighbours", "1", [(start, end)], cache=tmp_path, cache_bytes=None)
+        (part,) = read_ranges("memory://neighbors", "1", [(start, end)], cache=tmp_path, cache_bytes=None)
         assert part.tolist() == list(range(start, end))
         assert asked == fetched
         asked.clear()

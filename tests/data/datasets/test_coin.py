@@ -221,7 +221,7 @@ def test_videos_of_any_suffix_are_found_when_they_come(tmp_path, make, database)
 
 def test_rebuilt_list_warns_of_its_gaps(tmp_path, make, database):
     database["whole"] = entry(0, "testing")
-    database["unlabelled"] = entry(None, "training") | {"class": None}
+    database["unlabeled"] = entry(None, "training") | {"class": None}
     write(tmp_path, {"database": database}, name="COIN.rebuilt.json")
     with pytest.warns(UserWarning, match=r"rebuilt.json: .*1 videos have no label.*1 have no region"):
         test = make(tmp_path).read_split("test")
