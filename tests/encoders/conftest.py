@@ -11,7 +11,7 @@ from vtm.encoders import ImageEncoder
 
 
 @pytest.fixture(scope="session")
-def choices() -> dict[str, Any]:
+def options() -> dict[str, Any]:
     """Return the arguments of every encoder: random weights, center crop, no rounding."""
     return {
         "image_size": 32, "squash": False, "normalize": True, "pretrained": False, "checkpoint": None, "seed": 0,
@@ -20,9 +20,9 @@ def choices() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
-def image_encoder(choices) -> Callable[..., ImageEncoder]:
+def image_encoder(options) -> Callable[..., ImageEncoder]:
     def make(name: str, **changes: Any) -> ImageEncoder:
-        return ImageEncoder(name, **(choices | {"cls_in_grid": False} | changes))
+        return ImageEncoder(name, **(options | {"cls_in_grid": False} | changes))
 
     return make
 

@@ -169,8 +169,8 @@ def test_the_key_differs_for_all_options_that_change_features(vit):
     assert keys[5] == "vit_tiny_patch16_224.augreg_in21k_ft_in1k-pretrained-32px-crop-depth=1-float32-float32"
 
 
-def test_the_key_is_a_valid_folder_name_for_any_name_of_the_backbone(choices):
-    encoder = Patches("hf-hub:you/a b\\c", details=("layers=[1, 2]",), **choices)
+def test_the_key_is_a_valid_folder_name_for_any_name_of_the_backbone(options):
+    encoder = Patches("hf-hub:you/a b\\c", details=("layers=[1, 2]",), **options)
     assert re.fullmatch(r"[A-Za-z0-9_.=-]+", encoder.key)
     assert encoder.grid.shape == (4, 4)
     assert encoder.channels == 5

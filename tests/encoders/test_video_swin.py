@@ -27,9 +27,9 @@ def small(monkeypatch):
 
 
 @pytest.fixture
-def swin(choices):
+def swin(options):
     def make(**changes: Any) -> VideoSwin:
-        return VideoSwin(**({"frames_per_step": 4} | choices | changes))
+        return VideoSwin(**({"frames_per_step": 4} | options | changes))
 
     return make
 

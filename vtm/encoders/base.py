@@ -74,27 +74,27 @@ class Encoder(nn.Module, ABC):
         mean: tuple[float, ...],
         std: tuple[float, ...],
         details: tuple[str, ...] = (),
-        **choices: Unpack[EncoderOptions],
+        **options: Unpack[EncoderOptions],
     ) -> None:
         super().__init__()
-        if unknown := choices.keys() - EncoderOptions.__annotations__.keys():
-            names = {*inspect.signature(type(self)).parameters, *EncoderOptions.__annotations__} - {"choices"}
+        if unknown := options.keys() - EncoderOptions.__annotations__.keys():
+            names = {*inspect.signature(type(self)).parameters, *EncoderOptions.__annotations__} - {"options"}
             raise ValueError(f"encoder.{min(unknown)} is unknown; the known ones are {', '.join(sorted(names))}")
         for key, value, known in (
-            ("precision", choices["precision"], get_args(Precision)),
-            ("storage", choices["storage"], get_args(StorageDtype)),
+            ("precision", options["precision"], get_args(Precision)),
+            ("storage", options["storage"], get_args(StorageDtype)),
         ):
             if value not in known:
                 raise ValueError(f"expected encoder.{key} to be one of {', '.join(known)}, got {value}")
-        self.frames = FrameSpec(choices["image_size"], frames_per_step, choices["squash"])
+        self.frames = FrameSpec(options["image_size"], frames_per_step, options["squash"])
         self.chunk = chunk
-        self.mean = mean if choices["normalize"] else (0.0,) * 3
-        self.std = std if choices["normalize"] else (1.0,) * 3
-        self.pretrained = choices["pretrained"]
-        self.checkpoint = choices["checkpoint"]
-        self.seed = choices["seed"]
-        self.precision: Precision = choices["precision"]
-        self.storage_dtype: StorageDtype = choices["storage"]
+        self.mean = mean if options["normalize"] else (0.0,) * 3
+        self.std = std if options["normalize"] else (1.0,) * 3
+        self.pretrained = options["pretrained"]
+        self.checkpoint = options["checkpoint"]
+        self.seed = options["seed"]
+        self.precision: Precision = options["precision"]
+        self.storage_dtype: StorageDtype = options["storage"]
         tagged = "/" in name or (self.pretrained and self.checkpoint is None)
         named, tag = (name, "") if tagged else name.partition(".")[::2]
         parts = [
@@ -102,8 +102,8 @@ class Encoder(nn.Module, ABC):
             self._weights(name),
             f"{self.frames.image_size}px",
             "squash" if self.frames.squash else "crop",
-            *(() if choices["normalize"] else ("unnormalized",)),
-            *((f"mean{_join(mean)}", f"std{_join(std)}") if tag and choices["normalize"] else ()),
+            *(() if options["normalize"] else ("unnormalized",)),
+            *((f"mean{_join(mean)}", f"std{_join(std)}") if tag and options["normalize"] else ()),
             *details,
             self.precision,
             self.storage_dtype,

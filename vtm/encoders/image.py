@@ -25,7 +25,7 @@ class ImageEncoder(Encoder):
         cls_in_grid: whether to keep CLS and register tokens, in one row with the tokens of the frame after them;
             otherwise, they are dropped.
         model_args: additional arguments of the timm model, such as {"depth": 2}.
-        choices: arguments of every encoder. A checkpoint may be any file of weights that timm can load.
+        options: arguments of every encoder. A checkpoint may be any file of weights that timm can load.
 
     Raises:
         ValueError: if timm does not have the model or its weights, the image size does not divide into whole tokens, or
@@ -38,7 +38,7 @@ class ImageEncoder(Encoder):
         *,
         cls_in_grid: bool,
         model_args: Mapping[str, Any] | None = None,
-        **choices: Unpack[EncoderOptions],
+        **options: Unpack[EncoderOptions],
     ) -> None:
         self.model_name = model_name
         self.cls_in_grid = cls_in_grid
@@ -49,16 +49,16 @@ class ImageEncoder(Encoder):
             config[part] for part in ("architecture", "tag") if part in config
         )
         published = config.get("url") or config.get("hf_hub_id")
-        if choices["pretrained"] and choices["checkpoint"] is None and not published:
+        if options["pretrained"] and options["checkpoint"] is None and not published:
             raise ValueError(
                 f"timm has no weights of {model_name}; choose another encoder.model_name (timm.list_pretrained() lists "
                 f"all) or give a file with encoder.checkpoint=<file>"
             )
         self._pixels = int(default.feature_info[-1]["reduction"]) if getattr(default, "feature_info", None) else 1
-        if choices["image_size"] != config["input_size"][-1]:  # the training size is always valid
-            check_image_size(choices["image_size"], self._pixels, model_name)
+        if options["image_size"] != config["input_size"][-1]:  # the training size is always valid
+            check_image_size(options["image_size"], self._pixels, model_name)
         if config.get("fixed_input_size"):
-            self.arguments["img_size"] = choices["image_size"]
+            self.arguments["img_size"] = options["image_size"]
         details = [f"{key}={value}" for key, value in sorted((model_args or {}).items())]
         try:
             super().__init__(
@@ -68,11 +68,11 @@ class ImageEncoder(Encoder):
                 mean=tuple(config["mean"]),
                 std=tuple(config["std"]),
                 details=(*details, *(("cls",) if cls_in_grid else ())),
-                **choices,
+                **options,
             )
         except (AssertionError, RuntimeError) as error:
             raise ValueError(
-                f"{model_name} does not support encoder.image_size = {choices['image_size']} ({error}); its own is "
+                f"{model_name} does not support encoder.image_size = {options['image_size']} ({error}); its own is "
                 f"{config['input_size'][-1]}"
             ) from error
         if cls_in_grid:

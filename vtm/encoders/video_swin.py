@@ -21,24 +21,24 @@ class VideoSwin(Encoder):
 
     Args:
         frames_per_step: f, number of frames of a clip; 32 in the paper.
-        choices: arguments of every encoder. The pretrained weights are torchvision's for Kinetics-400 (the paper uses
+        options: arguments of every encoder. The pretrained weights are torchvision's for Kinetics-400 (the paper uses
             Kinetics-600); a checkpoint may come from torchvision, Video Swin Transformer or MMAction2.
 
     Raises:
         ValueError: if the image size is not a multiple of 32.
     """
 
-    def __init__(self, *, frames_per_step: int, **choices: Unpack[EncoderOptions]) -> None:
-        check_image_size(choices["image_size"], _PATCH, "swin3d_b")
+    def __init__(self, *, frames_per_step: int, **options: Unpack[EncoderOptions]) -> None:
+        check_image_size(options["image_size"], _PATCH, "swin3d_b")
         preprocessing = Swin3D_B_Weights.KINETICS400_V1.transforms()
         super().__init__(
-            "swin3d_b.kinetics400" if choices["pretrained"] and choices["checkpoint"] is None else "swin3d_b",
+            "swin3d_b.kinetics400" if options["pretrained"] and options["checkpoint"] is None else "swin3d_b",
             frames_per_step=frames_per_step,
             chunk=_CHUNK * frames_per_step,
             mean=tuple(preprocessing.mean),
             std=tuple(preprocessing.std),
             details=(f"{frames_per_step}f",),
-            **choices,
+            **options,
         )
 
     def build(self, *, load: bool) -> nn.Module:
