@@ -204,7 +204,7 @@ def test_7_features_of_another_encoder(refusal, call, tiny, root, tmp_path, capf
     (folder,) = tmp_path.glob("*-random0-*")
     folder.rename(tmp_path / folder.name.replace("-random0-", "-random1-"))  # as if they were those of seed 1
     said = refusal(*stored, "encoder.seed=1")
-    assert re.search(r": expected the features .*-random1-.* of .*, found .*-random0-", said)
+    assert re.search(r": expected the features .*-random1-.* of .*, got .*-random0-", said)
 
 
 @pytest.mark.slow
