@@ -258,7 +258,11 @@ def test_a_failure_of_another_command_stays_in_the_table(predict, tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "arguments", "reason"),
     [
-        ((*WINDOWS, "merging.sample_in_eval=true"), ["--stream"], "cannot be used with --stream: a stream cannot sample"),
+        (
+            (*WINDOWS, "merging.sample_in_eval=true"),
+            ["--stream"],
+            "cannot be used with --stream: a stream cannot sample",
+        ),
         (("experiment=needle",), [], "was trained on features (needle"),
     ],
 )
