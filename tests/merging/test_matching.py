@@ -77,6 +77,62 @@ def test_the_norm_of_keys_does_not_matter() -> None:
     assert_same(match_bipartite(keys * lengths, targets, 20), reference.match_loops(keys, targets, 20))
 
 
+@pytest.mark.parametrize("scale", [1e-37, 1e-25, 1e-20, 1e20, 1e37])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_very_small_and_large_float32_keys_match_like_moderate_ones(
+    scale: float, compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: compiled)
+    keys, targets = random_case(31, 6, seed=1)
+    expected = reference.match_loops(keys, targets, 20)
+    assert_same(match_bipartite(keys.float() * scale, targets, 20), expected)
+    some = torch.arange(31)[:, None] % 3 == 0
+    assert_same(match_bipartite(torch.where(some, keys.float() * scale, keys.float()), targets, 20), expected)
+
+
+@pytest.mark.parametrize("scale", [1e-200, 1e200])
+def test_very_small_and_large_float64_keys_match_like_moderate_ones(scale: float) -> None:
+    keys, targets = random_case(31, 6, seed=1)
+    assert_same(match_bipartite(keys * scale, targets, 20), reference.match_loops(keys, targets, 20))
+
+
+@pytest.mark.parametrize("garbage", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_target_whose_key_is_not_finite_attracts_nothing(garbage: float, dtype: torch.dtype, whole: bool) -> None:
+    keys, targets = random_case(31, 6, seed=9)
+    keys, bad = keys.to(dtype), targets[:, [0, 3]]  # (3, 2)
+    broken = keys.clone()
+    broken.scatter_(1, bad[..., None].expand(-1, -1, 8 if whole else 1), garbage)
+    grouping = match_bipartite(broken, targets, 20)
+    expected = reference.match_loops(keys, targets[:, [1, 2, 4, 5]], 20)  # the two targets are sources here
+    for b in range(3):
+        groups = grouping.index[b]
+        assert all((groups == groups[token]).sum() == 1 for token in bad[b])
+        sources = [n for n in range(31) if n not in targets[b]]
+        merged = [n for n in sources if n not in grouping.anchor[b]]
+        assert len(merged) == 20
+        others = [n for n in merged if n not in expected.anchor[b]]
+        assert all(grouping.anchor[b, groups[n]] == expected.anchor[b, expected.index[b, n]] for n in others)
+        assert len(others) >= 18
+
+
+@pytest.mark.parametrize("garbage", [torch.nan, torch.inf])
+def test_a_source_whose_key_is_not_finite_is_merged_last(garbage: float) -> None:
+    keys, targets = random_case(31, 6, seed=10)
+    source = next(n for n in range(31) if n not in targets)
+    keys[:, source, 2] = garbage
+    for merge_count in (1, 12, 22):
+        alone = match_bipartite(keys, targets, merge_count)
+        assert all(source in row for b, row in enumerate(alone.anchor.tolist()) if source not in targets[b])
+    assert match_bipartite(keys, targets, 25).num_groups == 6
+
+
+def test_keys_that_are_all_not_finite_still_merge() -> None:
+    grouping = match_bipartite(torch.full((2, 6, 4), torch.nan), torch.tensor([[0, 3], [1, 2]]), 4)
+    assert all(set(row) == {0, 1} for row in grouping.index.tolist())
+
+
 def test_a_clip_is_matched_as_if_alone() -> None:
     keys, targets = random_case(31, 6, seed=2)
     together = match_bipartite(keys, targets, 20)

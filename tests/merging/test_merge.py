@@ -214,7 +214,8 @@ def test_gradients_of_x_and_weights_are_right(masked: bool) -> None:
         return merged.x, merged.saliency
 
     inputs = [v.clone().requires_grad_() for v in (tokens.x, weights, tokens.saliency)]
-    assert torch.autograd.gradcheck(merged_x, inputs)
+    assert torch.autograd.gradcheck(merged_x, inputs, check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(merged_x, inputs, check_fwd_over_rev=True)
     assert torch.autograd.gradcheck(lambda x: merge(Tokens(*tokens._replace(x=x)), Grouping(*groups)).x, inputs[:1])
 
 

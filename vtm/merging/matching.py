@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import repeat
-
 import torch
 from torch import Tensor
 
@@ -17,8 +15,9 @@ def match_bipartite(keys: Tensor, targets: Tensor, merge_count: int, *, mask: Te
     """Assign the `merge_count` sources most similar to a target to that target; all others stay unmerged.
 
     Each source is matched to the target with the highest cosine similarity of keys, all heads concatenated (equation
-    3); of the N − M sources, only the R most similar ones are merged (equation 5). A zero key has similarity 0.
-    Similarities of half-precision keys are computed in fp32. No gradient flows through the matching.
+    3); of the N − M sources, only the R most similar ones are merged (equation 5). A zero key has similarity 0. Nothing
+    is merged into a target whose key is not finite while another target is left, and a source whose key is not finite
+    is merged last. Similarities of half-precision keys are computed in fp32. No gradient flows through the matching.
 
     Args:
         keys: (B, N, D).
@@ -57,53 +56,69 @@ def match_bipartite(keys: Tensor, targets: Tensor, merge_count: int, *, mask: Te
     merged = torch.zeros_like(similarity, dtype=torch.bool)
     merged = merged.scatter(1, similarity.topk(merge_count, dim=1, sorted=False).indices, True)
     group = (~merged).cumsum(1) - 1  # right for unmerged tokens only
-    index = torch.where(merged, group.gather(1, targets.gather(1, choice)), group)
+    index = torch.where(merged, group.gather(1, choice), group)
     num_groups = num_tokens - merge_count
     return Grouping(index, num_groups, anchor=true_indices(~merged, num_groups))
 
 
 def _best_target(keys: Tensor, targets: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return the highest cosine similarity of each token to a target, and the rank of that target; both (B, N)."""
+    """Return the highest cosine similarity of each token to a target, and the index of that target; both (B, N).
+
+    The similarity of a key that is not finite is -2, so that its token is merged last.
+    """
     with torch.autocast(keys.device.type, enabled=False):
         keys = keys.float() if keys.dtype in (torch.float16, torch.bfloat16) else keys
         keys = keys if mask is None else keys.masked_fill(~mask[..., None], 0)
-        norm = torch.linalg.vector_norm(keys, dim=-1).clamp(min=torch.finfo(keys.dtype).tiny)  # (B, N)
+        keys, norm = _scale(keys)
+        usable = norm.gather(1, targets).isfinite()  # (B, M)
+        if mask is not None:
+            usable = usable & mask.gather(1, targets)
+        targets = torch.where(usable, targets, targets.gather(1, usable.byte().argmax(1, keepdim=True)))
         target_keys = keys.gather(1, targets[..., None].expand(-1, -1, keys.shape[-1]))  # (B, M, D)
         target_keys = target_keys / norm.gather(1, targets)[..., None]
-        masked_targets = None if mask is None else ~mask.gather(1, targets)  # (B, M)
         find = _largest_product
         if keys.device.type == "cpu" and not torch.compiler.is_compiling():
             find = _largest_product_in_parts
-        best, choice = find(keys, target_keys, masked_targets)  # the norm of a source does not change the argmax
-        return (best / norm).clamp(min=-2), choice  # greater than the -inf that marks targets
+        best, choice = find(keys, target_keys)  # the norm of a source does not change the argmax
+        return (best / norm).nan_to_num(nan=-2.0), targets.gather(1, choice)
 
 
-def _largest_product(keys: Tensor, target_keys: Tensor, masked_targets: Tensor | None) -> tuple[Tensor, Tensor]:
+def _scale(keys: Tensor) -> tuple[Tensor, Tensor]:
+    """Divide each key (..., D) by its largest entry, so that no square overflows, and return the keys and their norms.
+
+    The norm (...) is 1 for a zero key and not finite for a key that is not. On a CPU the keys are returned unchanged if
+    no square overflows, because the copy takes a large part of the time of the matching.
+    """
+    eager = keys.device.type == "cpu" and not torch.compiler.is_compiling()
+    low, high = torch.finfo(keys.dtype).tiny ** 0.4, torch.finfo(keys.dtype).max ** 0.4
+    norm = torch.linalg.vector_norm(keys, dim=-1)
+    if not (eager and ((norm > low) & (norm < high)).all()):
+        largest = torch.maximum(keys.amax(-1), -keys.amin(-1))
+        if not (eager and (((largest > low) & (largest < high)) | (largest == 0)).all()):
+            keys = keys / largest.clamp(min=torch.finfo(keys.dtype).tiny)[..., None]
+            norm = torch.linalg.vector_norm(keys, dim=-1)
+    return keys, torch.where(norm == 0, 1, norm)
+
+
+def _largest_product(keys: Tensor, target_keys: Tensor) -> tuple[Tensor, Tensor]:
     """Return the largest dot product of each key with a target key, and the rank of that target; both (B, N).
 
     Args:
         keys: (B, N, D).
         target_keys: (B, M, D).
-        masked_targets: (B, M) bool, True = chosen only if all targets are masked; None if all are real.
     """
-    products = keys @ target_keys.mT  # (B, N, M)
-    if masked_targets is not None:
-        products = products.masked_fill(masked_targets[:, None], -torch.inf)
-    best, choice = products.max(-1)
+    best, choice = (keys @ target_keys.mT).max(-1)
     return best, choice
 
 
-def _largest_product_in_parts(
-    keys: Tensor, target_keys: Tensor, masked_targets: Tensor | None
-) -> tuple[Tensor, Tensor]:
+def _largest_product_in_parts(keys: Tensor, target_keys: Tensor) -> tuple[Tensor, Tensor]:
     """Compute `_largest_product`, up to rounding, with at most `PRODUCTS_AT_ONCE` products (or M) in memory."""
     num_tokens, num_targets = keys.shape[1], target_keys.shape[1]
     rows = max(1, PRODUCTS_AT_ONCE // (num_tokens * num_targets))
     width = max(1, PRODUCTS_AT_ONCE // num_targets)
-    masks = repeat(None) if masked_targets is None else masked_targets.split(rows)
     chunks = []
-    for some_keys, some_targets, some_masked in zip(keys.split(rows), target_keys.split(rows), masks, strict=False):
-        parts = [_largest_product(part, some_targets, some_masked) for part in some_keys.split(width, dim=1)]
+    for some_keys, some_targets in zip(keys.split(rows), target_keys.split(rows), strict=True):
+        parts = [_largest_product(part, some_targets) for part in some_keys.split(width, dim=1)]
         chunks.append([torch.cat(values, dim=1) for values in zip(*parts, strict=True)])
     best, choice = (torch.cat(values) for values in zip(*chunks, strict=True))
     return best, choice

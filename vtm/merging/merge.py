@@ -5,6 +5,8 @@ A merge is a segment mean, an unmerge is a gather, and tokens are tracked by com
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -114,10 +116,50 @@ def _average(
         x = x.masked_fill(~mask[..., None], 0)
     if bags is None:
         return _group_sum(x * share[..., None], grouping).to(x.dtype)
-    order, starts = bags
     flat = x.reshape(-1, x.shape[-1]).to(share.dtype)
-    sums = F.embedding_bag(order, flat, starts, mode="sum", per_sample_weights=share.flatten()[order])
+    sums: Tensor = _BagSum.apply(flat, share.flatten(), _flat_groups(grouping), *bags)
     return sums.reshape(len(x), grouping.num_groups, x.shape[-1]).to(x.dtype)
+
+
+class _BagSum(torch.autograd.Function):
+    """The weighted sum of the rows in each bag, by `embedding_bag`, which alone has first derivatives only."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, share: Tensor, group: Tensor, order: Tensor, starts: Tensor) -> Tensor:
+        """Sum x (rows, C), weighted by share (rows,), over groups: (groups, C)."""
+        return F.embedding_bag(order, x, starts, mode="sum", per_sample_weights=share[order])
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        """Save what the derivatives need."""
+        x, share, group, *_ = inputs
+        ctx.save_for_backward(x, share, group)
+        ctx.save_for_forward(x, share, group)
+        ctx.num_groups = len(output)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients of x and share, by operations that can be differentiated again."""
+        x, share, group = ctx.saved_tensors
+        grad_x = grad.index_select(0, group)  # (rows, C)
+        grad_share = _row_products(grad_x, x) if ctx.needs_input_grad[1] else None
+        if torch.is_grad_enabled():  # differentiated again, so nothing may change in place
+            return grad_x * share[:, None], grad_share, None, None, None
+        return grad_x.mul_(share[:, None]), grad_share, None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, x_tangent: Tensor | None, share_tangent: Tensor | None, *_: None) -> Tensor:
+        """Return the tangent of the sums."""
+        x, share, group = ctx.saved_tensors
+        sums: Tensor = x.new_zeros(ctx.num_groups, x.shape[-1])
+        tangent = torch.zeros_like(x)
+        if x_tangent is not None:
+            tangent = tangent + x_tangent * share[:, None]
+        if share_tangent is not None:
+            tangent = tangent + x * share_tangent[:, None]
+        return sums.index_add(0, group, tangent)
 
 
 def _bags(grouping: Grouping) -> tuple[Tensor, Tensor] | None:
@@ -149,3 +191,8 @@ def _flat_groups(grouping: Grouping) -> Tensor:
 def _group_total(weights: Tensor, grouping: Grouping) -> Tensor:
     """Return the total weight of the group of each token: (B, N) -> (B, N)."""
     return unmerge(_group_sum(weights[..., None], grouping), grouping)[..., 0]
+
+
+def _row_products(a: Tensor, b: Tensor) -> Tensor:
+    """Return the dot product of each row of a and b, (rows, C): (rows,); in parts that fit into the cache."""
+    return torch.cat([(some * other).sum(-1) for some, other in zip(a.split(512), b.split(512), strict=True)])
