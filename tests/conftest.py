@@ -52,6 +52,11 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+
 def let_go(error: BaseException | None) -> None:
     """Clear the frames of an error: a DataLoader worker that is collected as garbage costs a wait of 5 s."""
     while error is not None:

@@ -223,8 +223,12 @@ def test_8_checkpoint_of_another_run(refusal, call, tiny, tmp_path, capfd):
         assert message in refusal(*tiny, "train=false", f"ckpt_path={checkpoint}", *other)
 
 
-def test_9_no_network(refusal, tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # otherwise it would retry for a minute
+def test_9_no_network(refusal, tiny, tmp_path, monkeypatch, caplog):
+    def unreachable(*address, **options):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("socket.create_connection", unreachable)  # and then no attempt is made, and none is repeated
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     said = refusal(*tiny, "encoder.pretrained=true", "encoder.model_args=null")
     assert said.startswith(
@@ -234,6 +238,7 @@ def test_9_no_network(refusal, tiny, tmp_path, monkeypatch):
         "fetch them elsewhere and give the file with encoder.checkpoint=<file>, or use encoder=vit_tiny_random, which "
         "needs none"
     )
+    assert "Retrying" not in caplog.text
 
 
 @pytest.fixture

@@ -5,13 +5,17 @@ from __future__ import annotations
 import hashlib
 import inspect
 import re
+import socket
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypedDict, Unpack, get_args
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import torch
+from huggingface_hub import constants
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
@@ -20,6 +24,8 @@ from vtm.merging import FeatureGrid
 from vtm.video.frames import FrameSpec
 
 Precision = Literal["float32", "bfloat16", "float16"]
+
+_HUB_TIMEOUT = 5.0  # seconds to wait for a connection
 
 
 class EncoderOptions(TypedDict):
@@ -215,19 +221,39 @@ def check_image_size(size: int, pixels: int, model: str) -> None:
 
 @contextmanager
 def fetching(weights: str) -> Iterator[None]:
-    """Turn a failed download of published weights into an error with a remedy.
+    """Turn a failed download of published weights into an error with a remedy, without waiting for repeated attempts.
 
     Raises:
         RuntimeError: if the weights cannot be downloaded.
     """
     try:
-        yield
+        with _offline_without_hub():
+            yield
     except OSError as error:
         reason = str(error).partition("\n")[0]
         raise RuntimeError(
             f"the weights {weights} can be neither found on this machine nor fetched ({reason}); fetch them elsewhere "
             "and give the file with encoder.checkpoint=<file>, or use encoder=vit_tiny_random, which needs none"
         ) from error
+
+
+@contextmanager
+def _offline_without_hub() -> Iterator[None]:
+    """Set huggingface_hub to its offline mode while its server cannot be reached; it would repeat attempts for a minute.
+
+    A connection through a proxy is not tested.
+    """
+    server = urlsplit(constants.ENDPOINT)
+    before = constants.HF_HUB_OFFLINE
+    if not before and not getproxies():
+        try:
+            socket.create_connection((server.hostname, server.port or 443), timeout=_HUB_TIMEOUT).close()
+        except OSError:
+            constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 @contextmanager
