@@ -76,6 +76,27 @@ def test_names_lie_within_the_panels_and_cover_neither_each_other_nor_a_point(
         assert not any(box.contains(*point) for box in boxes for point in points)
 
 
+@pytest.mark.parametrize("metric", ["accuracy", "mse"])
+@pytest.mark.parametrize("value", [0.5, 0.999, 0.001])
+def test_the_axis_of_the_score_spans_the_interval_of_a_run_and_keeps_accuracy_in_range(
+    tmp_path: Path, write_run: Write, monkeypatch: pytest.MonkeyPatch, metric: str, value: float
+) -> None:
+    test = {"metric": metric, "interval": [value - 0.06, value + 0.06], "cost": {"clips_per_second": 5.0}}
+    for seed in range(2):
+        write_run(f"{seed}", value + 0.001 * seed, seed=seed, test=test)
+    (table,) = group_runs(read_runs([tmp_path / "runs"], checkpoint="best")[0])
+    figures = {}
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **_: figures.update({path.name: figure}))
+    draw(table, tmp_path, name="a")
+    for low, high in (figures["a_seeds.png"].axes[0].get_xlim(), *(a.get_ylim() for a in figures["a_cost.png"].axes)):
+        assert low < value < high
+        if metric == "accuracy":
+            assert 0 <= low < high <= 1
+            assert high - low >= 0.06
+        else:
+            assert high - low == pytest.approx(0.12)
+
+
 @pytest.mark.parametrize("table", [2], indirect=True)
 def test_pictures_are_written_for_screen_and_print(tmp_path: Path, table: Table) -> None:
     pictures = draw(table, tmp_path / "out", name="1_needle")

@@ -239,7 +239,7 @@ def fetching(weights: str) -> Iterator[None]:
 
 @contextmanager
 def _offline_without_hub() -> Iterator[None]:
-    """Set huggingface_hub to its offline mode while its server cannot be reached; it would repeat attempts for a minute.
+    """Set huggingface_hub to its offline mode if its server cannot be reached; it would try again for a minute.
 
     A connection through a proxy is not tested.
     """

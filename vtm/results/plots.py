@@ -142,7 +142,7 @@ def _seeds(table: Table) -> Figure:
         values = [run.test["value"] for run in row.runs]
         middle = (len(values) - 1) / 2
         heights = [position + 0.3 * (i - middle) / max(1, len(values) - 1) for i in range(len(values))]
-        axes.scatter(values, heights, s=22, color=color, alpha=0.75, linewidths=0, zorder=3)
+        axes.scatter(values, heights, s=22, color=color, alpha=0.75, linewidths=0, zorder=3, clip_on=False)
         mean, sd = row.score
         axes.errorbar(
             mean, position, xerr=sd or 0, color="black", marker="|", markersize=13, capsize=3, lw=1.2, zorder=4
@@ -155,6 +155,7 @@ def _seeds(table: Table) -> Figure:
             axes.axvline(value, color=_GRAY, ls=style, lw=1.2, label=name)
     axes.set_yticks(range(len(table.rows)), [row.label for row in table.rows])
     axes.set_ylim(len(table.rows) - 0.5, -0.5)
+    axes.set_xlim(_score_limits(table, *axes.get_xlim()))
     axes.set_xlabel(f"test {_metric(table)}")
     if axes.get_legend_handles_labels()[0]:
         figure.legend(loc="outside upper right", ncols=2, frameon=False)
@@ -186,6 +187,7 @@ def _costs(table: Table) -> Figure:
         if not points:
             axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", color=_GRAY)
     panels[0].set_ylabel(f"test {_metric(table)}")
+    panels[0].set_ylim(_score_limits(table, *panels[0].get_ylim()))  # of all panels
     handles = [handle for axes in panels for handle in axes.get_legend_handles_labels()[0]]
     if handles:
         figure.legend(handles=handles[:1], loc="outside upper right", frameon=False)
@@ -193,6 +195,20 @@ def _costs(table: Table) -> Figure:
     for axes, points in zip(panels, panel_points, strict=True):
         _put_labels(axes, points, [row.label for row in table.rows], canvas)
     return figure
+
+
+def _score_limits(table: Table, low: float, high: float) -> tuple[float, float]:
+    """Widen the limits of a score to the mean 95 % interval of a run, so that noise looks small; keep shares in [0, 1].
+
+    Args:
+        table: table that is drawn.
+        low: lower limit of the axis that fits everything.
+        high: upper limit.
+    """
+    widths = [width for run in table.runs if math.isfinite(width := run.test["interval"][1] - run.test["interval"][0])]
+    missing = max(0.0, sum(widths) / max(1, len(widths)) - (high - low))
+    low, high = low - missing / 2, high + missing / 2
+    return (low, high) if table.lower_is_better else (max(low, 0.0), min(high, 1.0))
 
 
 class _Point(NamedTuple):
