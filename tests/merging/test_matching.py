@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests import reference
@@ -126,6 +127,16 @@ def test_a_source_whose_key_is_not_finite_is_merged_last(garbage: float) -> None
         alone = match_bipartite(keys, targets, merge_count)
         assert all(source in row for b, row in enumerate(alone.anchor.tolist()) if source not in targets[b])
     assert match_bipartite(keys, targets, 25).num_groups == 6
+
+
+def test_matching_works_on_tensors_without_values() -> None:
+    keys, targets = random_case(12, 3, seed=0)
+    expected = match_bipartite(keys, targets, 5)
+    matched = torch.vmap(lambda keys, targets: match_bipartite(keys[None], targets[None], 5).index[0])(keys, targets)
+    assert torch.equal(matched, expected.index)
+    with FakeTensorMode() as mode:
+        fake = match_bipartite(mode.from_tensor(keys), mode.from_tensor(targets), 5)
+    assert fake.index.shape == (3, 12)
 
 
 def test_keys_that_are_all_not_finite_still_merge() -> None:

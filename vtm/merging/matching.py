@@ -69,7 +69,7 @@ def _best_target(keys: Tensor, targets: Tensor, mask: Tensor | None) -> tuple[Te
     with torch.autocast(keys.device.type, enabled=False):
         keys = keys.float() if keys.dtype in (torch.float16, torch.bfloat16) else keys
         keys = keys if mask is None else keys.masked_fill(~mask[..., None], 0)
-        keys, norm = _scale(keys)
+        norm = _norm(keys, mask)  # (B, N)
         usable = norm.gather(1, targets).isfinite()  # (B, M)
         if mask is not None:
             usable = usable & mask.gather(1, targets)
@@ -83,21 +83,29 @@ def _best_target(keys: Tensor, targets: Tensor, mask: Tensor | None) -> tuple[Te
         return (best / norm).nan_to_num(nan=-2.0), targets.gather(1, choice)
 
 
-def _scale(keys: Tensor) -> tuple[Tensor, Tensor]:
-    """Divide each key (..., D) by its largest entry, so that no square overflows, and return the keys and their norms.
+def _norm(keys: Tensor, mask: Tensor | None) -> Tensor:
+    """Return the norm of each key, whose squares may overflow: (B, N, D) -> (B, N).
 
-    The norm (...) is 1 for a zero key and not finite for a key that is not. On a CPU the keys are returned unchanged if
-    no square overflows, because the copy takes a large part of the time of the matching.
+    The norm is 1 for a zero key and not finite for a key that is not.
     """
-    eager = keys.device.type == "cpu" and not torch.compiler.is_compiling()
-    low, high = torch.finfo(keys.dtype).tiny ** 0.4, torch.finfo(keys.dtype).max ** 0.4
+    number = torch.finfo(keys.dtype)
     norm = torch.linalg.vector_norm(keys, dim=-1)
-    if not (eager and ((norm > low) & (norm < high)).all()):
-        largest = torch.maximum(keys.amax(-1), -keys.amin(-1))
-        if not (eager and (((largest > low) & (largest < high)) | (largest == 0)).all()):
-            keys = keys / largest.clamp(min=torch.finfo(keys.dtype).tiny)[..., None]
-            norm = torch.linalg.vector_norm(keys, dim=-1)
-    return keys, torch.where(norm == 0, 1, norm)
+    moderate = (norm > number.tiny**0.4) & (norm < number.max**0.4)
+    if not _all_on_cpu(moderate if mask is None else moderate | ~mask):  # the scaled copy takes time
+        smallest, largest = keys.aminmax(dim=-1, keepdim=True)
+        scale = torch.maximum(largest, -smallest).clamp(min=number.tiny)
+        norm = torch.linalg.vector_norm(keys / scale, dim=-1) * scale[..., 0]
+    return torch.where(norm == 0, 1, norm)
+
+
+def _all_on_cpu(values: Tensor) -> bool:
+    """Return whether all values are true; False where they are not at hand: on a GPU, in a graph, under vmap."""
+    if values.device.type != "cpu" or torch.compiler.is_compiling():
+        return False
+    try:
+        return bool(values.all())
+    except RuntimeError:  # of fake tensors and vmap
+        return False
 
 
 def _largest_product(keys: Tensor, target_keys: Tensor) -> tuple[Tensor, Tensor]:
