@@ -1,5 +1,6 @@
 """The command measures each row once, writes the tables after each, and reports errors in one sentence."""
 
+import re
 import subprocess
 import sys
 
@@ -52,9 +53,12 @@ def test_rows_that_are_the_same_are_measured_once_and_shown_in_every_table(run, 
     assert names_in(table).count("none, plain attention") == 4  # strategies, γ, L and R
     assert "learnable, γ = 6" in names_in(table)
     assert "learnable, γ = 6" not in names  # the same as the default row
+    out, err = capsys.readouterr()
+    assert re.search(rf"\n{len(measured)} rows, which take at least 0:\d\d:\d\d on this machine\n", out)
+    assert err.splitlines()[-1] == f"row {len(measured)} of {len(measured)}: {names[-1]}"
     printed, written = (
         [[cell.strip(" :-") for cell in line.split("|")[:3]] for line in text.splitlines() if line[:1] in ("|", "#")]
-        for text in (capsys.readouterr().out, table)
+        for text in (out, table)
     )
     assert printed == written[1:]  # the title of the page is not printed
     assert (tmp_path / "out" / "benchmark.csv").is_file()
@@ -143,4 +147,5 @@ except SystemExit:
 """
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert "--full" in found
+    assert "torch.compile, With the encoder, Long" in " ".join(found.split())
     assert found.strip().endswith("False False")

@@ -9,13 +9,18 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from datetime import datetime
+from collections.abc import Collection
+from contextlib import suppress
+from datetime import datetime, timedelta
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from vtm.benchmark.rows import Setting, default_tables, full_tables, long_tables
+from hydra.errors import InstantiationException
+
+from vtm.benchmark.rows import Row, Setting, default_tables, full_tables, long_tables
 from vtm.cli.errors import concise_errors
+from vtm.system.progress import Progress
 
 
 def main() -> None:
@@ -54,29 +59,49 @@ def _run(given: dict[str, Any]) -> None:
     tables = {title: rows for title, rows in tables.items() if only.lower() in title.lower()}
     if not tables:
         raise ValueError(f"--only {only} matches no title of {titles}; --long and --encoder add tables")
-    for row in chain.from_iterable(tables.values()):
-        identity(row, setting)  # raises for a wrong override before anything is measured
-    needs(next(row for row in chain.from_iterable(tables.values()) if row.strategy == "learnable"), setting)
+    rows = {identity(row, setting): row for row in chain.from_iterable(tables.values())}  # raises for wrong overrides
+    needs(next(row for row in rows.values() if row.strategy == "learnable"), setting)
 
     report = Report(machine(setting, source_commit(Path(__file__))), _shape(setting))
     print("; ".join(report.machine.values()), report.shape, f"written to {out}", sep="\n")
+    least = _least_seconds(rows.values(), setting)
+    print(f"{len(rows)} rows, which take at least {timedelta(seconds=round(least))} on this machine", flush=True)
     known: dict[Any, Result] = {}
     rates: dict[str, float] = {}
     try:
-        for title, rows in tables.items():
+        for title, table in tables.items():
             print(f"\n## {title}\n", flush=True)
-            for row in rows:
+            for row in table:
                 same = identity(row, setting)
                 if same not in known:
+                    print(f"row {len(known) + 1} of {len(rows)}: {row.name}", file=sys.stderr, flush=True)
                     known[same] = measured_apart(measure, row, setting, rates.get(row.precision))
                 result = known[same]
                 rates |= {row.precision: result.rate} if result.rate else {}
                 report.entries.append((title, row, result))
                 lines = report.table(title).splitlines()
-                print(*(lines if row is rows[0] else lines[-1:]), sep="\n", flush=True)  # the heading with the first
+                print(*(lines if row is table[0] else lines[-1:]), sep="\n", flush=True)  # the heading with the first
                 report.write(out)
     except KeyboardInterrupt:
         sys.exit(f"\ninterrupted; {len(report.entries)} rows are in {out}" if report.entries else "\ninterrupted")
+
+
+def _least_seconds(rows: Collection[Row], setting: Setting) -> float:
+    """Compute the time of the rows from their arithmetic and the speed of a matrix product on this machine."""
+    import torch
+
+    from vtm.benchmark.counting import needs
+    from vtm.benchmark.measuring import least_seconds, matrix_rate
+
+    torch.set_num_threads(setting.threads)
+    rate = matrix_rate(torch.device(setting.device), torch.float32, repeats=1)
+    seconds = 0.0
+    with Progress("counting the arithmetic of the rows", len(rows), every_seconds=5) as progress:
+        for row in rows:
+            with suppress(ValueError, InstantiationException):  # shown with the row
+                seconds += least_seconds(row, setting, needs(row, setting).flop, rate)
+            progress.advance(row.name)
+    return seconds
 
 
 def _shape(setting: Setting) -> str:
@@ -89,6 +114,8 @@ def _arguments() -> dict[str, Any]:
         prog="python -m vtm.benchmark",
         description="Measure time and memory of the network on this machine, and count its arithmetic, for each "
         "strategy, γ, L, R, batch size, precision and torch.compile.",
+        epilog="A small example: python -m vtm.benchmark --only strategies --height 4 --width 4 "
+        "--channels 256 --batch 1 --precision 32-true",
     )
     parser.add_argument("overrides", nargs="*", help="overrides of conf/train.yaml, such as merging.partition_factor=4")
     parser.add_argument("--full", action="store_true", help="measure all combinations, not one factor at a time")
@@ -96,7 +123,7 @@ def _arguments() -> dict[str, Any]:
         "--long", action="store_true", help="also measure videos of up to three hours, whole and as a stream"
     )
     parser.add_argument("--encoder", action="store_true", help="also measure with the encoder (always on a GPU)")
-    parser.add_argument("--only", default="", help="only tables with this text in the title")
+    parser.add_argument("--only", default="", help=f"only tables with this text in the title: {_titles()}")
     parser.add_argument("--device", type=_device, help="cpu, cuda or cuda:1 (default: cuda if available)")
     parser.add_argument("--threads", type=_count, help="number of CPU threads (default: torch's choice)")
     parser.add_argument(
@@ -121,6 +148,11 @@ def _arguments() -> dict[str, Any]:
     given["overrides"] = tuple(given["overrides"])
     given["out"] = given["out"] or Path("runs/benchmark") / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     return given
+
+
+def _titles() -> str:
+    tables = default_tables((1, 16), ("32-true", "bf16-mixed"), plain_everywhere=True, encoder=True)
+    return ", ".join([*tables, *long_tables()])
 
 
 def _device(text: str) -> str:

@@ -21,6 +21,8 @@ from vtm.models.streaming import Stream
 from vtm.models.vtm import SelfAttention
 from vtm.system.measure import PeakMemory, median_seconds, return_freed_memory, synchronize
 
+_START = 3.0  # seconds to start a process and import torch
+_WARMUP = 2  # calls before the timed ones
 _FEW = 3  # timed calls of slow rows
 _MATRIX = {"cpu": 2048, "cuda": 8192}  # side of the matrices to measure the rate with
 
@@ -82,6 +84,23 @@ def measure(row: Row, setting: Setting, known_rate: float | None) -> Iterator[Re
         yield replace(result, problem=f"{reason}; needs about {_gigabytes(needed.memory_bytes)}")
 
 
+def least_seconds(row: Row, setting: Setting, flop: int, rate: float) -> float:
+    """Return the time of a row, the start of its process included, if it ran at the speed of a matrix product.
+
+    Args:
+        row: row to measure.
+        setting: setting of all rows.
+        flop: floating-point operations of a call.
+        rate: FLOP per second of a matrix product.
+    """
+    seconds = flop / rate
+    if row.frames is not None:
+        return _START + seconds  # one call
+    if seconds > setting.limit and not row.encoder:
+        return _START  # skipped
+    return _START + seconds * (_WARMUP + _repeats(row, setting))
+
+
 def matrix_rate(device: torch.device, dtype: torch.dtype, *, repeats: int) -> float:
     """Measure the FLOP per second of a large matrix product on this machine."""
     side = _MATRIX[device.type]
@@ -104,7 +123,7 @@ def _obstacle(row: Row, setting: Setting, result: Result, known_rate: float | No
 
 def _measured(row: Row, setting: Setting) -> dict[str, Any]:
     workload = Workload(row, setting)
-    repeats = min(_FEW, setting.repeats) if row.slow else setting.repeats
+    repeats = _repeats(row, setting)
     details: dict[str, float] = {}
     with workload.mode():
         if row.compiled:
@@ -114,7 +133,7 @@ def _measured(row: Row, setting: Setting) -> dict[str, Any]:
             with PeakMemory(workload.device) as peak:
                 seconds = _stream_seconds(workload) if row.streaming else _call_seconds(workload, workload)
         else:
-            for _ in range(2):  # the first call also loads weights and libraries
+            for _ in range(_WARMUP):  # the first call also loads weights and libraries
                 workload.model.zero_grad(set_to_none=True)  # their memory counts
                 with PeakMemory(workload.device) as peak:
                     workload()
@@ -200,6 +219,10 @@ def _call_seconds(workload: Workload, call: Callable[[], Any]) -> float:
     call()
     synchronize(workload.device)
     return time.perf_counter() - start
+
+
+def _repeats(row: Row, setting: Setting) -> int:
+    return min(_FEW, setting.repeats) if row.slow else setting.repeats
 
 
 def _gigabytes(count: int) -> str:
