@@ -88,7 +88,9 @@ def _parser() -> argparse.ArgumentParser:
         help="cpu, cuda or cuda:1 (default: one GPU per process if there are GPUs, else cpu)",
     )
     parser.add_argument(
-        "--encoder-checkpoint", metavar="FILE", help="file of the encoder's own weights, if it has moved since training"
+        "--encoder-checkpoint",
+        metavar="FILE",
+        help="file of the encoder's weights, if the training used such a file",
     )
     return parser
 

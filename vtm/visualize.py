@@ -109,7 +109,11 @@ def _arguments() -> argparse.Namespace:
         default="all",
         help="draw saliency on one scale for all blocks of the model, or on one for each block (all)",
     )
-    parser.add_argument("--encoder-checkpoint", metavar="FILE", help="where the encoder's own weights are now")
+    parser.add_argument(
+        "--encoder-checkpoint",
+        metavar="FILE",
+        help="file of the encoder's weights, if the training used such a file",
+    )
     return parser.parse_args()
 
 

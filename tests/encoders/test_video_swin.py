@@ -140,19 +140,23 @@ def test_a_checkpoint_that_does_not_match_is_an_error_that_names_the_first_tenso
 
 
 @pytest.mark.parametrize(
-    "content",
-    [{"state_dict": {}, "optimizer": Unsafe()}, [1, 2], {"state_dict": 3}, b"<html>"],
-    ids=["code", "list", "number", "page"],
+    ("content", "reason"),
+    [
+        ({"state_dict": {}, "optimizer": Unsafe()}, "contains .*, which could run code when it is loaded; save only"),
+        ([1, 2], "has no weights: expected tensors by name"),
+        ({"state_dict": 3}, "has no weights: expected tensors by name"),
+        (b"<html>", "looks like an HTML page; download the file again"),
+        (b"some text", "is damaged, or was not written by torch.save"),
+    ],
+    ids=["code", "list", "number", "page", "text"],
 )
-def test_a_file_that_is_not_a_checkpoint_is_refused(swin, frames, tmp_path, content):
+def test_a_file_that_is_not_a_checkpoint_is_refused(swin, frames, tmp_path, content, reason):
     path = tmp_path / "swin.pth"
     if isinstance(content, bytes):
         path.write_bytes(content)
     else:
         torch.save(content, path)
-    with pytest.raises(
-        ValueError, match=r"encoder\.checkpoint = .*swin\.pth is not a checkpoint that torch can load safely"
-    ):
+    with pytest.raises(ValueError, match=rf"encoder\.checkpoint = .*swin\.pth {reason}"):
         swin(checkpoint=str(path))(frames(1, 4, 3, 32, 32))
 
 

@@ -203,11 +203,11 @@ def test_a_file_of_encoder_weights_may_move(tmp_path, make_model, folder):
     backbone = timm.create_model("vit_tiny_patch16_224", depth=1, img_size=32, num_classes=0)
     torch.save(backbone.state_dict(), tmp_path / "vit.pth")
     path = make_model(tmp_path / "model.safetensors", f"encoder.checkpoint={tmp_path / 'vit.pth'}")
-    before = vtm.load(path).predict(folder / "long.mp4")
+    before = vtm.load(path, encoder_checkpoint=tmp_path / "vit.pth").predict(folder / "long.mp4")
     (tmp_path / "elsewhere").mkdir()
     shutil.move(tmp_path / "vit.pth", tmp_path / "elsewhere" / "v.pth")
-    with pytest.raises(ModelFileError, match=r"pass its path: load\(…, encoder_checkpoint=…\)"):
-        vtm.load(path)
+    with pytest.raises(ModelFileError, match=r"is missing; .* load\(…, encoder_checkpoint=…\)"):
+        vtm.load(path, encoder_checkpoint=tmp_path / "vit.pth")
     moved = tmp_path / "elsewhere" / "v.pth"
     again = vtm.load(path, encoder_checkpoint=moved)
     assert again.predict(folder / "long.mp4") == before
@@ -216,6 +216,29 @@ def test_a_file_of_encoder_weights_may_move(tmp_path, make_model, folder):
         file.write(b"other")
     with pytest.raises(ModelFileError, match="use the same weights"):
         vtm.load(path, encoder_checkpoint=tmp_path / "elsewhere" / "v.pth")
+
+
+@pytest.mark.parametrize(
+    "encoder",
+    [
+        {"checkpoint": "vit.pth"},
+        {"checkpoint": ""},
+        *(
+            {"model_name": name}
+            for name in ("hf-hub:a/b", "HF-Hub:a/b", "hf_hub:a/b", " local-dir:.", "Local-Dir:.", "a/b")
+        ),
+    ],
+)
+def test_a_model_file_does_not_choose_where_weights_come_from(tmp_path, model, monkeypatch, encoder):
+    """Not even if the file exists: it may be a file that an attacker has sent along."""
+    monkeypatch.chdir(tmp_path)
+    torch.save({}, "vit.pth")
+    description = model.description | {"encoder": model.description["encoder"] | encoder}
+    write_model(tmp_path / "model.safetensors", model.network.state_dict(), description)
+    monkeypatch.setattr("vtm.inference.predictor.build", None)  # refused before anything is built
+    for load in (vtm.load, Predictor.from_pretrained):
+        with pytest.raises(ModelFileError, match="--encoder-checkpoint FILE of a command, or load"):
+            load(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from vtm.encoders.rounding import Quantized, StorageDtype, dequantize, quantize
+from vtm.encoders.weights import check_weights_file
 from vtm.merging import FeatureGrid
 from vtm.video.frames import FrameSpec
 
@@ -68,7 +69,7 @@ class Encoder(nn.Module, ABC):
 
     Raises:
         FileNotFoundError: if the checkpoint does not exist.
-        ValueError: if an option, the precision or the storage format is unknown.
+        ValueError: if an option, the precision or the storage format is unknown, or the checkpoint is a web page.
     """
 
     def __init__(
@@ -188,6 +189,7 @@ class Encoder(nn.Module, ABC):
             raise FileNotFoundError(
                 f"encoder.checkpoint = {self.checkpoint} is missing; give a local file of weights of {name}"
             )
+        check_weights_file(self.checkpoint)
         with Path(self.checkpoint).open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()[:12]
 

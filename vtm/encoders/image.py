@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any, Unpack
 
 import timm
 import torch
-from timm.models import load_state_dict
 from torch import Tensor
 
 from vtm.encoders.base import Encoder, EncoderOptions, check_image_size, fetching
+from vtm.encoders.weights import is_plain_name, read_weights
 from vtm.merging import FeatureGrid
 
 _CHUNK = 16  # frames
@@ -25,7 +26,8 @@ class ImageEncoder(Encoder):
         cls_in_grid: whether to keep CLS and register tokens, in one row with the tokens of the frame after them;
             otherwise, they are dropped.
         model_args: additional arguments of the timm model, such as {"depth": 2}.
-        options: arguments of every encoder. A checkpoint may be any file of weights that timm can load.
+        options: arguments of every encoder. A checkpoint may be any file of weights that timm can load, except those
+            that need code to be run.
 
     Raises:
         ValueError: if timm does not have the model or its weights, the image size does not divide into whole tokens, or
@@ -112,10 +114,10 @@ class ImageEncoder(Encoder):
 
     def _default(self) -> Any:
         """Create the default model without memory for weights, to read its configuration."""
-        if self.model_name.startswith("local-dir:"):
+        if not is_plain_name(self.model_name) and not re.fullmatch(r"hf[-_]hub:[\w./@-]+", self.model_name, re.ASCII):
             raise ValueError(
-                f"encoder.model_name = {self.model_name} is a folder; give the name of the model and the file of its "
-                f"weights with encoder.checkpoint=<file>"
+                f"encoder.model_name = {self.model_name!r} is a folder or not a name; give the name of the model in "
+                "timm, or hf-hub:<owner>/<name>, and the file of its weights with encoder.checkpoint=<file>"
             )
         try:
             with torch.device("meta"):
@@ -128,20 +130,21 @@ class ImageEncoder(Encoder):
             ) from error
 
     def _from_checkpoint(self, path: str) -> Any:
+        """Create the model with the weights of a file, which timm receives as tensors, so that it runs no code."""
+        state = read_weights(path)
         try:
-            state = load_state_dict(path)
-            heads = (
-                self._default().pretrained_cfg["classifier"],
-                "head",
-            )  # the name in timm, and the name most authors use
+            # the name in timm, and the name most authors use
+            heads = (self._default().pretrained_cfg["classifier"], "head")
             classes = next((len(state[f"{head}.weight"]) for head in heads if f"{head}.weight" in state), 0)
-            del state
-            return timm.create_model(
+            if not state:
+                raise ValueError("it has no tensors")
+            model: Any = timm.create_model(
                 self.model_name,
                 pretrained=True,
                 num_classes=classes,
                 pretrained_cfg_overlay={
-                    "file": path,
+                    "state_dict": state,
+                    "source": None,  # else a model of the Hub is loaded from there
                     "num_classes": classes,
                     "label_offset": 0,
                 },  # every tensor must match
@@ -152,3 +155,5 @@ class ImageEncoder(Encoder):
             raise ValueError(
                 f"encoder.checkpoint = {path} has no weights of {self.model_name} that timm can load: {reason}"
             ) from error
+        model.pretrained_cfg.pop("state_dict", None)  # frees the memory
+        return model

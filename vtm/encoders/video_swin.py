@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import pickle
 import re
 from typing import Any, Unpack
 
-import torch
 from torch import Tensor, nn
 from torchvision.models.video import Swin3D_B_Weights, swin3d_b
 
 from vtm.encoders.base import Encoder, EncoderOptions, check_image_size, fetching
+from vtm.encoders.weights import read_weights
 
 _PATCH = 32  # pixels per token: patches of 4 pixels, merged in pairs three times
 _CHUNK = 4  # clips
@@ -64,14 +63,7 @@ def _read(path: str, backbone: nn.Module) -> dict[str, Tensor]:
     Raises:
         ValueError: if the file is not a checkpoint, or a tensor is missing, unexpected or of another shape.
     """
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        tensors = {_rename(name): value for name, value in content.get("state_dict", content).items()}
-    except (pickle.UnpicklingError, RuntimeError, EOFError, AttributeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(
-            f"encoder.checkpoint = {path} is not a checkpoint that torch can load safely: {reason}"
-        ) from error
+    tensors = {_rename(name): value for name, value in read_weights(path).items()}
     state = dict(backbone.named_buffers())  # the position indices, which some files omit
     state |= {name: value for name, value in tensors.items() if name and isinstance(value, Tensor)}
     required = backbone.state_dict()

@@ -14,6 +14,7 @@ from vtm.data.dataset import clip_generator, collate
 from vtm.data.sampling import ClipProtocol, Windows, every_second
 from vtm.data.source import StepData, frames_of
 from vtm.encoders import Encoder, Precomputed
+from vtm.encoders.weights import is_plain_name
 from vtm.inference.clips import EncodedVideo
 from vtm.inference.model_card import model_card
 from vtm.inference.model_file import ModelFileError, build, read_model, weights_sha256, write_model
@@ -64,8 +65,8 @@ class Predictor(
             self.encoder: Encoder | Precomputed = build(description["encoder"])
         except FileNotFoundError as error:
             raise ModelFileError(
-                f"{error}; if the file has moved since training, pass its path: load(…, encoder_checkpoint=…), "
-                "--encoder-checkpoint of a command, or encoder_checkpoint=… of vtm.export"
+                f"{error}; if the file has moved since training, pass its path: --encoder-checkpoint FILE of a "
+                "command, load(…, encoder_checkpoint=…), or encoder_checkpoint=… of vtm.export"
             ) from None
         if self.encoder.key != description["encoder_key"]:
             raise ModelFileError(
@@ -258,6 +259,8 @@ class Predictor(
         weights, description = read_model(path)
         if encoder_checkpoint is not None:
             description["encoder"] |= {"checkpoint": str(encoder_checkpoint)}
+        else:
+            _check_encoder_source(path, description["encoder"])
         try:
             model = cls(description)
             model.network.load_state_dict(weights)
@@ -275,7 +278,8 @@ def load(
 
     Args:
         path: .safetensors file, or a folder that contains `model.safetensors`.
-        encoder_checkpoint: file of the encoder's own weights, if it has moved since training.
+        encoder_checkpoint: file of the encoder's weights, if the training used such a file; the path in the model file
+            is not opened.
         device: device to run on.
 
     Returns:
@@ -286,6 +290,21 @@ def load(
     """
     path = Path(path, FILE_NAME) if Path(path).is_dir() else Path(path)
     return Predictor._read(path, encoder_checkpoint=encoder_checkpoint).to(device)
+
+
+def _check_encoder_source(path: Path, encoder: Mapping[str, Any]) -> None:
+    """Refuse an encoder whose weights a model file takes from another place than timm; only the user may choose it."""
+    name, checkpoint = encoder.get("model_name"), encoder.get("checkpoint")
+    if checkpoint is not None:
+        source = f"the weights {str(checkpoint)!r}"
+    elif name is not None and not is_plain_name(str(name)):
+        source = f"the model {name!r}, which is not in timm itself"
+    else:
+        return
+    raise ModelFileError(
+        f"{path} was trained with an encoder with {source}; a model file cannot choose what is opened, so pass the "
+        "file of the encoder's weights: --encoder-checkpoint FILE of a command, or load(…, encoder_checkpoint=…)"
+    )
 
 
 def _groups(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
