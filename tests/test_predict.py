@@ -13,6 +13,8 @@ import pytest
 import torch
 
 import vtm
+from vtm.encoders import Encoder
+from vtm.inference.model_file import write_model
 from vtm.inference.prediction import Prediction, Segment, as_dict
 from vtm.inference.predictor import Predictor
 from vtm.inference.table import COLUMNS
@@ -104,6 +106,38 @@ def test_a_failure_does_not_stop_the_rest_and_is_listed_at_the_end(predict):
     assert out.startswith("videos/a.mp4")
     assert err.splitlines()[-1] == "1 of 2 videos could not be predicted"
     assert err.splitlines()[-2].startswith("failed: broken.mp4")
+
+
+@pytest.mark.parametrize("weight", [float("nan"), float("inf")])
+def test_a_prediction_that_is_not_finite_is_an_error_of_its_video(predict, folder, tmp_path, weight):
+    model = vtm.load(folder / "model.safetensors")
+    weights = {name: value.clone() for name, value in model.network.state_dict().items()}
+    weights["head.bias"][1] = weight
+    write_model(tmp_path / "m.safetensors", weights, model.description)
+    table = tmp_path / "table.csv"
+    for arguments in (["--json"], ["--timeline"], ["--stream"], ["--csv", str(table)]):
+        status, out, err = predict(str(tmp_path / "m.safetensors"), "videos", *arguments)
+        assert (status, out) == (1, "")
+        assert "failed: videos/a.mp4: expected finite scores, got NaN or infinity, because the model has weights" in err
+        assert "2 of 2 videos could not be predicted" in err
+    for row in csv.DictReader(table.open(encoding="utf-8")):
+        assert row["error"].startswith("expected finite scores")
+        assert not row["prediction"] + row["probability"]
+
+
+@pytest.mark.parametrize("arguments", [["--json", "--timeline"], ["--stream"], []])
+def test_features_that_are_not_finite_fail_only_their_video(predict, monkeypatch, arguments):
+    right = Encoder.tokens
+
+    def tokens(self, frames):
+        found = right(self, frames)
+        return found.masked_fill(found == found.max(), torch.nan) if frames.shape[1] > 2 else found  # not of b.MP4
+
+    monkeypatch.setattr(Encoder, "tokens", tokens)
+    status, out, err = predict("model.safetensors", "videos", *arguments)
+    assert status == 1
+    assert "b.MP4" in out
+    assert "failed: videos/a.mp4: some tokens are not finite in float32, because the encoder returned NaN" in err
 
 
 def test_lines_of_errors_are_written_in_one_piece(predict, monkeypatch):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -147,8 +148,15 @@ def _training(path: Path, config: Mapping[str, Any], *, epoch: int) -> dict[str,
         run = read_results(results)
     except FileNotFoundError:
         return facts | {"commit": None, "versions": None, "val": None, "test": None}
-    scores = {stage: score_of(run, stage, epoch) for stage in ("val", "test")}
+    scores = {stage: _finite(score_of(run, stage, epoch)) for stage in ("val", "test")}
     return facts | {"commit": run["commit"], "versions": run["versions"], **scores}
+
+
+def _finite(score: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Return a score without facts that are NaN or infinite, which JSON cannot hold; None if the score itself is."""
+    if score is None or not all(map(math.isfinite, (score["value"], *score["interval"]))):
+        return None
+    return {name: fact for name, fact in score.items() if not isinstance(fact, float) or math.isfinite(fact)}
 
 
 def _origin(description: Mapping[str, Any]) -> str:

@@ -199,7 +199,7 @@ def _predict_all(
                 if isinstance(answer, str):
                     failed[video] = answer
                 elif arguments.json:
-                    progress.print(json.dumps(as_dict(answer, **shown), ensure_ascii=False))
+                    progress.print(json.dumps(as_dict(answer, **shown), ensure_ascii=False, allow_nan=False))
                 elif table is None or arguments.timeline:
                     progress.print("\n".join(as_lines(answer, **shown)))
                 note = f"{len(failed)} failed" if failed else ""

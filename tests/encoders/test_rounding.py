@@ -39,7 +39,7 @@ def test_quantizing_twice_equals_quantizing_once(storage):
 @pytest.mark.parametrize("storage", ["float32", "bfloat16", "float16", "int8"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_tokens_that_are_not_finite_are_refused(storage, value):
-    with pytest.raises(ValueError, match=f"not finite in {storage}"):
+    with pytest.raises(ValueError, match=f"not finite in {storage}, because the encoder returned NaN or infinity"):
         quantize(torch.tensor([[1.0, value]]), storage)
 
 

@@ -199,3 +199,29 @@ def test_a_full_disk_leaves_nothing(tmp_path):
     ):
         writer.add(*step)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+@pytest.mark.parametrize(
+    ("storage", "name"),
+    [("bfloat16", "features"), ("float16", "features"), ("float32", "motion"), ("int8", "scale"), ("int8", "motion")],
+)
+def test_numbers_that_are_not_finite_are_neither_written_nor_read(tmp_path, monkeypatch, storage, name, value):
+    quantized, motion, *rest = random_steps(storage)
+    {"features": quantized.values, "scale": quantized.scale, "motion": motion}[name][2, 1, 1] = value
+    with (
+        pytest.raises(ValueError, match=rf"x\.safetensors: expected finite numbers as {name}, got NaN or infinity"),
+        FeatureWriter(tmp_path / "x.safetensors", TIMES, (2, 3, 4), storage, FACTS) as writer,
+    ):
+        writer.add(quantized, motion, *rest)
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr("vtm.features.file._is_finite", lambda values: True)  # as an earlier version wrote it
+    with FeatureWriter(tmp_path / "x.safetensors", TIMES, (2, 3, 4), storage, FACTS) as writer:
+        writer.add(quantized, motion, *rest)
+    monkeypatch.undo()
+    assert len(read(tmp_path / "x.safetensors", [0, 1, 3])["features"]) == 3
+    for rows in ([1, 2, 3], [4, 2]):
+        with pytest.raises(
+            FeatureError, match=rf"x\.safetensors: expected finite numbers as {name}, .* at 2\.25 s; delete"
+        ):
+            read(tmp_path / "x.safetensors", rows)

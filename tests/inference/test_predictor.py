@@ -3,7 +3,7 @@
 import copy
 import json
 import shutil
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import huggingface_hub
@@ -190,6 +190,34 @@ def test_a_model_of_features_takes_features(tmp_path, make_model, folder):
     assert model(torch.randn(2, 8, 6, 6, 32)).sum(1).tolist() == pytest.approx([1, 1])
     with pytest.raises(ValueError, match=r"was trained on features .* and cannot read"):
         model.predict(folder / "long.mp4")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 3e38])
+def test_scores_that_are_not_finite_are_an_error(tmp_path, make_model, value):
+    for task in ((), ("task=regression",)):
+        classes = None if task else ("a", "b", "c")
+        model = vtm.load(make_model(tmp_path / "m.safetensors", "merging=motion", *task, classes=classes))
+        features, motion = torch.randn(2, 4, *model.encoder.grid.shape, model.encoder.channels), torch.rand(2, 4, 2, 2)
+        mask = torch.ones(2, 4, dtype=torch.bool)
+        mask[1, 3] = False
+        features[1, 3] = torch.nan  # masked
+        assert model(features, motion, mask).isfinite().all()
+        features[0, 0] = value
+        with pytest.raises(
+            ValueError, match="expected finite scores, got NaN or infinity, because the features of the"
+        ):
+            model(features, motion, mask)
+        model.network.head.weight.data[0, 0] = torch.nan
+        with pytest.raises(ValueError, match=r"expected finite scores, .*, because the model has weights"):
+            model(features[1:], motion[1:], mask[1:])
+
+
+def test_a_trace_of_scores_that_are_not_finite_is_an_error(model_of, folder):
+    model = copy.deepcopy(model_of(*WINDOWS))
+    model.network.head.weight.data[0, 0] = torch.nan
+    for call in (model.trace, model.predict, partial(model.predict, stream=True)):
+        with pytest.raises(ValueError, match="expected finite scores"):
+            call(folder / "long.mp4")
 
 
 def test_another_encoder_is_refused(model):

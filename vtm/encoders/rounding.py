@@ -43,10 +43,14 @@ def quantize(tokens: Tensor, storage: StorageDtype) -> Quantized:
     else:
         values = (tokens / torch.where(scale > 0, scale, 1)[..., None]).round().to(torch.int8)
         finite = scale.isfinite().all()
+    if not finite and not tokens.isfinite().all():
+        raise ValueError(
+            f"some tokens are not finite in {storage}, because the encoder returned NaN or infinity; check its weights "
+            "(encoder.checkpoint), or choose another encoder.precision"
+        )
     if not finite:
         raise ValueError(
-            f"some tokens, up to {tokens.abs().max():.3g}, are not finite in {storage}; choose another encoder.storage "
-            "or encoder.precision"
+            f"some tokens, up to {tokens.abs().max():.3g}, are not finite in {storage}; choose another encoder.storage"
         )
     return Quantized(values, scale)
 

@@ -7,7 +7,6 @@ classes, only if its scores agree with the model's.
 from __future__ import annotations
 
 import io
-import json
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -19,7 +18,7 @@ import torch
 from torch import Tensor
 
 from vtm.encoders import Encoder
-from vtm.inference.model_file import ModelFileError
+from vtm.inference.model_file import ModelFileError, to_json
 from vtm.inference.predictor import Predictor
 from vtm.system.atomic import write_atomically
 
@@ -58,7 +57,7 @@ def write_graph(model: Predictor, path: Path, name: str) -> str:
     convert = _to_onnx if name == "onnx" else _to_pt2
     about = {**model.description, "inputs": inputs_of(model)}
     with _silent_exporters():
-        content, run = convert(model, _example(model, 2), json.dumps(about, ensure_ascii=False))
+        content, run = convert(model, _example(model, 2), to_json(about))
         differences = []
         for batch in _BATCHES:
             example = _example(model, batch)

@@ -42,10 +42,22 @@ def write_model(path: Path, weights: Mapping[str, Tensor], description: Mapping[
     """
     assert set(description) == set(PARTS)
     tensors = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
-    text = json.dumps({"format": FORMAT, **description}, ensure_ascii=False)
+    text = to_json({"format": FORMAT, **description})
     write_atomically(
         path, save(tensors, metadata={"format": "pt", _KEY: text, _CHECKSUM: weights_sha256(tensors, text)})
     )
+
+
+def to_json(description: Mapping[str, Any]) -> str:
+    """Write a description as JSON.
+
+    Raises:
+        ModelFileError: if it has a number that is NaN or infinite, or something else that JSON cannot hold.
+    """
+    try:
+        return json.dumps(description, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ModelFileError(f"the configuration of the run cannot be written as JSON: {error}") from error
 
 
 def read_model(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

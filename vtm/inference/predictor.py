@@ -119,6 +119,9 @@ class Predictor(
 
         Returns:
             (B, K) probabilities, or the (B, 1) values of a regression.
+
+        Raises:
+            ValueError: if the inputs do not match the network or one another, or a score is not finite.
         """
         logits: Tensor = self.network(features, motion=motion, mask=mask, generator=generator).logits
         return self._scores(logits)
@@ -140,7 +143,7 @@ class Predictor(
         Raises:
             FileNotFoundError: if the file does not exist.
             VideoError: if the video cannot be read, or is too short.
-            ValueError: if the model takes features, not frames, or cannot stream.
+            ValueError: if the model takes features, not frames, or cannot stream, or a score is not finite.
         """
         seconds = (video := self._open(path)).seconds
         if stream:
@@ -172,7 +175,7 @@ class Predictor(
         Raises:
             FileNotFoundError: if the file does not exist.
             VideoError: if the video cannot be read, or is too short.
-            ValueError: if no clip starts at `start`, or the model takes features, not frames.
+            ValueError: if no clip starts at `start`, the model takes features, not frames, or a score is not finite.
         """
         video = self._open(path)
         seconds = video.seconds
@@ -209,8 +212,21 @@ class Predictor(
         return ModelCard(model_card(self.description, **usual | metadata))
 
     def _scores(self, logits: Tensor) -> Tensor:
-        """Turn logits (B, K) into probabilities (B, K), or the values (B, 1) of a regression."""
-        return self.task.to_scores(logits).reshape(logits.shape)
+        """Turn logits (B, K) into probabilities (B, K), or the values (B, 1) of a regression.
+
+        Raises:
+            ValueError: if one is not finite.
+        """
+        scores = self.task.to_scores(logits).reshape(logits.shape)
+        if not torch.compiler.is_compiling() and not scores.isfinite().all():  # a graph cannot raise
+            sound = all(bool(value.isfinite().all()) for value in self.network.state_dict().values())
+            cause = (
+                "the features of the video are too large or not finite"
+                if sound
+                else "the model has weights that are not"
+            )
+            raise ValueError(f"expected finite scores, got NaN or infinity, because {cause}")
+        return scores
 
     def _build_network(self) -> Head:
         """Build the network as in training, with random weights."""

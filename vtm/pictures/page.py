@@ -56,7 +56,8 @@ def write_page(path: Path, view: ClipView, *, title: str, selection: Selection |
         "fillShare": FILL_SHARE,
         "faded": FADED,
     }
-    text = json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")  # no tag ends here
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    text = text.replace("<", "\\u003c")  # no tag ends here
     template = files("vtm.pictures").joinpath("page.html").read_text(encoding="utf-8")
     write_atomically(path, template.replace("__DATA__", text))
 
