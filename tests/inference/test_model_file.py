@@ -42,10 +42,21 @@ def test_a_flipped_bit_is_noticed(path, index):
         read_model(path)
 
 
-@pytest.mark.parametrize("length", [0, 5, 100, -3])
+@pytest.mark.parametrize("length", [5, 100, -3])
 def test_a_file_that_was_cut_off_is_refused(path, length):
     path.write_bytes(path.read_bytes()[:length])
     with pytest.raises(ModelFileError, match="is not a model of vtm: it is damaged or of another kind"):
+        read_model(path)
+
+
+def test_a_failed_download_is_named(path):
+    path.write_bytes(b"")
+    with pytest.raises(ModelFileError, match=r"is not a model of vtm: it is empty; download the file again"):
+        read_model(path)
+    path.write_bytes(b"<!DOCTYPE html><html>")
+    with pytest.raises(
+        ModelFileError, match=r"is not a model of vtm: it looks like an HTML page; download the file again"
+    ):
         read_model(path)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
+import re
 import zipfile
 from collections.abc import Mapping
 from contextlib import suppress
@@ -20,7 +21,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from vtm.inference.description import parse_json, shown
 from vtm.system.atomic import write_atomically
+from vtm.system.downloads import describe_bad_download
 
 FORMAT = 1
 PARTS = ("task", "classes", "num_outputs", "encoder", "encoder_key", "model", "protocol", "motion", "training")
@@ -80,10 +83,13 @@ def read_model(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise ModelFileError(f"{path} is a safetensors file, but vtm.export did not write it")
     if metadata.get(_CHECKSUM) != weights_sha256(weights, metadata[_KEY]):
         raise ModelFileError(f"{path} is damaged: its checksum is wrong; copy or export it again")
-    description: dict[str, Any] = json.loads(metadata[_KEY])
-    if (found := description.pop("format")) != FORMAT:
+    try:
+        description = parse_json(metadata[_KEY])
+    except ValueError as error:
+        raise ModelFileError(f"{path} does not describe a model: {error}") from error
+    if (found := description.pop("format", None)) != FORMAT or isinstance(found, bool):
         raise ModelFileError(
-            f"{path} has format {found}, but this version of vtm reads format {FORMAT}; export it again"
+            f"{path} has format {shown(found)}, but this version of vtm reads format {FORMAT}; export it again"
         )
     return weights, description
 
@@ -118,11 +124,11 @@ def build(node: Any, *arguments: Any) -> Any:
     keywords = {key: build(value) for key, value in node.items() if not key.startswith("_")}
     if "_target_" not in node:
         return keywords
-    target = _find(node["_target_"])
+    target = find(node["_target_"])
     return partial(target, *arguments, **keywords) if node.get("_partial_") else target(*arguments, **keywords)
 
 
-def _find(name: str) -> Any:
+def find(name: str) -> Any:
     """Return the class or function with a dotted name, if a model file may name it."""
     module, _, attribute = name.rpartition(".")
     found = None
@@ -131,14 +137,16 @@ def _find(name: str) -> Any:
             found = getattr(importlib.import_module(module), attribute, None)
     if not any(f"{getattr(found, '__module__', '')}.".startswith(f"{offered}.") for offered in _OFFERED):
         raise ModelFileError(
-            f"{name} is not a class or function of {', '.join(_OFFERED)}; a model file can name no others, because it "
-            "contains no code: move yours there"
+            f"{name if re.fullmatch(r'[a-zA-Z_.]{1,80}', name) else shown(name)} is not a class or function of "
+            f"{', '.join(_OFFERED)}; a model file can name no others, because it contains no code: move yours there"
         )
     return found
 
 
 def _guess_kind(path: Path) -> str:
     """Describe what a file that is not in the safetensors format seems to be."""
+    if path.suffix not in (".onnx", ".pt2") and (fault := describe_bad_download(path)) is not None:
+        return f"it {fault}"
     if path.suffix == ".onnx":
         return "it is for onnxruntime; load the .safetensors file of the same model"
     if path.suffix == ".pt2":

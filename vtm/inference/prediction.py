@@ -93,7 +93,7 @@ def as_lines(prediction: Prediction, *, top: int, timeline: bool) -> list[str]:
 
 
 def printable(text: str) -> str:
-    """Escape characters that would break a line or move the cursor; file names may contain them."""
+    """Escape characters that would break a line or move the cursor; names of files and classes may contain them."""
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
@@ -105,4 +105,4 @@ def _answer(best: Sequence[tuple[str, float]], regression: bool) -> dict[str, An
 
 
 def _text(best: Sequence[tuple[str, float]], regression: bool) -> str:
-    return ", ".join(f"{score:.4g}" if regression else f"{name} {score:.3f}" for name, score in best)
+    return ", ".join(f"{score:.4g}" if regression else f"{printable(name)} {score:.3f}" for name, score in best)

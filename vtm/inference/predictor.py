@@ -14,11 +14,11 @@ from vtm.data.dataset import clip_generator, collate
 from vtm.data.sampling import ClipProtocol, Windows, every_second
 from vtm.data.source import StepData, frames_of
 from vtm.encoders import Encoder, Precomputed
-from vtm.encoders.weights import is_plain_name
 from vtm.inference.clips import EncodedVideo
+from vtm.inference.description import check_clip, check_description, check_encoder, check_shapes, limited_size
 from vtm.inference.model_card import model_card
-from vtm.inference.model_file import ModelFileError, build, read_model, weights_sha256, write_model
-from vtm.inference.prediction import Prediction, Segment
+from vtm.inference.model_file import PARTS, ModelFileError, build, find, read_model, weights_sha256, write_model
+from vtm.inference.prediction import Prediction, Segment, printable
 from vtm.merging.partition import Generators
 from vtm.models import VTM, Head, HeadOutput, Stream
 from vtm.pictures.view import ClipView
@@ -28,7 +28,6 @@ from vtm.tasks.task import ranked
 
 FILE_NAME = "model.safetensors"  # the model in a folder, as on the Hub
 _CLIPS_AT_ONCE = 4
-_FETCHING = {"checkpoint_path", "cache_dir", "pretrained_cfg", "pretrained_cfg_overlay"}  # arguments of timm
 
 
 class Predictor(
@@ -47,7 +46,7 @@ class Predictor(
         description: description of the model, with `vtm.inference.model_file.PARTS`.
 
     Attributes:
-        network: head, without the parts that only training uses.
+        network: head, without the parts that only training uses; on the meta device until it has weights.
         encoder: frozen encoder.
         protocol: protocol that chooses the clips of a video.
         labels: K class names; None for a regression.
@@ -59,25 +58,28 @@ class Predictor(
     def __init__(self, description: Mapping[str, Any]) -> None:
         super().__init__()
         self.description = dict(description)
-        if fetched := _FETCHING & (description["encoder"].get("model_args") or {}).keys():
-            raise ModelFileError(f"a model file cannot set where timm reads weights, but sets {', '.join(fetched)}")
         try:
-            self.encoder: Encoder | Precomputed = build(description["encoder"])
+            with limited_size():
+                self.encoder: Encoder | Precomputed = build(description["encoder"])
         except FileNotFoundError as error:
             raise ModelFileError(
                 f"{error}; if the file has moved since training, pass its path: --encoder-checkpoint FILE of a "
                 "command, load(…, encoder_checkpoint=…), or encoder_checkpoint=… of vtm.export"
             ) from None
         if self.encoder.key != description["encoder_key"]:
+            trained = printable(description["encoder_key"])[:300]
             raise ModelFileError(
-                f"the model was trained on features of {description['encoder_key']}, but its encoder is now "
-                f"{self.encoder.key}; use the same weights and the same version of timm as in training"
+                f"the model was trained on features of {trained}, but its encoder is now "
+                f"{self.encoder.key[:300]}; use the same weights and the same version of timm as in training"
             )
         outputs, classes = description["num_outputs"], description["classes"]
         if classes and len(classes) != outputs:
             raise ModelFileError(f"expected {outputs} classes, one for each output, got {len(classes)}")
-        self.network = self._build_network().for_inference()
         self.protocol: ClipProtocol = build(description["protocol"])
+        check_clip(self.protocol.num_frames, self.encoder.grid.num_tokens, self.encoder.channels)
+        with torch.device("meta"), limited_size():
+            self.network = self._build_network().for_inference()
+        self.network.plan(self.protocol.num_frames, *self.encoder.grid.shape)  # raises an error if clips do not fit
         self.task = Regression if description["task"] == Regression.name else Classification
         names = classes or [str(index) for index in range(outputs)]
         self.labels: list[str] | None = None if self.task is Regression else names
@@ -261,28 +263,42 @@ class Predictor(
         write_model(Path(save_directory, FILE_NAME), self.network.state_dict(), self.description)
 
     @classmethod
-    def _from_pretrained(
-        cls, *, model_id: str, encoder_checkpoint: str | Path | None = None, description: Any = None, **options: Any
+    def from_pretrained(  # type: ignore[override]
+        cls, name: str | Path, *, encoder_checkpoint: str | Path | None = None, **options: Any
     ) -> Self:
-        """Read a model from a folder or the Hub; `description`, from config.json, is not used."""
-        path = Path(model_id, FILE_NAME)
-        if not Path(model_id).is_dir():
-            path = Path(hf_hub_download(model_id, FILE_NAME, **options))
+        """Read a model from a folder or the Hub.
+
+        Args:
+            name: folder that contains `model.safetensors`, or name of a repository; no other file in it is read.
+            encoder_checkpoint: file of the encoder's weights, see `load`.
+            options: arguments of `huggingface_hub.hf_hub_download`, such as `revision`.
+
+        Raises:
+            ModelFileError: if the file cannot be used, see `load`.
+        """
+        path = Path(name, FILE_NAME)
+        if not Path(name).is_dir():
+            path = Path(hf_hub_download(str(name), FILE_NAME, **options))
         return cls._read(path, encoder_checkpoint=encoder_checkpoint)
 
     @classmethod
     def _read(cls, path: Path, *, encoder_checkpoint: str | Path | None = None) -> Self:
         weights, description = read_model(path)
-        if encoder_checkpoint is not None:
-            description["encoder"] |= {"checkpoint": str(encoder_checkpoint)}
-        else:
-            _check_encoder_source(path, description["encoder"])
         try:
+            check_description(description, weights, PARTS, find)
+            check_encoder(description["encoder"], trusted=encoder_checkpoint is not None)
+            if encoder_checkpoint is not None:
+                description["encoder"] |= {"checkpoint": str(encoder_checkpoint)}
             model = cls(description)
+            check_shapes(model.network, weights)
+            model.network = model._build_network().for_inference()
             model.network.load_state_dict(weights)
-        except (ValueError, TypeError, KeyError, RuntimeError) as error:
+        except ModelFileError as error:
+            raise ModelFileError(f"{path}: {error}") from error
+        except Exception as error:  # hostile values can raise anything
+            reason = " ".join(str(error).split())[:300] or type(error).__name__
             raise ModelFileError(
-                f"{path} does not describe a model that this version of vtm can build: {error}"
+                f"{path} does not describe a model that this version of vtm can build: {reason}"
             ) from error
         return model
 
@@ -306,21 +322,6 @@ def load(
     """
     path = Path(path, FILE_NAME) if Path(path).is_dir() else Path(path)
     return Predictor._read(path, encoder_checkpoint=encoder_checkpoint).to(device)
-
-
-def _check_encoder_source(path: Path, encoder: Mapping[str, Any]) -> None:
-    """Refuse an encoder whose weights a model file takes from another place than timm; only the user may choose it."""
-    name, checkpoint = encoder.get("model_name"), encoder.get("checkpoint")
-    if checkpoint is not None:
-        source = f"the weights {str(checkpoint)!r}"
-    elif name is not None and not is_plain_name(str(name)):
-        source = f"the model {name!r}, which is not in timm itself"
-    else:
-        return
-    raise ModelFileError(
-        f"{path} was trained with an encoder with {source}; a model file cannot choose what is opened, so pass the "
-        "file of the encoder's weights: --encoder-checkpoint FILE of a command, or load(…, encoder_checkpoint=…)"
-    )
 
 
 def _groups(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
