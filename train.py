@@ -87,8 +87,10 @@ def build(cfg: DictConfig, encoder: Any, data: Any, task: Any) -> Any:
 
 def run(cfg: DictConfig, trainer: Any, callbacks: Any, module: Any, data: Any) -> None:
     """Fit, then test the best and the last checkpoint; or only test the given one."""
+    from vtm.training.checkpoint_io import AtomicCheckpointIO
     from vtm.training.loggers import closing_wandb
 
+    trainer.strategy.checkpoint_io = AtomicCheckpointIO()
     with closing_wandb():
         trainer.loggers = [*instantiate(cfg.logger).values()]
         checkpoints = {"given": cfg.ckpt_path}

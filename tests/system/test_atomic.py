@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from vtm.system.atomic import write_atomically
+from vtm.system.atomic import remove_unfinished, write_atomically
 
 
 def test_the_text_is_written_as_it_is_in_a_folder_that_is_made(tmp_path: Path) -> None:
@@ -62,3 +62,18 @@ def test_errors_name_the_file_and_not_an_unfinished_one(tmp_path: Path) -> None:
 def test_a_name_may_be_as_long_as_names_can_be(tmp_path: Path) -> None:
     write_atomically(tmp_path / ("é" * 127), "text")
     assert (tmp_path / ("é" * 127)).read_text() == "text"
+
+
+def test_what_a_killed_process_has_left_is_removed(tmp_path: Path) -> None:
+    for name in ("last.ckpt", "best.ckpt"):
+        killed = os.fork()
+        if killed == 0:
+            os.fsync = lambda descriptor: os.kill(os.getpid(), 9)
+            write_atomically(tmp_path / name, "new")
+        os.waitpid(killed, 0)
+    assert len([*tmp_path.iterdir()]) == 2
+    write_atomically(tmp_path / "last.ckpt", "newer")
+    remove_unfinished(tmp_path / "last.ckpt")
+    assert len([*tmp_path.iterdir()]) == 2  # what is left of best.ckpt stays
+    remove_unfinished(tmp_path / "best.ckpt")
+    assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]

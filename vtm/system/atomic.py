@@ -18,8 +18,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     # `open` applies the umask, unlike the functions of `tempfile`
-    short = sha256(os.fsencode(path.name)).hexdigest()[:16]  # the name itself may already have the maximum length
-    unfinished = path.with_name(f".{short}.{os.getpid()}.tmp")
+    unfinished = path.with_name(f".{_short(path)}.{os.getpid()}.tmp")
     try:
         with open(unfinished, "wb") as file:
             file.write(content if isinstance(content, bytes) else content.encode())
@@ -32,3 +31,14 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def remove_unfinished(path: Path) -> None:
+    """Remove what killed processes have left beside a file that no other process is writing now."""
+    for unfinished in path.parent.glob(f".{_short(path)}.*.tmp"):
+        unfinished.unlink(missing_ok=True)
+
+
+def _short(path: Path) -> str:
+    """Return a short form of the name of a file, which itself may already have the maximum length."""
+    return sha256(os.fsencode(path.name)).hexdigest()[:16]
