@@ -19,6 +19,7 @@ from vtm.cli.launch import (
     start_processes,
 )
 from vtm.cli.overrides import check_overrides
+from vtm.cli.ownership import claimed
 from vtm.results.record import read_results
 from vtm.system.processes import process_rank
 
@@ -48,23 +49,26 @@ def main(cfg: DictConfig) -> float | None:
     Returns:
         The validation score of the best checkpoint, for sweepers that optimize it; None on all ranks except 0.
     """
+    run_dir, overrides = Path(cfg.run_dir), HydraConfig.get().overrides.task
+    resumes = cfg.train and cfg.ckpt_path is not None
     with concise_errors():
-        processes = processes_to_start(cfg.trainer)
-        encoder = instantiate(cfg.encoder)
-        data = instantiate(cfg.data, encoder=encoder)
-        task = instantiate(cfg.task, data.num_outputs)
-        data.check_videos(training=cfg.train)
-        module = build(cfg, encoder, data, task)
-        callbacks = instantiate(cfg.callbacks)
-        with filter_warnings(resumes=cfg.train and cfg.ckpt_path is not None):
+        with claimed(run_dir, overrides, trains=cfg.train, ckpt_path=cfg.ckpt_path):
+            processes = processes_to_start(cfg.trainer)
+            encoder = instantiate(cfg.encoder)
+            data = instantiate(cfg.data, encoder=encoder)
+            task = instantiate(cfg.task, data.num_outputs)
+            data.check_videos(training=cfg.train)
+            module = build(cfg, encoder, data, task)
+            callbacks = instantiate(cfg.callbacks)
             alone = processes == 1
-            trainer = instantiate(cfg.trainer, callbacks=[*callbacks.values()], logger=False) if alone else None
+            with filter_warnings(resumes=resumes):
+                trainer = instantiate(cfg.trainer, callbacks=[*callbacks.values()], logger=False) if alone else None
             keep_configuration(cfg)
-            with resumable(cfg.name, HydraConfig.get().overrides.task, Path(cfg.run_dir)):
-                if alone:
-                    run(cfg, trainer, callbacks, module, data)
-                else:
-                    start_processes(processes, Path(__file__), Path(cfg.run_dir))
+        with filter_warnings(resumes=resumes), resumable(cfg.name, overrides, run_dir):
+            if alone:
+                run(cfg, trainer, callbacks, module, data)
+            else:
+                start_processes(processes, Path(__file__), run_dir)
         return read_results(Path(cfg.run_dir, "results.json"))["val"]["value"] if process_rank().rank == 0 else None
 
 

@@ -12,7 +12,6 @@ import torch
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import OmegaConf
 
-import train
 from vtm.cli.errors import concise_errors
 from vtm.cli.launch import filter_warnings, processes_to_start, resumable, run_folder, start_processes
 
@@ -265,10 +264,3 @@ def test_an_interruption_ends_all_processes_without_a_traceback(tmp_path, sent):
     with pytest.raises(ProcessLookupError):
         os.killpg(process.pid, 0)
     assert "Traceback" not in complained
-
-
-def test_a_refused_command_leaves_no_configuration_and_no_empty_log(tmp_path, call):
-    with pytest.raises(SystemExit, match="The folder data/lvu is missing"):
-        call(train.main, tmp_path, "experiment=lvu_scene", "trainer=cpu")
-    assert list(tmp_path.glob("runs/lvu_scene/*"))
-    assert list(tmp_path.glob("runs/lvu_scene/*/*")) == []

@@ -23,8 +23,9 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from vtm.cli.errors import interruption, one_sentence
+from vtm.cli.ownership import LAUNCHER, release
 from vtm.system.atomic import write_atomically
-from vtm.system.processes import process_rank, started_by_slurm
+from vtm.system.processes import job_id, process_rank, started_by_slurm
 
 _LOGGERS = (
     "lightning.pytorch.utilities.rank_zero",
@@ -46,6 +47,8 @@ except SignalException:
 def run_folder(name: str, *, train: bool, ckpt_path: str | None) -> str:
     """Return the folder of a job: that of the run to resume if its checkpoint is still in it, else a new one.
 
+    The new folder is named by the time, or by the SLURM or torchrun job if this process is one of several of it.
+
     Args:
         name: name of the experiment.
         train: whether the job trains; a job that only tests a checkpoint gets a new folder.
@@ -60,7 +63,8 @@ def run_folder(name: str, *, train: bool, ckpt_path: str | None) -> str:
         folder = Path(ckpt_path).parent.parent
         if train and (folder / ".hydra").is_dir():
             return str(folder)
-    return f"runs/{name}/{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
+    shared_job = job_id() if process_rank().world_size > 1 else None  # all processes of a job find the same folder
+    return f"runs/{name}/{shared_job or f'{datetime.now():%Y-%m-%d_%H-%M-%S-%f}'}"
 
 
 def keep_configuration(cfg: DictConfig) -> None:
@@ -123,7 +127,7 @@ def start_processes(count: int, script: Path, run_dir: Path) -> None:
     command += ["hydra.job_logging.root.handlers=[file]"]  # this line and the next as in conf/hydra/default.yaml
     command += [f"+hydra.job_logging.loggers={{{','.join(f'{name}:{{level:WARNING}}' for name in _LOGGERS)}}}"]
     threads = max(1, (os.cpu_count() or 1) // count)
-    with subprocess.Popen(command, env={"OMP_NUM_THREADS": str(threads), **os.environ}) as process:
+    with subprocess.Popen(command, env={"OMP_NUM_THREADS": str(threads), **os.environ, LAUNCHER: "1"}) as process:
         try:
             code = process.wait()
         except KeyboardInterrupt:  # the children received it, too, and may be saving
@@ -183,3 +187,5 @@ def resumable(name: str, overrides: Sequence[str], run_dir: Path) -> Iterator[No
                 file=sys.stderr,
             )
         sys.exit(status)
+    finally:
+        release(run_dir)
