@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from vtm.cli.errors import interruption, one_sentence
 from vtm.cli.ownership import LAUNCHER, release
+from vtm.cli.quoting import quoted_override
 from vtm.system.atomic import write_atomically
 from vtm.system.processes import job_id, process_rank, started_by_slurm
 
@@ -32,6 +34,8 @@ _LOGGERS = (
     "lightning.fabric.utilities.distributed",
     "lightning.fabric.utilities.rank_zero",
 )
+
+_CONFIG_FLAGS = ("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn")
 
 _TORCHRUN = """
 import sys
@@ -120,10 +124,9 @@ def start_processes(count: int, script: Path, run_dir: Path) -> None:
         KeyboardInterrupt: if the run is interrupted, after all processes have ended.
         SystemExit: if the run is terminated, after all processes have ended.
     """
-    quoted = str(run_dir).replace("\\", "\\\\").replace('"', '\\"')
     command = [sys.executable, "-c", _TORCHRUN, "--standalone", f"--nproc-per-node={count}", str(script)]
     command += ["--config-path", str(run_dir / ".hydra"), "--config-name", "config"]
-    command += [f'hydra.run.dir="{quoted}"', "hydra.output_subdir=null", "hydra.mode=RUN"]
+    command += [quoted_override("hydra.run.dir", str(run_dir)), "hydra.output_subdir=null", "hydra.mode=RUN"]
     command += ["hydra.job_logging.root.handlers=[file]"]  # this line and the next as in conf/hydra/default.yaml
     command += [f"+hydra.job_logging.loggers={{{','.join(f'{name}:{{level:WARNING}}' for name in _LOGGERS)}}}"]
     threads = max(1, (os.cpu_count() or 1) // count)
@@ -178,10 +181,8 @@ def resumable(name: str, overrides: Sequence[str], run_dir: Path) -> Iterator[No
             print(one_sentence(stop), file=sys.stderr)
         if not started_by_another:
             last = folder / "checkpoints" / "last.ckpt"
-            kept = [override for override in overrides if not override.startswith(("ckpt_path=", "finetune_from="))]
             print(
-                "interrupted; to continue after the last finished epoch: "
-                + shlex.join(["python", sys.argv[0], *kept, f"ckpt_path={last}"])
+                f"interrupted; to continue after the last finished epoch: {_command_to_resume(overrides, last)}"
                 if last.is_file()
                 else "interrupted before the first epoch finished, so nothing was saved; the same command starts over",
                 file=sys.stderr,
@@ -189,3 +190,15 @@ def resumable(name: str, overrides: Sequence[str], run_dir: Path) -> Iterator[No
         sys.exit(status)
     finally:
         release(run_dir)
+
+
+def _command_to_resume(overrides: Sequence[str], checkpoint: Path) -> str:
+    """Return a command for the shell; of the flags it has those that add configurations."""
+    flags = []
+    for argument, following in pairwise([*sys.argv[1:], ""]):
+        if argument in _CONFIG_FLAGS:
+            flags += [argument, following]
+        elif argument.startswith((*(f"{flag}=" for flag in _CONFIG_FLAGS), "hydra.searchpath=")):
+            flags.append(argument)
+    kept = [text for text in overrides if text.lstrip("+").partition("=")[0] not in ("ckpt_path", "finetune_from")]
+    return shlex.join(["python", sys.argv[0], *flags, *kept, quoted_override("ckpt_path", str(checkpoint))])

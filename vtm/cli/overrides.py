@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,8 @@ from hydra.core.override_parser.types import Override, ValueType
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+
+from vtm.cli.quoting import quoted_override
 
 _OTHER_CONFIG = ("--config", "-cp", "-cn", "-cd", "hydra.searchpath")  # flags that add configurations unknown here
 _HINTS = {"num_classes": "the number of classes is read from the annotations"}
@@ -53,7 +56,7 @@ def near_misses(arguments: list[str], config_dir: Path, config_name: str) -> lis
             overrides += [OverridesParser.create().parse_override(word)] if "=" in word else []
         except HydraException:
             key, _, value = word.partition("=")
-            lines.append(f"{word!r} cannot be parsed; quote the value, also for the shell: '{key}=\"{value}\"'")
+            lines.append(f"{word!r} cannot be parsed; quote the value, also for the shell: {_quoted(key, value)}")
     overrides = [override for override in overrides if not override.key_or_group.startswith("hydra")]
     groups = {path.relative_to(config_dir).as_posix(): path for path in config_dir.rglob("*") if path.is_dir()}
     options = {name: sorted(file.stem for file in path.glob("*.yaml")) for name, path in groups.items()}
@@ -87,6 +90,13 @@ def _not_an_override(word: str, config_dir: Path) -> str:
     meant = (config_dir / "experiment" / f"{word}.yaml").is_file()
     remedy = f"such as experiment={word}" if meant else "and quote a value with spaces: 'key=\"two words\"'"
     return f"{word!r} is not an override; write key=value, {remedy}"
+
+
+def _quoted(key: str, value: str) -> str:
+    """Return an override to paste into a shell, with single quotation marks also where the shell needs none."""
+    text = quoted_override(key, value)
+    quoted = shlex.quote(text)
+    return quoted if quoted != text else f"'{text}'"
 
 
 def _values(override: Override) -> list[Any]:

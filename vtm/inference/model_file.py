@@ -9,6 +9,7 @@ import hashlib
 import importlib
 import json
 import re
+import shlex
 import zipfile
 from collections.abc import Mapping
 from contextlib import suppress
@@ -71,7 +72,8 @@ def read_model(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     if not path.is_file():
         raise ModelFileError(
-            f"{path} is not a file; `python -m vtm.export ckpt_path=runs/…/checkpoints/best.ckpt out={path}` writes one"
+            f"{path} is not a file; `python -m vtm.export ckpt_path=runs/…/checkpoints/best.ckpt "
+            f"{shlex.quote(f'out={path}')}` writes one"
         )
     try:
         with safe_open(path, "pt") as file:
@@ -152,5 +154,6 @@ def _guess_kind(path: Path) -> str:
     if path.suffix == ".pt2":
         return "it is for torch.export.load; load the .safetensors file of the same model"
     if zipfile.is_zipfile(path):
-        return f"it looks like a training checkpoint; python -m vtm.export ckpt_path={path} out=model.safetensors"
+        given = shlex.quote(f"ckpt_path={path}")
+        return f"it looks like a training checkpoint; python -m vtm.export {given} out=model.safetensors"
     return "it is damaged or of another kind"

@@ -3,6 +3,7 @@
 import csv
 import importlib.util
 import os
+import shlex
 import sys
 import warnings
 from collections.abc import Iterator
@@ -113,7 +114,7 @@ def wandb_logger(
         folder = Path(run.dir).parent
         print(
             f"W&B: {reason}, so this run is logged offline in {folder}; "
-            f"to upload it, run `wandb login` and then `wandb sync {folder}`.",
+            f"to upload it, run `wandb login` and then `wandb sync {shlex.quote(str(folder))}`.",
             flush=True,
         )
     # the x axis of runs that Lightning starts itself
