@@ -93,7 +93,7 @@ def test_wandb_is_not_imported_before_a_run_is_logged_there():
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [str(node.module)] if isinstance(node, ast.ImportFrom) else []
-            assert "wandb" not in {name.split(".")[0] for name in names}, f"{path} imports wandb at once"
+            assert "wandb" not in {name.split(".")[0] for name in names}, f"{path} imports wandb at module level"
 
 
 LIGHT = {
