@@ -22,6 +22,7 @@ from vtm.cli.overrides import check_overrides
 from vtm.cli.ownership import claimed
 from vtm.results.record import read_results
 from vtm.system.processes import process_rank
+from vtm.system.threads import use_threads
 
 CONF = Path(__file__).parent / "conf"
 
@@ -49,11 +50,16 @@ def main(cfg: DictConfig) -> float | None:
     Returns:
         The validation score of the best checkpoint, for sweepers that optimize it; None on all ranks except 0.
     """
+    from vtm.training.checkpoint import read_checkpoint
+
     run_dir, overrides = Path(cfg.run_dir), HydraConfig.get().overrides.task
     resumes = cfg.train and cfg.ckpt_path is not None
     with concise_errors():
         with claimed(run_dir, overrides, trains=cfg.train, ckpt_path=cfg.ckpt_path):
             processes = processes_to_start(cfg.trainer)
+            trained_with = read_checkpoint(cfg.ckpt_path).threads if resumes else None
+            if processes == 1:
+                use_threads(trained_with)
             encoder = instantiate(cfg.encoder)
             data = instantiate(cfg.data, encoder=encoder)
             task = instantiate(cfg.task, data.num_outputs)
@@ -68,7 +74,7 @@ def main(cfg: DictConfig) -> float | None:
             if alone:
                 run(cfg, trainer, callbacks, module, data)
             else:
-                start_processes(processes, Path(__file__), run_dir)
+                start_processes(processes, Path(__file__), run_dir, trained_with=trained_with)
         return read_results(Path(cfg.run_dir, "results.json"))["val"]["value"] if process_rank().rank == 0 else None
 
 

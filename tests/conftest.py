@@ -48,7 +48,8 @@ def _text(item: object) -> str:
 
 
 @pytest.fixture(autouse=True)
-def _one_thread() -> None:
+def _one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # which commands use too
     torch.set_num_threads(1)
 
 

@@ -223,6 +223,13 @@ def test_a_checkpoint_of_other_settings_is_refused(whole, tmp_path, root):
     assert "the checkpoint was trained with merging.partition_factor = 6, but this run has 2" in output
 
 
+def test_a_resumed_run_keeps_its_number_of_threads(tmp_path, whole, root, monkeypatch):
+    shutil.copytree(whole[0], tmp_path / "run")
+    monkeypatch.delitem(ENVIRONMENT, "OMP_NUM_THREADS")
+    output = train(tmp_path, *TINY, root, f"ckpt_path={tmp_path / 'run' / 'checkpoints' / 'last.ckpt'}")
+    assert output.count("threads: 1 (as in the run so far)") == 1
+
+
 @pytest.mark.parametrize(
     ("setting", "said"),
     [

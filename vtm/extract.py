@@ -24,6 +24,7 @@ from vtm.cli.overrides import check_overrides
 from vtm.data.source import VideoFiles
 from vtm.features.extraction import extract
 from vtm.system.processes import host_name, process_rank
+from vtm.system.threads import use_threads
 from vtm.video.decoding import VideoError
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -44,6 +45,7 @@ def main(cfg: DictConfig) -> None:
         data.prepare_data()
         start_processes(processes, Path(__file__), run_dir)
     else:
+        use_threads()
         failed = extract(data, store, encoder, device=_device(cfg.trainer))
         if failed:
             with (run_dir / f"failed.{host_name()}.{os.getpid()}.csv").open("w", newline="") as file:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, cast
 
 from vtm.cli.errors import concise_errors, interruption
 from vtm.system.processes import process_rank
+from vtm.system.threads import use_threads
 
 if TYPE_CHECKING:  # slow to import, so only after the arguments are checked
     from vtm.inference.predictor import Predictor
@@ -107,6 +108,7 @@ def _run(arguments: argparse.Namespace, videos: Sequence[Path]) -> int:
     processes = process_rank().world_size
     if processes > 1 and arguments.csv is None:
         raise ValueError(f"{processes} processes can only share the videos by writing one table; add --csv FILE")
+    use_threads()
     model = _load(arguments)
     _check(model, arguments)
     with nullcontext() if arguments.csv is None else _table(model, videos, arguments) as table:

@@ -29,8 +29,10 @@ def main() -> None:
 
         from vtm.inference.predictor import load
         from vtm.pictures.selection import Selection
+        from vtm.system.threads import use_threads
 
         selection = Selection(given.blocks, given.layers, given.frames, given.scale)
+        use_threads()
         device = "cuda" if torch.cuda.is_available() else "cpu"
         model = load(given.model, encoder_checkpoint=given.encoder_checkpoint, device=device)
         kinds = KINDS if given.only is None else (given.only,)

@@ -13,7 +13,7 @@ from vtm.system.threads import choose_threads, idle_cores, usable_cores
 @pytest.fixture(autouse=True)
 def four_cores(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A machine with four cores, of which the process may use 0 to 3, and no quota."""
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS")
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 1, 2, 3})
     monkeypatch.setattr(threads, "_QUOTA", tmp_path / "cpu.max")
 

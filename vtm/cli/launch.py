@@ -28,6 +28,7 @@ from vtm.cli.ownership import LAUNCHER, release
 from vtm.cli.quoting import quoted_override
 from vtm.system.atomic import write_atomically
 from vtm.system.processes import job_id, process_rank, started_by_slurm
+from vtm.system.threads import choose_threads
 
 _LOGGERS = (
     "lightning.pytorch.utilities.rank_zero",
@@ -111,13 +112,14 @@ def processes_to_start(trainer: Any) -> int:
     return int(devices) if isinstance(devices, int | str) else len(devices)
 
 
-def start_processes(count: int, script: Path, run_dir: Path) -> None:
+def start_processes(count: int, script: Path, run_dir: Path, *, trained_with: int | None = None) -> None:
     """Run `count` processes of a script with the configuration of a run folder, and wait for them.
 
     Args:
         count: number of processes.
         script: Hydra application to run.
         run_dir: run folder of all processes, with their configuration in `.hydra/config.yaml`.
+        trained_with: number of threads of each process of the run that is resumed.
 
     Raises:
         RuntimeError: if a process fails.
@@ -129,7 +131,9 @@ def start_processes(count: int, script: Path, run_dir: Path) -> None:
     command += [quoted_override("hydra.run.dir", str(run_dir)), "hydra.output_subdir=null", "hydra.mode=RUN"]
     command += ["hydra.job_logging.root.handlers=[file]"]  # this line and the next as in conf/hydra/default.yaml
     command += [f"+hydra.job_logging.loggers={{{','.join(f'{name}:{{level:WARNING}}' for name in _LOGGERS)}}}"]
-    threads = max(1, (os.cpu_count() or 1) // count)
+    threads, note = choose_threads(trained_with, processes=count)
+    if note:
+        print(note, file=sys.stderr, flush=True)
     with subprocess.Popen(command, env={"OMP_NUM_THREADS": str(threads), **os.environ, LAUNCHER: "1"}) as process:
         try:
             code = process.wait()

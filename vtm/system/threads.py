@@ -7,6 +7,7 @@ one idle core are several times slower than one.
 from __future__ import annotations
 
 import os
+import sys
 import time
 from pathlib import Path
 
@@ -68,6 +69,16 @@ def choose_threads(trained_with: int | None = None, *, processes: int = 1) -> tu
         return threads, f"threads: {threads} ({differs})"
     reason = f"idle cores: {idle} of {usable}; set OMP_NUM_THREADS for another number"
     return threads, "" if idle == usable else f"threads: {threads} ({reason})"
+
+
+def use_threads(trained_with: int | None = None) -> None:
+    """Choose the number of torch's threads in this process, see `choose_threads`, and print a note for the user."""
+    import torch  # slow to import
+
+    threads, note = choose_threads(trained_with)
+    torch.set_num_threads(threads)
+    if note:
+        print(note, file=sys.stderr, flush=True)
 
 
 def _idle_and_total() -> dict[int, tuple[int, int]] | None:

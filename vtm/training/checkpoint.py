@@ -26,6 +26,7 @@ class Checkpoint(NamedTuple):
         steps: number of optimization steps taken.
         encoder_key: key of the encoder whose features the network was trained on.
         class_names: names of the classes, in the order of the outputs; None for a regression.
+        threads: number of threads of each process; None in checkpoints of earlier versions.
         config: configuration of the run in plain containers, with the current name of every `_target_`.
         state: tensors of the LightningModule by name; the names of the network's tensors begin with `model.`.
     """
@@ -35,6 +36,7 @@ class Checkpoint(NamedTuple):
     steps: int
     encoder_key: str
     class_names: list[str] | None
+    threads: int | None
     config: dict[str, Any]
     state: Mapping[str, Tensor]
 
@@ -59,7 +61,9 @@ class Checkpoint(NamedTuple):
             )
         config = with_current_names(facts["config"])
         counts = content["epoch"] + 1, content["global_step"]  # Lightning counts finished epochs from 0
-        return cls(name, *counts, facts["encoder"], facts["classes"], config, content["state_dict"])
+        return cls(
+            name, *counts, facts["encoder"], facts["classes"], facts.get("threads"), config, content["state_dict"]
+        )
 
 
 def read_checkpoint(path: str | Path, *, key: str = "ckpt_path", tensors: bool = False) -> Checkpoint:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -132,9 +133,9 @@ class VTMModule(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the format, the encoder's key, the class names and the configuration."""
+        """Add the format, the number of threads, the encoder's key, the class names and the configuration."""
         facts = {"encoder": self.encoder.key, "classes": self.data.class_names, "config": self.config}
-        checkpoint["vtm"] = {"format": FORMAT, **facts}
+        checkpoint["vtm"] = {"format": FORMAT, "threads": torch.get_num_threads(), **facts}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check that Lightning loads a checkpoint of vtm that fits this run."""
