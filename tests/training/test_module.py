@@ -145,7 +145,7 @@ def checkpoint(tmp_path_factory) -> Path:
 def test_a_checkpoint_is_plain_says_what_it_is_and_holds_no_encoder(checkpoint):
     content = torch.load(checkpoint, weights_only=True)
     assert content["vtm"] == {
-        "format": 2, "encoder": PatchEncoder().key, "classes": ["dark", "bright"],
+        "format": 2, "threads": 1, "encoder": PatchEncoder().key, "classes": ["dark", "bright"],
         "config": {"seed": 0, "model": {"channels": [4, 4]}},
     }  # fmt: skip
     assert content["state_dict"]
