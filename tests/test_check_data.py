@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from vtm.check_data import Finding, check, update_unusable
+from vtm.data.datamodule import read_unusable
 from vtm.data.source import Video
 from vtm.features.file import FeatureError, OtherTimesError
 from vtm.video.decoding import TooShortError, VideoError
@@ -71,6 +72,19 @@ def test_the_list_of_the_unusable_keeps_what_was_not_checked_now(tmp_path):
     assert set(listed(path)) == {"a", "d"}
     update_unusable(path, [finding("a", "sound"), finding("d", "sound")])
     assert listed(path) == {}
+
+
+@pytest.mark.parametrize("name", ["=1+1.mp4", "-a.mp4", "'@a", "\udcff.mp4", "\t=a"])
+def test_names_in_the_list_are_no_formulas_and_are_read_as_they_were(tmp_path, name):
+    path = tmp_path / "unusable.csv"
+    update_unusable(path, [finding(name, "unreadable")])
+    update_unusable(path, [finding("b", "unreadable")])  # reads and writes the other row again
+    assert read_unusable(path).keys() == {name, "b"}
+    with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+        cells = [cell for row in csv.reader(file) for cell in row]
+    assert not [cell for cell in cells if cell.startswith(("=", "+", "-", "@", "\t"))]
+    update_unusable(path, [finding(name, "sound")])
+    assert read_unusable(path).keys() == {"b"}
 
 
 def test_commands_that_end_at_once_all_get_into_the_list(tmp_path):

@@ -27,6 +27,7 @@ from vtm.data.datamodule import SPLITS, Split, VideoDataModule
 from vtm.data.source import Video
 from vtm.features.file import FeatureError, OtherTimesError
 from vtm.system.atomic import write_atomically
+from vtm.system.cells import as_cell, from_cell
 from vtm.system.locks import locked_folder
 from vtm.system.progress import Progress
 from vtm.video.decoding import TooShortError, VideoError
@@ -123,8 +124,9 @@ def update_unusable(path: Path, findings: list[Finding]) -> None:
     with locked_folder(path.parent):
         old: list[Finding] = []
         if path.is_file():
-            with path.open(encoding="utf-8", newline="") as file:
-                old = [Finding(**row) for row in csv.DictReader(file) if row["id"] not in checked]
+            with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+                rows = [{key: from_cell(cell) for key, cell in row.items()} for row in csv.DictReader(file)]
+            old = [Finding(**row) for row in rows if row["id"] not in checked]
         _write(path, old + bad)
 
 
@@ -147,8 +149,8 @@ def _check(data: VideoDataModule, split: Split, video: Video) -> Finding:
 
 def _write(path: Path, findings: list[Finding]) -> None:
     text = io.StringIO()
-    csv.writer(text).writerows([Finding._fields, *findings])
-    write_atomically(path, text.getvalue())
+    csv.writer(text).writerows([Finding._fields, *(map(as_cell, finding) for finding in findings)])
+    write_atomically(path, text.getvalue().encode(errors="surrogateescape"))  # names may be other bytes
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from vtm.cli.launch import processes_to_start, start_processes
 from vtm.cli.overrides import check_overrides
 from vtm.data.source import VideoFiles
 from vtm.features.extraction import extract
+from vtm.system.cells import as_cell
 from vtm.system.processes import host_name, process_rank
 from vtm.system.threads import use_threads
 from vtm.video.decoding import VideoError
@@ -48,8 +49,9 @@ def main(cfg: DictConfig) -> None:
         use_threads()
         failed = extract(data, store, encoder, device=_device(cfg.trainer))
         if failed:
-            with (run_dir / f"failed.{host_name()}.{os.getpid()}.csv").open("w", newline="") as file:
-                csv.writer(file).writerows([("id", "reason"), *failed.items()])
+            path = run_dir / f"failed.{host_name()}.{os.getpid()}.csv"
+            with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+                csv.writer(file).writerows([("id", "reason"), *(map(as_cell, item) for item in failed.items())])
     lists = list(run_dir.glob("failed.*.csv"))
     if lists:
         message = f"some videos could not be stored; {run_dir}/failed.*.csv lists them with the reasons"

@@ -34,3 +34,19 @@ def test_confusion_has_true_classes_in_rows_and_predicted_ones_in_columns(tmp_pa
     predictions = Predictions(["a", "b", "c"], [0, 0, 1], [[0.1, 0.9], [0.2, 0.8], [0.1, 0.9]], ["day", "night"])
     write_confusion(tmp_path / "confusion.csv", predictions)
     assert (tmp_path / "confusion.csv").read_text() == "target,day,night\nday,0,2\nnight,0,1\n"
+
+
+def test_names_are_no_formulas(tmp_path: Path) -> None:
+    predictions = Predictions(["=1+1", "-a.mp4"], [0, 1], [[0.1, 0.9], [0.2, 0.8]], ["@day", "+night"])
+    write_predictions(tmp_path / "predictions.csv", predictions)
+    assert [list(row.values())[:3] for row in read(tmp_path / "predictions.csv")] == [
+        ["'=1+1", "'@day", "'+night"],
+        ["'-a.mp4", "'+night", "'+night"],
+    ]
+    write_confusion(tmp_path / "confusion.csv", predictions)
+    assert (tmp_path / "confusion.csv").read_text() == "target,'@day,'+night\n'@day,0,1\n'+night,0,1\n"
+
+
+def test_ids_may_be_names_that_are_not_utf_8(tmp_path: Path) -> None:
+    write_predictions(tmp_path / "predictions.csv", Predictions(["\udcff.mp4"], [1.0], [2.0], None))
+    assert (tmp_path / "predictions.csv").read_bytes() == b"id,target,prediction\n\xff.mp4,1,2\n"

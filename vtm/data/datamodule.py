@@ -20,6 +20,7 @@ from vtm.data.dataset import Clip, VideoDataset, collate
 from vtm.data.samplers import EvalSampler, TrainSampler
 from vtm.data.sampling import ClipProtocol
 from vtm.data.source import EncoderSpec, Source, Video
+from vtm.system.cells import from_cell
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
@@ -250,5 +251,5 @@ def read_unusable(path: Path) -> dict[str, str]:
     """Read the list of unusable videos if it exists: the version of the unusable file by video id."""
     if not path.is_file():
         return {}
-    with path.open(encoding="utf-8", newline="") as file:
-        return {row["id"]: row["version"] for row in csv.DictReader(file)}
+    with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+        return {from_cell(row["id"]): row["version"] for row in csv.DictReader(file)}

@@ -12,6 +12,7 @@ from vtm.results.record import NOTE
 from vtm.results.runs import Run, Unfinished
 from vtm.results.summary import published_figures
 from vtm.results.tables import Row, Table, clips_per_second, peak_gb, tokens_kept
+from vtm.system.cells import as_cell
 
 LEGEND = (
     "The score is the mean over seeds ± the sample standard deviation (n − 1), followed by the worst and the best run "
@@ -49,7 +50,8 @@ def runs_csv(tables: Sequence[Table]) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    for row in rows:
+        writer.writerow({key: as_cell(value) if isinstance(value, str) else value for key, value in row.items()})
     return text.getvalue()
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vtm.system.atomic import write_atomically
+from vtm.system.cells import as_cell
 from vtm.tasks.predictions import Predictions
 
 
@@ -41,8 +42,9 @@ def write_confusion(path: Path, predictions: Predictions) -> None:
 
 def _write(path: Path, rows: Iterable[Iterable[Any]]) -> None:
     text = io.StringIO(newline="")
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    write_atomically(path, text.getvalue())
+    cells = ([as_cell(cell) if isinstance(cell, str) else cell for cell in row] for row in rows)
+    csv.writer(text, lineterminator="\n").writerows(cells)
+    write_atomically(path, text.getvalue().encode(errors="surrogateescape"))  # ids may be names of other bytes
 
 
 def _number(value: float) -> str:
