@@ -289,6 +289,18 @@ def test_a_failure_of_another_command_stays_in_the_table(predict, tmp_path):
     assert [Path(row["video"]).name for row in csv.DictReader(table.open(encoding="utf-8"))] == ["broken.mp4", "a.mp4"]
 
 
+def test_failures_in_a_table_are_not_all_printed_too(predict, tmp_path):
+    for number in range(25):
+        (tmp_path / f"{number}.mp4").write_bytes(b"no video")
+    table = tmp_path / "table.csv"
+    _, _, err = predict("model.safetensors", str(tmp_path), "--csv", str(table))
+    assert len([line for line in err.splitlines() if line.startswith("failed: ")]) == 10
+    assert f"25 of 25 videos could not be predicted; the column error of {table} has the reasons" in err
+    assert len([row for row in csv.DictReader(table.open(encoding="utf-8")) if row["error"]]) == 25
+    _, _, err = predict("model.safetensors", str(tmp_path))
+    assert len([line for line in err.splitlines() if line.startswith("failed: ")]) == 25
+
+
 @pytest.mark.parametrize(
     ("overrides", "arguments", "reason"),
     [

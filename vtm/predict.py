@@ -25,10 +25,11 @@ if TYPE_CHECKING:  # slow to import, so only after the arguments are checked
     from vtm.inference.predictor import Predictor
     from vtm.inference.table import PredictionTable
 
+_SHOWN = 10  # failures that are printed although the table has them
 _EPILOG = """\
 A table (--csv) has one row per finished video, with the columns
 
-  video         path as given on the command line
+  video         path as given on the command line, after an apostrophe if it looks like a formula
   prediction    class with the highest probability, or the value of a regression
   probability   probability of this class
   windows       number of clips whose scores were averaged
@@ -118,8 +119,8 @@ def _run(arguments: argparse.Namespace, videos: Sequence[Path]) -> int:
                     f"{processes} processes cannot share {table.path}, whose file system has no locks; choose a --csv "
                     "FILE on another disk"
                 )
-            if known := _known(videos, table):
-                _say(f"{known} of {len(videos)} videos are already in {table.path}")
+            if table.known:
+                _say(f"{table.known} of {len(videos)} videos are already in {table.path}")
         try:
             failed = _predict_all(model, videos, arguments, table)
         except BaseException as stop:
@@ -128,10 +129,10 @@ def _run(arguments: argparse.Namespace, videos: Sequence[Path]) -> int:
             if table is None:
                 _say("interrupted")
             else:
-                done = f"{_known(videos, table)} of {len(videos)} videos in {table.path}"
+                done = f"{table.known} of {len(videos)} videos in {table.path}"
                 _say(f"interrupted with {done}; run the same command to continue")
             return status
-        if table is not None and (others := len(videos) - _known(videos, table)):
+        if table is not None and (others := len(videos) - table.known):
             _say(f"{others} of {len(videos)} videos are being predicted by other processes")
     return int(failed and processes == 1)  # torchrun stops all processes when one fails
 
@@ -142,11 +143,6 @@ def _table(model: Predictor, videos: Sequence[Path], arguments: argparse.Namespa
     name = model.identity + ("+stream" if arguments.stream else "")
     classes = 1 if model.labels is None else min(arguments.top, len(model.labels))
     return PredictionTable(Path(arguments.csv), name, classes=classes, again=videos)
-
-
-def _known(videos: Sequence[Path], table: PredictionTable) -> int:
-    """Count the videos of this command that are in a table, which may also have others."""
-    return len(table.videos.intersection(map(str, videos)))
 
 
 def _load(arguments: argparse.Namespace) -> Predictor:
@@ -189,9 +185,8 @@ def _predict_all(
 
     failed: dict[Path, str] = {}
     shown = {"top": arguments.top, "timeline": arguments.timeline}
-    before = 0 if table is None else _known(videos, table)
     try:
-        with Progress("predict", len(videos), done=before) as progress:
+        with Progress("predict", len(videos), done=0 if table is None else table.known) as progress:
 
             def seen(video: Path, seconds: float, total: float) -> None:  # progress within a long video
                 note = f"{printable(video.name)}: {seconds:.0f} of {total:.0f} s"
@@ -205,12 +200,13 @@ def _predict_all(
                 elif table is None or arguments.timeline:
                     progress.print("\n".join(as_lines(answer, **shown)))
                 note = f"{len(failed)} failed" if failed else ""
-                progress.advance(note, to=None if table is None else _known(videos, table))
+                progress.advance(note, to=None if table is None else table.known)
     finally:
-        for video, reason in failed.items():
+        for video, reason in list(failed.items())[: None if table is None else _SHOWN]:
             _say(printable(f"failed: {video}: {reason}"))
         if failed:
-            _say(f"{len(failed)} of {len(videos)} videos could not be predicted")
+            reasons = "" if table is None else f"; the column error of {table.path} has the reasons"
+            _say(f"{len(failed)} of {len(videos)} videos could not be predicted{reasons}")
     return bool(failed)
 
 

@@ -7,6 +7,8 @@ import os
 import select
 import subprocess
 import sys
+import time
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -378,3 +380,52 @@ def test_the_table_of_another_model_is_left_alone(path, torn):
     with pytest.raises(ValueError, match="has predictions of the model other, but this model is abc"), table_of(path):
         pass
     assert path.read_text(encoding="utf-8") == content
+
+
+@pytest.mark.parametrize("name", ["=1+1.mp4", "-a.mp4", "+.mp4", "@a.mp4", "'=a.mp4", "\ta.mp4", '\r,"=a.mp4'])
+def test_names_that_look_like_formulas_are_text_and_are_known_again(path, name):
+    with table_of(path, classes=2) as table:
+        assert list(table.take([Path(name)])) == [Path(name)]
+        table.add(prediction(name, ["=cmd()", "-x", "+y"]))
+        table.add_failure(Path("b.mp4"), "@broken")
+    (first, second) = rows(path)
+    assert (first["video"], second["error"]) == (f"'{name}", "'@broken")
+    assert (first["prediction"], first["prediction_2"]) == ("'-x", "'=cmd()")
+    with table_of(path, classes=2, again=[name, "b.mp4"]) as table:
+        assert (table.known, table.videos) == (1, {name})
+        assert list(table.take([Path(name)])) == []
+    assert rows(path) == [first]
+
+
+def test_negative_values_are_numbers(path):
+    with table_of(path) as table:
+        table.add(Prediction("a.mp4", 4.5, None, [-1.5], [Segment(0.0, 4.5, [-1.5])], short=False, damaged=False))
+    assert rows(path)[0]["prediction"] == "-1.5"
+
+
+def test_names_of_earlier_versions_are_known(path):
+    path.parent.mkdir()
+    path.write_text(HEADER + "-a.mp4,3.5,,1,4.500,1,0,,abc\n")
+    with table_of(path, again=["-a.mp4"]) as table:
+        assert (table.known, list(table.take([Path("-a.mp4")]))) == (1, [])
+
+
+def test_the_time_of_a_video_does_not_grow_with_their_number(path):
+    names = [f"videos/{number}.mp4" for number in range(20_000)]
+
+    def seconds(names: list[str]) -> float:
+        start = time.process_time()
+        for name in names:
+            assert list(islice(table.take([Path(name)]), 1)) == [Path(name)]
+            table.add_failure(Path(name), "broken")
+            assert table.known == len(table.videos)
+        return time.process_time() - start
+
+    with table_of(path, again=names) as table:
+        first = seconds(names[:300])
+        with path.open("a") as file:
+            file.writelines(f"{name},,,,,,,broken,abc\n" for name in names[300:19_700])
+        assert list(table.take([Path(names[300])])) == []
+        last = seconds(names[19_700:])
+    assert table.known == 20_000
+    assert last < 5 * first + 0.1  # it was 20 times

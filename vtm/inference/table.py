@@ -22,6 +22,7 @@ import torch
 from vtm.inference.prediction import Prediction
 from vtm.inference.predictor import Predictor
 from vtm.system.atomic import write_atomically
+from vtm.system.cells import as_cell, from_cell
 from vtm.system.locks import ByteLocks, is_in_place, take
 from vtm.video.decoding import VideoError
 
@@ -40,10 +41,12 @@ class PredictionTable:
         path: file of the table.
         model: ID of the model; a table holds the predictions of one model.
         classes: number of classes in a row, best first; 1 for a regression.
-        again: videos to retry; their errors are removed when the table is opened, unless another process has it open.
+        again: videos of this command, to predict or retry; their errors are removed when the table is opened, unless
+            another process has it open.
 
     Attributes:
         videos: videos in the part of the table that has been read.
+        known: number of the videos of this command among them.
         locked: whether the file system has locks; without them only one process at a time may open the table.
 
     Raises:
@@ -56,6 +59,7 @@ class PredictionTable:
         self.model = model
         self.columns = COLUMNS + tuple(f"{name}_{n}" for n in range(2, classes + 1) for name in COLUMNS[1:3])
         self.videos: set[str] = set()
+        self.known = 0
         self.locked = True
         self._classes = classes
         self._again = {str(video) for video in again}
@@ -111,11 +115,11 @@ class PredictionTable:
 
     def _prepare(self) -> bool:
         """Prepare the open file; return False if this or another process has replaced it by a new file."""
-        self.videos, self._end = set(), 0
+        self.videos, self.known, self._end = set(), 0, 0
         with self._locks.opening() as alone:
             if alone:
                 rows = self._read()
-                kept = [row for row in rows if not (row[_ERROR] and row[0] in self._again)]
+                kept = [row for row in rows if not (row[_ERROR] and from_cell(row[0]) in self._again)]
                 if len(kept) < len(rows):
                     content = "".join(map(_line, [self.columns, *kept])).encode(errors="surrogateescape")
                     write_atomically(self.path.resolve(), content)
@@ -163,13 +167,15 @@ class PredictionTable:
                     f"{self.path} has predictions of the model {row[_MODEL]}, but this model is {self.model}; choose "
                     "another file"
                 )
-        self.videos.update(row[0] for row in rows)
+        new = {from_cell(row[0]) for row in rows} - self.videos
+        self.videos |= new
+        self.known += len(new & self._again)
         self._end += end
         return rows
 
     def _append(self, row: Sequence[Any]) -> None:
         with self._writing():
-            self._write(row)
+            self._write([as_cell(cell) if isinstance(cell, str) else cell for cell in row])
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
