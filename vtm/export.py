@@ -100,7 +100,7 @@ def from_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     from vtm.inference.model_file import ModelFileError
     from vtm.training.checkpoint import read_checkpoint
 
-    checkpoint = read_checkpoint(path, tensors=True)
+    checkpoint = read_checkpoint(path)
     config = checkpoint.config
     task = str(config["task"]["_target_"])
     if not task.startswith("vtm.tasks."):

@@ -107,6 +107,16 @@ def test_a_missing_checkpoint_is_an_error_at_construction(vit, tmp_path):
         vit(checkpoint=str(tmp_path / "none.pth"))
 
 
+def test_a_damaged_checkpoint_is_an_error_at_construction(vit, model, tmp_path):
+    path = tmp_path / "model.pth"
+    torch.save(model.state_dict(), path)
+    content = bytearray(path.read_bytes())
+    for damaged in (content[:-1], content[: len(content) // 2] + b"\1" + content[len(content) // 2 + 1 :]):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"encoder\.checkpoint = .*model\.pth is damaged: .*; copy or download it"):
+            vit(checkpoint=str(path))
+
+
 @pytest.mark.parametrize("fault", ["deeper", "shallower", "other tensors", "no tensors"])
 def test_a_checkpoint_that_does_not_fit_is_refused(vit, frames, model, tmp_path, fault):
     path = tmp_path / "model.pth"

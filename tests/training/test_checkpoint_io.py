@@ -68,6 +68,18 @@ def test_an_interrupted_write_leaves_the_old_checkpoint_alone(folder: Path, monk
     assert [file.name for file in folder.iterdir()] == ["last.ckpt"]
 
 
+@pytest.mark.parametrize("damage", ["flip", "cut", "extended"])
+def test_a_damaged_checkpoint_is_refused_where_lightning_reads_it(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "last.ckpt"
+    AtomicCheckpointIO().save_checkpoint({"x": torch.arange(999)}, path)
+    assert torch.equal(AtomicCheckpointIO().load_checkpoint(path, weights_only=True)["x"], torch.arange(999))
+    content = bytearray(path.read_bytes())
+    content[2000] ^= 1
+    path.write_bytes({"flip": content, "cut": content[:-1], "extended": content + b"\0"}[damage])
+    with pytest.raises(ValueError, match=r"last\.ckpt is not a checkpoint of vtm, or is damaged; give"):
+        AtomicCheckpointIO().load_checkpoint(path, weights_only=True)
+
+
 def test_train_writes_no_checkpoint_in_another_way(call, tmp_path, monkeypatch):
     def lightning(*_: object) -> None:
         raise AssertionError("Lightning copies over the old file")

@@ -22,6 +22,7 @@ from torch.nn.functional import pad
 from vtm.encoders.rounding import Quantized, StorageDtype, dequantize, quantize
 from vtm.encoders.weights import check_weights_file
 from vtm.merging import FeatureGrid
+from vtm.system.archive import is_damaged
 from vtm.video.frames import FrameSpec
 
 Precision = Literal["float32", "bfloat16", "float16"]
@@ -69,7 +70,8 @@ class Encoder(nn.Module, ABC):
 
     Raises:
         FileNotFoundError: if the checkpoint does not exist.
-        ValueError: if an option, the precision or the storage format is unknown, or the checkpoint is a web page.
+        ValueError: if an option, the precision or the storage format is unknown, or the checkpoint is damaged or a web
+            page.
     """
 
     def __init__(
@@ -190,6 +192,11 @@ class Encoder(nn.Module, ABC):
                 f"encoder.checkpoint = {self.checkpoint} is missing; give a local file of weights of {name}"
             )
         check_weights_file(self.checkpoint)
+        if is_damaged(self.checkpoint):
+            raise ValueError(
+                f"encoder.checkpoint = {self.checkpoint} is damaged: its content differs from the checksums in it; "
+                "copy or download it again"
+            )
         with Path(self.checkpoint).open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()[:12]
 

@@ -7,14 +7,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
-from zipfile import ZipFile
 
 import torch
 from torch import Tensor, nn
 
 from vtm.results.old_names import with_current_names
+from vtm.system.archive import is_intact
 
 FORMAT = 2
+_NO_CHECKPOINT = "{} is not a checkpoint of vtm, or is damaged; give one that train.py has written"
 
 
 class Checkpoint(NamedTuple):
@@ -53,7 +54,7 @@ class Checkpoint(NamedTuple):
         """
         facts = content.get("vtm") if isinstance(content, Mapping) else None
         if not isinstance(facts, Mapping):
-            raise ValueError(f"{name} is not a checkpoint of vtm, or is damaged; give one that train.py has written")
+            raise ValueError(_NO_CHECKPOINT.format(name))
         if (found := facts.get("format")) != FORMAT:
             raise ValueError(
                 f"{name} is a checkpoint of format {found}, but this version of vtm reads format {FORMAT}; use the "
@@ -66,15 +67,12 @@ class Checkpoint(NamedTuple):
         )
 
 
-def read_checkpoint(path: str | Path, *, key: str = "ckpt_path", tensors: bool = False) -> Checkpoint:
-    """Read a checkpoint.
+def read_checkpoint(path: str | Path, *, key: str = "ckpt_path") -> Checkpoint:
+    """Read a checkpoint, of which every byte is checked.
 
     Args:
         path: file to read.
         key: key of the file on the command line, for messages.
-        tensors: whether the tensors will be used; then the whole file is checked against its checksums, which torch
-            does not do.
-
     Raises:
         FileNotFoundError: if the file does not exist.
         ValueError: if it is not a checkpoint of vtm, has another format, or is damaged.
@@ -82,14 +80,26 @@ def read_checkpoint(path: str | Path, *, key: str = "ckpt_path", tensors: bool =
     name = f"{key}={path}"
     if not Path(path).is_file():
         raise FileNotFoundError(f"{name} is not a file; checkpoints are in <run folder>/checkpoints/")
+    check_intact(path, name=name)
     try:
         content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-        damaged = tensors and ZipFile(path).testzip() is not None
-    except (RuntimeError, pickle.UnpicklingError, EOFError):
-        damaged = True
-    if damaged:
+    except (RuntimeError, pickle.UnpicklingError):
         content = None
     return Checkpoint.parse(content, name)
+
+
+def check_intact(path: str | Path, *, name: str) -> None:
+    """Check every byte of a checkpoint, before torch, which ignores the checksums, reads it.
+
+    Args:
+        path: file to check.
+        name: how the message names the checkpoint.
+
+    Raises:
+        ValueError: if the file is not as `torch.save` has written it.
+    """
+    if not is_intact(path):
+        raise ValueError(_NO_CHECKPOINT.format(name))
 
 
 def check_same_run(
@@ -140,7 +150,7 @@ def fine_tune(head: nn.Module, path: str | Path, *, encoder_key: str) -> None:
         FileNotFoundError: if the file does not exist.
         ValueError: if it is not a checkpoint of vtm, or belongs to another encoder or network.
     """
-    checkpoint = read_checkpoint(path, key="finetune_from", tensors=True)
+    checkpoint = read_checkpoint(path, key="finetune_from")
     _check_encoder(checkpoint, encoder_key)
     trained = {
         name.removeprefix("model."): value

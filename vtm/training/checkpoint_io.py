@@ -1,4 +1,4 @@
-"""Write the checkpoints of a run so that a kill at any moment leaves the old or the new file complete."""
+"""Write the checkpoints of a run so that a kill leaves the old or the new one complete, and read no damaged ones."""
 
 import io
 from pathlib import Path
@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch.plugins import TorchCheckpointIO
 
 from vtm.system.atomic import remove_unfinished, write_atomically
+from vtm.training.checkpoint import check_intact
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -26,3 +27,14 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         torch.save(checkpoint, content)
         remove_unfinished(Path(path))
         write_atomically(Path(path), content.getvalue())
+
+    def load_checkpoint(self, path: str | Path, *arguments: Any, **options: Any) -> dict[str, Any]:
+        """Read a checkpoint.
+
+        Raises:
+            ValueError: if a byte of it has changed since it was written.
+        """
+        if "://" not in str(path):
+            check_intact(path, name=str(path))
+        content: dict[str, Any] = super().load_checkpoint(path, *arguments, **options)
+        return content
