@@ -24,11 +24,12 @@ from tabulate import tabulate
 from vtm.cli.errors import concise_errors
 from vtm.cli.overrides import check_overrides
 from vtm.data.datamodule import SPLITS, Split, VideoDataModule
-from vtm.data.source import Video
+from vtm.data.source import Video, explain_absence
 from vtm.features.file import FeatureError, OtherTimesError
 from vtm.system.atomic import write_atomically
 from vtm.system.cells import as_cell, from_cell
 from vtm.system.locks import locked_folder
+from vtm.system.names import PathIndex
 from vtm.system.progress import Progress
 from vtm.video.decoding import TooShortError, VideoError
 
@@ -82,9 +83,10 @@ def check(data: VideoDataModule) -> list[Finding]:
         data: data module that lists the videos and has their source.
     """
     todo = [(split, video) for split in SPLITS for video in data.listed(split)]
+    paths = PathIndex()
     with ThreadPoolExecutor(os.cpu_count()) as pool, Progress("checking", len(todo)) as progress:
         findings = []
-        for finding in pool.map(lambda entry: _check(data, *entry), todo):
+        for finding in pool.map(lambda entry: _check(data, *entry, paths=paths), todo):
             findings.append(finding)
             progress.advance()
     return findings
@@ -130,12 +132,14 @@ def update_unusable(path: Path, findings: list[Finding]) -> None:
         _write(path, old + bad)
 
 
-def _check(data: VideoDataModule, split: Split, video: Video) -> Finding:
+def _check(data: VideoDataModule, split: Split, video: Video, *, paths: PathIndex) -> Finding:
     source = data.source
     state, version, reason = "missing", None, ""
     try:
         version = source.version(video)
-        if version is not None:
+        if version is None:
+            reason = explain_absence(source, video, paths).removeprefix("; ")
+        else:
             source.check(video, data.protocol, train=split == "train")
             state = "sound"
     except OtherTimesError as error:  # other times are stored than those needed

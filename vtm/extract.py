@@ -43,7 +43,7 @@ def main(cfg: DictConfig) -> None:
         raise ValueError(f"data.source.address={store.folder} is not a local folder; extract to one, then upload it")
     run_dir = Path(cfg.run_dir)
     if (processes := processes_to_start(cfg.trainer)) > 1:
-        data.prepare_data()
+        data.check_lists()
         start_processes(processes, Path(__file__), run_dir)
     else:
         use_threads()

@@ -19,8 +19,9 @@ from torch.utils.data import DataLoader, Sampler
 from vtm.data.dataset import Clip, VideoDataset, collate
 from vtm.data.samplers import EvalSampler, TrainSampler
 from vtm.data.sampling import ClipProtocol
-from vtm.data.source import EncoderSpec, Source, Video
 from vtm.system.cells import from_cell
+from vtm.data.source import EncoderSpec, Source, Video, explain_absence
+from vtm.system.names import PathIndex
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
@@ -121,10 +122,22 @@ class VideoDataModule(LightningDataModule, ABC):
 
         Raises:
             FileNotFoundError: if the folder, an annotation file or some of the videos are missing.
+            ValueError: if the lists are wrong.
         """
-        self.prepare_data()
+        self.check_lists()
         for split in SPLITS if training else SPLITS[1:]:
             self.videos(split)
+
+    def check_lists(self) -> None:
+        """Prepare the data, then read and check the lists of all splits, whether or not the files exist.
+
+        Raises:
+            ValueError: if the lists are wrong.
+            FileNotFoundError: if the folder or an annotation file is missing.
+        """
+        self.prepare_data()
+        for split in SPLITS:
+            self.listed(split)
 
     def setup(self, stage: str) -> None:
         """Before training, check that all videos exist and run the quick checks of the source on them."""
@@ -147,9 +160,12 @@ class VideoDataModule(LightningDataModule, ABC):
         """
         usable, missing = self._divide(split)
         if missing and not (usable and self.allow_missing):
+            paths = PathIndex()
+            explanations = (explain_absence(self.source, video, paths) for video in missing[:3])
+            explanation = next(filter(None, explanations), "")
             raise FileNotFoundError(
                 f"{len(missing)} of the {len(usable) + len(missing)} {split} videos are missing, such as "
-                f"{', '.join(self.source.locate(video) for video in missing[:3])}; {self.source.remedy}. "
+                f"{', '.join(self.source.locate(video) for video in missing[:3])}{explanation}; {self.source.remedy}. "
                 "`python -m vtm.check_data` with the same overrides lists all missing videos"
                 + (
                     ", and data.allow_missing=true skips them and reports this in every result"
@@ -192,12 +208,16 @@ class VideoDataModule(LightningDataModule, ABC):
             FileNotFoundError: if the folder of the data set or all alternatives are missing.
         """
         if not self.root.is_dir():
-            raise FileNotFoundError(f"The folder {self.root} is missing; {_HELP} says how to get it.")
+            hint = PathIndex().explain(self.root, here="data.root")
+            raise FileNotFoundError(f"The folder {self.root} is missing{hint}; {_HELP} says how to get it.")
         paths = [self.root / "annotations" / name for name in names]
         for path in paths:
             if path.is_file():
                 return path
-        raise FileNotFoundError(f"The file {' or '.join(map(str, paths))} is missing; {_HELP} says how to get it.")
+        hint = next(filter(None, (PathIndex().explain(path, here="this program") for path in paths)), "")
+        raise FileNotFoundError(
+            f"The file {' or '.join(map(str, paths))} is missing{hint}; {_HELP} says how to get it."
+        )
 
     def train_dataloader(self) -> DataLoader[Clip]:
         """Return a loader of one clip per training video, shuffled."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from stat import S_ISREG
 from typing import NamedTuple, Protocol
@@ -13,7 +13,9 @@ from torch import Tensor
 
 from vtm.data.sampling import ClipProtocol
 from vtm.merging import FeatureGrid
+from vtm.system.names import PathIndex, explain_missing, spellings
 from vtm.video.frames import FrameSpec
+from vtm.video.listing import SUFFIXES
 from vtm.video.reading import read_frames
 from vtm.video.scanning import duration
 
@@ -209,6 +211,20 @@ class VideoFiles:
         """
         times = stored_times(self, video, protocol, train=train)
         self.read(video, [times[0], times[-1]])
+
+
+def explain_absence(source: Source, video: Video, paths: PathIndex) -> str:
+    """Name the existing file that a missing one probably stands for, and how their names differ; empty if none.
+
+    Args:
+        source: source that has no file of the video.
+        video: missing video.
+        paths: index of the files, which reads each folder once.
+    """
+    if source.locate(video) == str(video.path):
+        return paths.explain(video.path, suffixes=SUFFIXES)
+    others = (name for name in spellings(video.id) if source.version(replace(video, id=name)) is not None)
+    return explain_missing(video.id, others, here="the list", there="the stored features")
 
 
 def stored_times(source: Source, video: Video, protocol: ClipProtocol, *, train: bool) -> list[float]:

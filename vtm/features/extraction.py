@@ -45,7 +45,7 @@ def extract(data: VideoDataModule, store: FeatureStore, encoder: Encoder, *, dev
         FileNotFoundError: if videos are missing.
         OSError: if a file cannot be written, or the disk has too little space for the estimated features.
     """
-    data.prepare_data()
+    data.check_lists()
     remove_leftovers(Path(store.folder))
     queue = WorkQueue(data, store)
     steps = -(-_FRAMES // encoder.chunk) * encoder.chunk // encoder.frames.frames_per_step

@@ -2,10 +2,13 @@
 
 import glob
 import os
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
+
+from vtm.system.names import PathIndex
 
 SUFFIXES = (  # in order of preference, for videos that exist in several containers
     ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".vob", ".ts", ".mts", ".m2ts", ".flv", ".f4v",
@@ -44,6 +47,26 @@ def entries(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
 
 
+def path_problem(name: str) -> str | None:
+    r"""Return what a name from a list must be to stand for a file inside a folder; None if it is that.
+
+    Links are allowed to lead out of the folder, because large data sets are often linked; names are not.
+
+    >>> path_problem("cat/1.mp4"), path_problem("../1.mp4"), path_problem("a\nb")
+    (None, 'a relative path without ".."', 'a name without control characters')
+    """
+    parts = re.split(r"[/\\]", name)
+    if not parts[0] or ".." in parts or re.match(r"[A-Za-z]:[/\\]", name):
+        return 'a relative path without ".."'
+    if any(ord(character) < 32 or ord(character) == 127 for character in name):
+        return "a name without control characters"
+    if any("\ud800" <= character <= "\udfff" for character in name):  # bytes that Python could not decode
+        return "a name in UTF-8"
+    if max(len(part.encode()) for part in parts) > 255:
+        return "file names of at most 255 bytes"
+    return None
+
+
 class VideoIndex:
     """An index of the videos in and below a folder by path without suffix, for lists that do not name the container.
 
@@ -62,8 +85,13 @@ class VideoIndex:
         """Return the path of the first stem for which a video exists, with the first such suffix in `SUFFIXES`.
 
         If there is no video, return the path with the first stem and the first suffix, to report it as missing.
+
+        Raises:
+            ValueError: if a stem leads out of the folder, or cannot be a file name.
         """
         for stem in stems:
+            if problem := path_problem(stem):
+                raise ValueError(f"{self._folder}: expected {problem}, got {stem!r}; correct the list")
             folder, name = os.path.split(stem)
             for entry in self._videos(self._folder / folder).get(name, ()):
                 if entry.is_file(follow_symlinks=False) or os.path.isfile(entry):  # only links take a system call
@@ -103,9 +131,10 @@ def list_videos(names: Iterable[str]) -> list[Path]:
             matches = sorted(map(Path, glob.glob(name, recursive=True)))
             files = [path] if path.exists() else [file for file in matches if file.is_file() and is_video(file)]
         if not files:
-            reason = (
-                "no video in or below the folder" if path.is_dir() else "no such file or folder, and no video matches"
-            )
+            reason = "no video in or below the folder"
+            if not path.is_dir():
+                hint = PathIndex().explain(path, here="the given name") if "\0" not in name else ""
+                reason = f"no such file or folder, and no video matches{hint}"
             raise ValueError(f"{name}: {reason}")
         videos |= dict.fromkeys(files)
     return list(videos)

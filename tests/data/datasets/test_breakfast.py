@@ -1,3 +1,4 @@
+import warnings
 from collections import Counter
 from pathlib import Path
 
@@ -53,7 +54,9 @@ def per_class(videos):
 @real
 def test_real_lists_have_the_published_numbers(make):
     module = make(ROOT, hold_out=False)
-    train, test = module.read_split("train"), module.read_split("test")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # the official lists have no fault
+        train, test = module.read_split("train"), module.read_split("test")
     assert (len(train), len(test), len({video.id for video in (*train, *test)})) == (1357, 355, 1712)
     assert people(train) == {f"P{number:02}" for number in range(3, 47)}
     assert people(test) == {f"P{number}" for number in range(47, 55)}
@@ -128,3 +131,32 @@ def test_other_names_are_refused(make, root):
     path.write_text("file_name,duration,action,class_id\nP47_cereals,4,cereals,0\n")
     with pytest.raises(ValueError, match=r"test.csv.*got P47_cereals"):
         make(root).read_split("test")
+
+
+@pytest.mark.parametrize(
+    ("rows", "says"),
+    [
+        (["P47-cam01-P47_tea,4,tea,1"] * 2, r"test.csv, line 3: .*once, got P47-cam01-P47_tea \(test\).*line 2"),
+        (["P39-cam02-P39_tea,4,tea,1"], r"line 2: .*got P39 in test, who is in train too \(.*train.csv, line 2"),
+        (["P46-cam02-P46_tea,4,tea,1"], r"got P46 in test, who is in train too \(.*train.csv, line 4"),
+        (["p39-cam02-p39_tea,4,tea,1"], r"got p39 in test, who is in train too"),
+        (["P47-cam01-P39_tea,4,tea,1"], r"line 2: expected names <participant>.*got P47-cam01-P39_tea"),
+        (["P47-cam01-P47_tea ,4,tea,1"], r"line 2: expected names <participant>"),
+        (["../P47-cam01-../P47_tea,4,tea,1"], r"line 2: expected names <participant>"),
+        (["P47-..-P47_tea,4,tea,1"], r"line 2: expected names <participant>"),
+        (["P47-cam01-P47_milk,4,milk,2"], r"line 2: .*classes that have training videos, got 'milk' for P47"),
+        (["P47-cam01-P47_tea,4,tea,0"], r"annotations: expected one name per class, got cereals and tea for class 0"),
+        (["P47-cam01-P47_tea,4,tea,one"], r"test.csv, line 2: class_id: expected a class index.*got 'one'"),
+        ([], r"annotations: expected videos in train, val, test, got none in test"),
+    ],
+)  # fmt: skip
+def test_mistakes_in_the_test_list_are_named_before_training(make, root, rows, says):
+    text = "\n".join(["file_name,duration,action,class_id", *rows, ""])
+    (root / "annotations" / "test.csv").write_text(text)
+    with pytest.raises(ValueError, match=says):
+        make(root).read_split("train")
+
+
+def test_a_class_of_the_held_out_videos_alone_is_warned_of(make, root):
+    with pytest.warns(UserWarning, match=r"without training videos, here 1: 'cereals' \(val, .*train.csv, line 4\)"):
+        make(root).read_split("train")

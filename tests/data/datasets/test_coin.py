@@ -299,3 +299,74 @@ def test_mistakes_in_the_lists_of_ids_are_named(tmp_path, database):
         ValueError, match=r"COIN.json: expected ids that are in train_split.txt and test_split.txt, got t"
     ):
         read_coin(write(tmp_path, {"database": database}, test_split="b"))
+
+
+def wrong(**changes):
+    return {"x": entry(0, "training", **changes), "y": entry(1, "testing")}
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (wrong(start=-3.0), r"COIN.json: x: start: expected a finite number of at least 0, got -3.0"),
+        (wrong(start=float("nan")), r"x: start: .*got nan"),
+        (wrong(start="soon"), r"x: start: .*got 'soon'"),
+        (wrong(end=float("inf")), r"x: end: .*got inf"),
+        (wrong(end=[9]), r"x: end: .*got \[9\]"),
+        (wrong(end=True), r"x: end: .*got True"),
+        (wrong(start=9.5, end="1.5"), r"x: expected an end after the start 9.5 s, got 1.5 s"),
+        (wrong(start=2, end=2), r"x: expected an end after the start 2 s, got 2 s"),
+        (wrong(end=0), r"x: expected an end after the start 0 s, got 0 s"),
+        (wrong(recipe_type="x"), r"x: recipe_type: expected a class index.*got 'x'"),
+        (wrong(recipe_type=0.5), r"x: recipe_type: .*got 0.5"),
+        (wrong(recipe_type=-1), r"x: recipe_type: .*got -1"),
+        ([{"video_uid": 5, "subset": "train"}], r"layout that data/README.md describes"),
+    ],
+)
+def test_wrong_numbers_in_a_list_are_named(tmp_path, content, says):
+    with pytest.raises(ValueError, match=says):
+        read_coin(write(tmp_path, content))
+
+
+def test_numbers_may_be_written_as_text(tmp_path):
+    read = read_coin(write(tmp_path, wrong(recipe_type="0", start="1.5", end="9.5")))
+    assert read["x"] == (0, "Task0", "training", 1.5, 9.5)
+
+
+@pytest.mark.parametrize("nested", ["[" * 100_000, "9" * 5000])
+def test_hostile_json_is_refused(tmp_path, nested):
+    (tmp_path / "COIN.json").write_text(nested)
+    with pytest.raises(ValueError, match=r"COIN.json: expected JSON in UTF-8"):
+        read_coin(tmp_path / "COIN.json")
+
+
+def test_a_key_twice_is_refused(tmp_path):
+    text = json.dumps({"database": wrong()})
+    (tmp_path / "COIN.json").write_text(text.replace('"y"', '"x"'))
+    with pytest.raises(ValueError, match=r"COIN.json: expected every key once, got 'x' several times"):
+        read_coin(tmp_path / "COIN.json")
+
+
+@pytest.mark.parametrize("name", ["../../x", "/etc/passwd", "a/../../b", "a\0", "a\nb", "\ud800"])
+def test_ids_never_lead_out_of_the_videos(tmp_path, make, database, name):
+    write(tmp_path, {"database": database | {name: entry(0, "testing")}})
+    with pytest.raises(ValueError, match=r"COIN.json: expected .* as the name of a video, got"):
+        make(tmp_path).read_split("train")
+
+
+def test_a_class_of_the_test_videos_alone_is_refused(tmp_path, make, database):
+    write(tmp_path, {"database": database | {"c": entry(2, "testing")}})
+    with pytest.raises(ValueError, match=r"COIN.json: .*that have training videos, got 'Task2' for c \(test\)"):
+        make(tmp_path).read_split("train")
+
+
+def test_an_id_in_both_lists_of_ids_is_refused(tmp_path, database):
+    path = write(tmp_path, {"database": database}, train_split="a\nb\n", test_split="c\nb \n")
+    with pytest.raises(ValueError, match=r"test_split.txt, line 2: .*got b, which is in train_split.txt too"):
+        read_coin(path)
+
+
+def test_an_unknown_id_is_compared_with_the_official_ones(tmp_path):
+    path = write(tmp_path, {"database": wrong()}, train_split="X\n", test_split="y\n")
+    with pytest.raises(ValueError, match=r"got x; 'X' exists, but 'x' in COIN.json is 'X' in the lists of ids: upper"):
+        read_coin(path)

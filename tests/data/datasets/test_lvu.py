@@ -1,3 +1,4 @@
+import warnings
 from functools import cache
 from pathlib import Path
 
@@ -72,7 +73,9 @@ def read_real(loading):
 @pytest.mark.parametrize("task", PUBLISHED)
 def test_real_lists_have_the_published_numbers(read_real, task):
     videos, clips, outputs, floor = PUBLISHED[task]
-    module, splits = read_real(task)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # the official lists have no fault
+        module, splits = read_real(task)
     assert tuple(map(len, splits)) == videos
     assert tuple(sum(len(windows(video.end, 60, 1)) for video in split) for split in splits) == clips
     assert module.num_outputs == outputs
@@ -160,6 +163,78 @@ def test_videos_of_any_suffix_are_found_when_they_come(make, tmp_path):
 def test_unknown_task_is_refused_with_the_list(make, tmp_path):
     with pytest.raises(ValueError, match=r"way_speaking.*got speaking"):
         make("speaking", tmp_path)
+
+
+def rewrite(root, name, text):
+    (root / "annotations" / name).write_text(text)
+
+
+SCENE, LIKES, VIEWS = (
+    f"{columns} youtube_id imdb_id" for columns in ("class_id class_name", "like_count dislike_count", "view_count")
+)
+
+
+@pytest.mark.parametrize(
+    ("task", "lines", "says"),
+    [
+        ("scene", [SCENE, "0 office ef tt1", "0 office ef tt1"], r"test.csv, line 3: .*once, got ef \(test\).*line 2"),
+        ("scene", [SCENE, "0 office -ab tt1"], r"test.csv, line 2: .*got -ab \(test\).*\(train\) of .*train.csv"),
+        ("scene", [SCENE, "0 office cd tt2"], r"test.csv, line 2: .*got cd \(test\).*\(val\) of .*val.csv, line 2"),
+        ("scene", [SCENE, "x office ef tt1"], r"test.csv, line 2: class_id: expected a class index.*got 'x'"),
+        ("scene", [SCENE, "-1 office ef tt1"], r"line 2: class_id: .*got '-1'"),
+        ("scene", [SCENE, "999999999 office ef tt1"], r"line 2: class_id: .*got '999999999'"),
+        ("scene", [SCENE, "0 Office ef tt1"], r"one name per class, got office and Office.*upper and lower case"),
+        ("scene", [SCENE, "1 office ef tt1"], r"one index per class, got 0 and 1 for class office"),
+        ("scene", [SCENE], r"scene: expected videos in train, val, test, got none in test"),
+        ("scene", [SCENE, "0 office EF tt1"], r"lvu_durations.csv: .*row for EF.*'ef' exists, but 'E' in the list"),
+        ("like_ratio", [LIKES, "0 0 ef tt1"], r"test.csv, line 2: .*like_count or dislike_count of ef above 0"),
+        ("like_ratio", [LIKES, "-1 3 ef tt1"], r"line 2: like_count: .*at least 0, got '-1'"),
+        ("like_ratio", [LIKES, "nan 3 ef tt1"], r"line 2: like_count: expected a finite number of.*got 'nan'"),
+        ("view_count", [VIEWS, "0 ef tt1"], r"test.csv, line 2: .*view_count of ef above 0, got 0"),
+        ("view_count", [VIEWS, "inf ef tt1"], r"line 2: view_count: .*got 'inf'"),
+        ("view_count", [VIEWS, "many ef tt1"], r"line 2: view_count: .*got 'many'"),
+        ("view_count", [VIEWS, "1e400 ef tt1"], r"line 2: view_count: .*got '1e400'"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("split", SPLITS)
+def test_mistakes_in_the_test_list_are_named_whatever_is_read_first(make, tmp_path, task, lines, says, split):
+    write_lists(tmp_path, task)
+    rewrite(tmp_path, f"{task}/test.csv", "\n".join([*lines, ""]))
+    with pytest.raises(ValueError, match=says):
+        make(task, tmp_path).listed(split)
+
+
+@pytest.mark.parametrize("name", ["../../x", "/etc/passwd", "a/../../b", "..\\x", "\0"])
+def test_ids_never_lead_out_of_the_videos(make, tmp_path, name):
+    write_lists(tmp_path)
+    rewrite(tmp_path, "lvu_durations.csv", f"videoid,duration\n-ab,70\ncd,18\n{name},9\n")
+    rewrite(tmp_path, "scene/test.csv", f"{SCENE}\n0 office {name} tt1\n")
+    with pytest.raises(ValueError, match=r"test.csv, line 2: expected .* as the name of a video, got"):
+        make("scene", tmp_path).read_split("train")
+
+
+@pytest.mark.parametrize("duration", ["0", "-1", "nan", "inf", "long", ""])
+def test_a_wrong_duration_is_named(make, tmp_path, duration):
+    write_lists(tmp_path)
+    rewrite(tmp_path, "lvu_durations.csv", f"videoid,duration\n-ab,70\ncd,{duration}\nef,133\n")
+    with pytest.raises(ValueError, match=rf"lvu_durations.csv, line 3: duration: .*at least 1, got '{duration}'"):
+        make("scene", tmp_path).read_split("train")
+
+
+def test_two_durations_of_a_video_must_agree(make, tmp_path):
+    write_lists(tmp_path)
+    rewrite(tmp_path, "lvu_durations.csv", "videoid,duration\n-ab,70\ncd,18\nef,133\ncd,18\ncd,19\n")
+    with pytest.raises(ValueError, match=r"line 6: expected one duration of cd, got 19 after 18"):
+        make("scene", tmp_path).read_split("train")
+
+
+def test_a_class_of_the_test_list_alone_is_warned_of(make, tmp_path):
+    write_lists(tmp_path)
+    rewrite(tmp_path, "scene/test.csv", f"{SCENE}\n5 pub ef tt1\n")
+    module = make("scene", tmp_path)
+    with pytest.warns(UserWarning, match=r"here 2: 'hotel' \(val.*line 2\), 'pub' \(test, .*test.csv, line 2\)"):
+        assert module.class_names[5] == "pub"
+    assert [video.target for video in module.read_split("test")] == [5]
 
 
 def test_video_without_duration_is_named(make, tmp_path):

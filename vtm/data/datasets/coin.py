@@ -3,13 +3,16 @@
 import json
 import warnings
 from collections import Counter, defaultdict
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple, Unpack
 
-from vtm.data.datamodule import LoaderOptions, Split, VideoDataModule
-from vtm.data.datasets.annotations import name_classes, read_rows
+from vtm.data.datamodule import SPLITS, LoaderOptions, Split, VideoDataModule
+from vtm.data.datasets.annotations import class_index, finite_number, name_classes, read_rows, read_text
+from vtm.data.datasets.checking import Item, check_items
 from vtm.data.source import Video
+from vtm.system.names import explain_missing
 from vtm.video.listing import VideoIndex
 
 _SIZES = {"training": 9030, "testing": 2797}
@@ -39,12 +42,14 @@ class COINDataModule(VideoDataModule):
     def __init__(self, *, hold_out: bool, **options: Unpack[LoaderOptions]) -> None:
         super().__init__(**options)
         self.hold_out = hold_out
-        self._entries: dict[str, Entry] | None = None
+        self._class_names: list[str] = []
+        self._entries: dict[Split, dict[str, Entry]] | None = None
 
     @property
     def class_names(self) -> list[str]:
         """Names of the 180 tasks in the order of `recipe_type`."""
-        return name_classes(((entry.task, entry.name) for entry in self._labeled().values()), source=self._path())
+        self._checked()
+        return self._class_names
 
     @property
     def selection(self) -> Split:
@@ -53,23 +58,33 @@ class COINDataModule(VideoDataModule):
 
     def read_split(self, split: Split) -> list[Video]:
         """List the videos of a split, sorted by id."""
-        tests = split == "test" or (split == "val" and not self.hold_out)
-        entries = {key: entry for key, entry in self._labeled().items() if (entry.subset == "testing") == tests}
-        if not tests and self.hold_out:
-            held_out = hold_out_tenth({key: entry.task for key, entry in entries.items()})
-            entries = {key: entry for key, entry in entries.items() if (key in held_out) == (split == "val")}
+        part: Split = "test" if split == "val" and not self.hold_out else split
         files = VideoIndex(self.root / "videos")
         return [
             Video(key, files.find(f"{task}/{key}", key), task, start=start, end=end)
-            for key, (task, _, _, start, end) in sorted(entries.items())
+            for key, (task, _, _, start, end) in self._checked()[part].items()
         ]
 
-    def _path(self) -> Path:
-        return self.annotation("COIN.json", "COIN.rebuilt.json")
-
-    def _labeled(self) -> dict[str, "Entry"]:
+    def _checked(self) -> dict[Split, dict[str, "Entry"]]:
+        """Read and check the list and divide it into splits; this is done only once, and no files are looked up."""
         if self._entries is None:
-            self._entries = read_coin(self._path())
+            path = self.annotation("COIN.json", "COIN.rebuilt.json")
+            labeled = dict(sorted(read_coin(path).items()))
+            training = {key: entry for key, entry in labeled.items() if entry.subset == "training"}
+            held_out = hold_out_tenth({key: e.task for key, e in training.items()}) if self.hold_out else set()
+            entries: dict[Split, dict[str, Entry]] = {
+                "train": {key: entry for key, entry in training.items() if key not in held_out},
+                "val": {key: entry for key, entry in training.items() if key in held_out},
+                "test": {key: entry for key, entry in labeled.items() if entry.subset == "testing"},
+            }
+            check_items(
+                [Item(key, e.name, split, str(path)) for split, part in entries.items() for key, e in part.items()],
+                source=path,
+                splits=SPLITS if self.hold_out else ("train", "test"),
+                known={entry.name for entry in training.values()},
+            )
+            self._class_names = name_classes(((entry.task, entry.name) for entry in labeled.values()), source=path)
+            self._entries = entries
         return self._entries
 
 
@@ -100,7 +115,7 @@ def read_coin(path: Path) -> dict[str, Entry]:
     subsets, split_notes = _official_split(path, entries, layout)
     tasks = _look_up_tasks(path, entries)
     labeled = {
-        key: Entry(*tasks[key], subsets[key], float(entry.get("start") or 0), entry.get("end"))
+        key: Entry(*tasks[key], subsets[key], *_region(entry, f"{path}: {key}"))
         for key, entry in entries.items()
         if key in tasks
     }
@@ -117,6 +132,17 @@ def read_coin(path: Path) -> dict[str, Entry]:
     if notes:
         warnings.warn(f"{path}: {'; '.join(notes)}. The official COIN.json has none of these differences", stacklevel=2)
     return labeled
+
+
+def _region(entry: dict[str, Any], origin: str) -> tuple[float, float | None]:
+    """Return the start and the end of the region of interest in seconds; the end is None for the end of the video."""
+    start, end = (
+        None if entry.get(name) is None else finite_number(entry[name], f"{origin}: {name}", minimum=0)
+        for name in ("start", "end")
+    )
+    if end is not None and end <= (start or 0):
+        raise ValueError(f"{origin}: expected an end after the start {start or 0:g} s, got {end:g} s; correct them")
+    return start or 0.0, end
 
 
 def hold_out_tenth(classes: dict[str, int]) -> set[str]:
@@ -140,12 +166,15 @@ def hold_out_tenth(classes: dict[str, int]) -> set[str]:
 
 def _read_entries(path: Path) -> tuple[dict[str, dict[str, Any]], str | None]:
     """Read the entries by id, and describe the layout; None for the official one."""
+    text, repeated = read_text(path), list[str]()
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        content = json.loads(text, object_pairs_hook=partial(_collect, repeated=repeated))
+    except (ValueError, RecursionError) as error:
         raise ValueError(
             f"{path}: expected JSON in UTF-8 ({error}); download the file itself, not its web page"
         ) from error
+    if repeated:
+        raise ValueError(f"{path}: expected every key once, got {repeated[0]!r} several times; remove all but one")
     layout: str | None = "a flat dictionary, as of MA-LMM and HERMES"
     if isinstance(content, dict) and "database" in content:
         content, layout = content["database"], None
@@ -157,12 +186,19 @@ def _read_entries(path: Path) -> tuple[dict[str, dict[str, Any]], str | None]:
         pairs = [pair for item in content if isinstance(item, dict) and len(item) == 1 for pair in item.items()]
     else:
         pairs = list(content.items()) if isinstance(content, dict) else []
-    if not pairs or len(pairs) != len(content) or not all(isinstance(entry, dict) for _, entry in pairs):
+    known = all(isinstance(key, str) and isinstance(entry, dict) for key, entry in pairs)
+    if not pairs or not known or len(pairs) != len(content):
         raise ValueError(f'{path}: expected {{"database": {{id: entry}}}}, or a layout that data/README.md describes')
     twice = [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]
     if twice:
         raise ValueError(f"{path}: expected every video once, got {twice[0]} several times; remove all but one")
     return dict(pairs), layout
+
+
+def _collect(pairs: list[tuple[str, Any]], *, repeated: list[str]) -> dict[str, Any]:
+    """Make a dictionary of a JSON object, of which `json` would silently keep only the last of several equal keys."""
+    repeated += [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]
+    return dict(pairs)
 
 
 def _official_split(
@@ -177,10 +213,13 @@ def _official_split(
         missing = [file for file in lists.values() if not file.is_file()]
         if missing:
             raise FileNotFoundError(f"The file {missing[0]} is missing; {remedy}, or neither of the two")
-        official = {key: subset for subset, file in lists.items() for key in file.read_text(encoding="utf-8").split()}
+        official = _read_ids(lists)
         unknown = [key for key in subsets if key not in official]
         if unknown:
-            raise ValueError(f"{path}: expected ids that are in {names}, got {unknown[0]}; remove it, or {remedy}")
+            hint = explain_missing(unknown[0], official, here=path.name, there="the lists of ids")
+            raise ValueError(
+                f"{path}: expected ids that are in {names}, got {unknown[0]}{hint}; remove it, or {remedy}"
+            )
         moved = sum(official[key] != subset for key, subset in subsets.items())
         if moved:
             notes.append(f"{moved} videos have the wrong subset and are moved to the one in {names}")
@@ -194,6 +233,20 @@ def _official_split(
     if counts != _SIZES:
         notes.append(f"{sizes} videos are listed")
     return subsets, notes
+
+
+def _read_ids(lists: dict[str, Path]) -> dict[str, str]:
+    """Return the subset of each id in the two lists of ids."""
+    subsets: dict[str, str] = {}
+    for subset, file in lists.items():
+        for number, line in enumerate(read_text(file).splitlines(), start=1):
+            key = line.strip()
+            if key and subsets.setdefault(key, subset) != subset:
+                raise ValueError(
+                    f"{file}, line {number}: expected ids that are in one of the two lists, got {key}, which is in "
+                    f"{_ID_LISTS[subsets[key]]} too; remove it from one of them"
+                )
+    return subsets
 
 
 def _read_subsets(path: Path, entries: dict[str, dict[str, Any]]) -> tuple[dict[str, str], list[str]]:
@@ -216,8 +269,12 @@ def _look_up_tasks(path: Path, entries: dict[str, dict[str, Any]]) -> dict[str, 
     tasks: dict[str, tuple[int, str]] = {}
     taxonomy = path.with_name("taxonomy_targets.csv")
     for row in read_rows(taxonomy, _TAXONOMY, delimiter=",") if taxonomy.is_file() else ():
-        tasks[_letters(row["class"])] = int(row["recipe_type"]), row["class"]
-    numbers = {key: int(n) for key, entry in entries.items() if (n := entry.get("recipe_type")) is not None}
+        tasks[_letters(row["class"])] = row.class_index("recipe_type"), row["class"]
+    numbers = {
+        key: class_index(number, f"{path}: {key}: recipe_type")
+        for key, entry in entries.items()
+        if (number := entry.get("recipe_type")) is not None
+    }
     for key, number in numbers.items():
         if key not in names:
             raise ValueError(f"{path}: expected class or target of {key} with its recipe_type; download the list again")

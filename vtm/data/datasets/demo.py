@@ -15,8 +15,9 @@ from typing import NamedTuple, Unpack
 import numpy as np
 from numpy.typing import NDArray
 
-from vtm.data.datamodule import LoaderOptions, Split, VideoDataModule
+from vtm.data.datamodule import SPLITS, LoaderOptions, Split, VideoDataModule
 from vtm.data.datasets.annotations import read_rows
+from vtm.data.datasets.checking import Item, check_items
 from vtm.data.source import Video
 from vtm.system.atomic import write_atomically
 from vtm.system.progress import Progress
@@ -189,10 +190,9 @@ class DemoDataModule(VideoDataModule):
         write_atomically(begun, json.dumps(settings))
         videos = [(index, video) for index, split in enumerate(self.counts) for video in self._plan(split)]
         todo = [(index, number, video) for number, (index, video) in enumerate(videos) if not video.path.exists()]
-        done = len(videos) - len(todo)
         with (
             ThreadPoolExecutor(os.cpu_count()) as pool,
-            Progress("writing demonstration videos", len(videos), done=done) as progress,
+            Progress("writing demonstration videos", len(videos), done=len(videos) - len(todo)) as progress,
         ):
             for _ in pool.map(lambda job: self._write(*job), todo):
                 progress.advance()
@@ -204,9 +204,10 @@ class DemoDataModule(VideoDataModule):
 
     def read_split(self, split: Split) -> list[Video]:
         """List the videos in `annotations/<split>.csv`."""
-        path = self.annotation(f"{split}.csv")
-        rows = read_rows(path, ("path", "label"), delimiter=",")
-        return [self._video(row["path"], self.class_names.index(row["label"])) for row in rows]
+        rows = {s: read_rows(self.annotation(f"{s}.csv"), ("path", "label"), delimiter=",") for s in SPLITS}
+        items = [Item(row["path"], row["label"], s, row.origin) for s in SPLITS for row in rows[s]]
+        check_items(items, source=self.root / "annotations", known=self.class_names)
+        return [self._video(row["path"], self.class_names.index(row["label"])) for row in rows[split]]
 
     def _video(self, name: str, label: int) -> Video:
         return Video(name, self.root / "videos" / name, label, end=float(self.scene.seconds))
@@ -294,6 +295,5 @@ def _bounce(
 
 
 def _paint(picture: NDArray[np.int16], sprite: _Sprite, corner: tuple[int, int]) -> None:
-    size = len(sprite.mask)
-    top, left = corner
+    (top, left), size = corner, len(sprite.mask)
     np.copyto(picture[top : top + size, left : left + size], sprite.color, where=sprite.mask)

@@ -1,19 +1,24 @@
 """A data set of the user's own videos, labeled by their folders or by a table."""
 
 import csv
+import os
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from hashlib import sha256
 from math import isfinite
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple, Unpack
+from typing import Unpack
 
 from vtm.data.datamodule import SPLITS, LoaderOptions, Split, VideoDataModule
+from vtm.data.datasets.annotations import header_hint
+from vtm.data.datasets.checking import Item, check_ids, check_labels
 from vtm.data.source import Video
+from vtm.system.names import explain_missing, fold
 from vtm.video.listing import SUFFIXES, entries, is_video, walk
 
 _LIKE_SPLITS = frozenset((*SPLITS, "training", "valid", "validation", "dev", "testing"))
+_NUMBERS = "labels that are numbers to predict need task=regression data.regression=true"
 _HELP = 'the section "folder" of data/README.md'
 
 
@@ -36,24 +41,24 @@ class FolderDataModule(VideoDataModule):
     def __init__(self, *, regression: bool, **options: Unpack[LoaderOptions]) -> None:
         super().__init__(**options)
         self.regression = regression
-        self._items: list[_Item] | None = None
+        self._items: list[Item] | None = None
 
     @property
     def class_names(self) -> list[str] | None:
         """Labels of the training videos, sorted by code points; None for regression."""
         items = self._labeled()
-        return None if self.regression else sorted({item.label for item in items if item.split == "train"})
+        return None if self.regression else sorted({str(item.label) for item in items if item.split == "train"})
 
     def read_split(self, split: Split) -> list[Video]:
         """List the videos of a split, sorted by id."""
         items = [item for item in self._labeled() if item.split == split]
         folder, number = self.root / "videos", {name: index for index, name in enumerate(self.class_names or ())}
         return [
-            Video(item.id, folder / item.id, float(item.label) if self.regression else number[item.label])
+            Video(item.id, folder / item.id, number[item.label] if isinstance(item.label, str) else item.label)
             for item in items
         ]
 
-    def _labeled(self) -> list["_Item"]:
+    def _labeled(self) -> list["Item"]:
         """Read and check the labels and splits; this is done only once."""
         if self._items is None:
             table, folder = self.root / "videos.csv", self.root / "videos"
@@ -102,14 +107,7 @@ def split_by_hash(labels: dict[str, str]) -> dict[str, Split]:
     return splits
 
 
-class _Item(NamedTuple):
-    id: str
-    label: str
-    split: Split | None
-    origin: str  # table and line, or folder, for error messages
-
-
-def _read_table(path: Path) -> list[_Item]:
+def _read_table(path: Path) -> list[Item]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, strict=True)
@@ -117,8 +115,13 @@ def _read_table(path: Path) -> list[_Item]:
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{path}: expected a comma-separated table in UTF-8 ({error}); save it as such") from error
     columns = rows[0][1] if rows else []
-    if columns not in (["path", "label", "split"], ["path", "label"]):
-        raise ValueError(f"{path}: expected the columns path,label,split or path,label, got {','.join(columns)!r}")
+    layouts = ["path", "label", "split"], ["path", "label"]
+    if columns not in layouts:
+        hints = (header_hint(columns, names, delimiter=",") for names in layouts)
+        raise ValueError(
+            f"{path}: expected the columns path,label,split or path,label, got {','.join(columns)!r}"
+            f"{next(filter(None, hints), '')}"
+        )
     items = []
     for origin, row in rows[1:]:
         if len(row) != len(columns):
@@ -131,25 +134,30 @@ def _read_table(path: Path) -> list[_Item]:
         if not label:
             raise ValueError(f"{origin}: expected a label for {name}, got none; add it, or remove the line")
         if split is not None and split not in SPLITS:
-            raise ValueError(f"{origin}: expected train, val or test as split of {name}, got {split!r}; correct it")
-        items.append(_Item(name.as_posix(), label, split, origin))
+            hint = explain_missing(split, SPLITS, here="the table", there="the names of the splits")
+            raise ValueError(
+                f"{origin}: expected train, val or test as split of {name}, got {split!r}{hint}; correct it"
+            )
+        items.append(Item(name.as_posix(), label, split, origin))
     return items
 
 
-def _list_folders(folder: Path) -> list[_Item]:
+def _list_folders(folder: Path) -> list[Item]:
     names = [path.name for path in entries(folder) if path.is_dir()]
-    if not any(name.casefold() in _LIKE_SPLITS for name in names):
+    if not any(fold(name) in _LIKE_SPLITS for name in names):
         return list(_list_classes(folder, None))
     unknown = [name for name in names if name not in SPLITS]
     if unknown:
+        hints = [explain_missing(name, SPLITS, here="the folder", there="the names of the splits") for name in unknown]
         raise ValueError(
             f"{folder}: expected only the splits {', '.join(SPLITS)} as folders, got "
-            f"{', '.join(unknown)}; rename or move them, or write {folder}.csv if these are names of classes"
+            f"{', '.join(unknown)}{''.join(hints)}; rename or move them, or write {folder}.csv if these are names of "
+            "classes"
         )
     return [item for split in SPLITS if split in names for item in _list_classes(folder, split)]
 
 
-def _list_classes(videos: Path, split: Split | None) -> Iterator[_Item]:
+def _list_classes(videos: Path, split: Split | None) -> Iterator[Item]:
     """Yield the videos in the class folders of a split, or of the whole data set if the split is None."""
     for folder in entries(videos / (split or "")):
         if not folder.is_dir():
@@ -165,27 +173,18 @@ def _list_classes(videos: Path, split: Split | None) -> Iterator[_Item]:
                 "put videos there, or remove the folder"
             )
         for file in videos_of_class:
-            yield _Item(file.relative_to(videos).as_posix(), folder.name, split, str(folder))
+            yield Item(file.relative_to(videos).as_posix(), folder.name, split, str(folder))
 
 
-def _checked(items: list[_Item], folder: Path, *, regression: bool) -> list[_Item]:
+def _checked(items: list[Item], folder: Path, *, regression: bool) -> list[Item]:
     """Assign a split to each item, and check for errors that would stop a run late or invalidate its scores."""
     table = folder.with_suffix(".csv")
     source = table if table.is_file() else folder
     if not items:
         raise ValueError(f"{source}: expected videos, got none; see {_HELP}")
-    files: dict[Path, _Item] = {}
-    for item in items:
-        if any("\ud800" <= character <= "\udfff" for character in item.id):  # bytes that Python could not decode
-            raise ValueError(f"{item.origin!r}: expected names in UTF-8, got {item.id!r}; rename the file")
-        other = files.setdefault((folder / item.id).resolve(), item)
-        if other is not item:
-            raise ValueError(
-                f"{item.origin}: expected every video once, got {item.id} ({item.split}), which is the same file as "
-                f"{other.id} ({other.split}) of {other.origin}; keep one of them"
-            )
+    check_ids(items, identity=lambda item: _identity(folder / item.id))
     if items[0].split is None:
-        splits = split_by_hash({item.id: "" if regression else item.label for item in items})
+        splits = split_by_hash({item.id: "" if regression else str(item.label) for item in items})
         items = [item._replace(split=splits[item.id]) for item in items]
         counts = Counter(splits.values())
         warnings.warn(
@@ -194,40 +193,48 @@ def _checked(items: list[_Item], folder: Path, *, regression: bool) -> list[_Ite
             f"splits; {table} with a column split keeps them together",
             stacklevel=2,
         )
-    for split in SPLITS:
-        if not any(item.split == split for item in items):
-            raise ValueError(f"{source}: expected videos in {', '.join(SPLITS)}, got none in {split}; see {_HELP}")
-    _check_values(items) if regression else _check_classes(items, source)
+    if regression:
+        items = [item._replace(label=_value(item)) for item in items]
+    if source == table:
+        _check_names(items)
+    check_labels(items, source=source, remedy=f"; {_NUMBERS}")
+    if not regression and all(_is_number(str(item.label)) for item in items):
+        count = len({item.label for item in items})
+        warnings.warn(f"{source}: all {count} classes have numbers as names; {_NUMBERS}", stacklevel=2)
     return items
 
 
-def _check_values(items: list[_Item]) -> None:
-    for item in items:
-        if not _is_number(item.label):
-            raise ValueError(
-                f"{item.origin}: expected a finite number as label of {item.id}, got {item.label!r}; correct it, or "
-                "set task=classification data.regression=false for names of classes"
-            )
+def _identity(path: Path) -> Hashable:
+    """Return a value that is equal for equal files, also behind links and in other spellings of their path."""
+    try:
+        status = path.stat()
+    except OSError:
+        return os.path.realpath(path)
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def _check_classes(items: list[_Item], source: Path) -> None:
-    remedy = "labels that are numbers to predict need task=regression data.regression=true"
-    classes = {item.label for item in items if item.split == "train"}
+def _value(item: Item) -> float:
+    """Return the label of an item as a finite number."""
+    if not _is_number(str(item.label)):
+        raise ValueError(
+            f"{item.origin}: expected a finite number as label of {item.id}, got {item.label!r}; correct it, or "
+            "set task=classification data.regression=false for names of classes"
+        )
+    return float(item.label)
+
+
+def _check_names(items: list[Item]) -> None:
     for item in items:
-        if item.label not in classes:
+        if item.label in ("nan", "NaN"):
             raise ValueError(
-                f"{item.origin}: expected only classes that have training videos, got {item.label!r} for {item.id} "
-                f"({item.split}); put videos of this class into train, or remove it; {remedy}"
+                f"{item.origin}: expected the name of a class as label of {item.id}, got {item.label!r}, which pandas "
+                "writes for a missing one; correct it, or remove the line"
             )
-    if len(classes) < 2:
-        raise ValueError(f"{source}: expected at least 2 classes, got only {min(classes)!r}; add videos of another one")
-    if all(map(_is_number, classes)):
-        warnings.warn(f"{source}: all {len(classes)} classes have numbers as names; {remedy}", stacklevel=2)
 
 
 def _is_number(label: str) -> bool:
     """Return whether a label is a finite number."""
     try:
-        return isfinite(float(label))
+        return isfinite(float(label)) and "_" not in label  # Python reads 1_5 as 15
     except ValueError:
         return False

@@ -1,12 +1,15 @@
 """LVU 1.0 (Wu and Krähenbühl, CVPR 2021): nine tasks on movie clips, in the lists published with ViS4mer."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from math import log
 from typing import Unpack
 
 from vtm.data.datamodule import SPLITS, LoaderOptions, Split, VideoDataModule
-from vtm.data.datasets.annotations import name_classes, read_rows
+from vtm.data.datasets.annotations import Row, name_classes, read_rows
+from vtm.data.datasets.checking import Item, check_items
 from vtm.data.source import Video
+from vtm.system.names import explain_missing
 from vtm.video.listing import VideoIndex
 
 _CLASSES = ("relationship", "way_speaking", "scene", "director", "genre", "writer", "year")
@@ -56,40 +59,68 @@ class LVUDataModule(VideoDataModule):
             raise ValueError(f"expected task to be one of {', '.join((*_CLASSES, *_VALUES))}, got {task}")
         self.task = task
         self._class_names: list[str] | None = None
+        self._entries: list[tuple[Item, Video]] | None = None
 
     @property
     def class_names(self) -> list[str] | None:
         """Names of the classes, with placeholders for the classes of director and writer that have no videos."""
-        rows = [row for split in SPLITS for row in self._rows(split)]
-        if self.task in _CLASSES and self._class_names is None:
-            pairs = ((int(row["class_id"]), row["class_name"]) for row in rows)
-            self._class_names = name_classes(pairs, source=self.root / "annotations" / self.task)
+        self._checked()
         return self._class_names
 
     def read_split(self, split: Split) -> list[Video]:
         """List the videos in the task's list of a split."""
-        durations = {
-            row["videoid"]: float(row["duration"])
-            for row in read_rows(self.annotation("lvu_durations.csv"), ("videoid", "duration"), delimiter=",")
-        }
-        files, videos = VideoIndex(self.root / "videos"), []
-        for row in self._rows(split):
-            name = row["youtube_id"]
-            if name not in durations:
-                raise ValueError(
-                    f"{self.annotation('lvu_durations.csv')}: expected a row for {name}, a video of {split}"
-                )
-            target, cluster = self._target(row), row["imdb_id"]
-            videos.append(Video(name, files.find(name), target, end=durations[name], cluster=cluster))
-        return videos
+        files = VideoIndex(self.root / "videos")
+        return [replace(video, path=files.find(item.id)) for item, video in self._checked() if item.split == split]
 
-    def _rows(self, split: Split) -> list[dict[str, str]]:
+    def _checked(self) -> list[tuple[Item, Video]]:
+        """Read and check the lists of all splits; this is done only once, and the files are not looked up."""
+        if self._entries is None:
+            folder, lengths = self.root / "annotations" / self.task, self._lengths()
+            rows = [(split, row) for split in SPLITS for row in self._rows(split)]
+            classes = [(row.class_index("class_id"), row["class_name"]) for _, row in rows if self.task in _CLASSES]
+            entries = []
+            for split, row in rows:
+                name, target = row["youtube_id"], self._target(row)
+                if name not in lengths:
+                    hint = explain_missing(name, lengths, here="the list", there="lvu_durations.csv")
+                    raise ValueError(
+                        f"{self.annotation('lvu_durations.csv')}: expected a row for {name}, a video of {split} "
+                        f"({row.origin}), got none{hint}; get the original file, or add the row"
+                    )
+                video = Video(name, self.root, target, end=lengths[name], cluster=row["imdb_id"])
+                entries.append((Item(name, row.get("class_name", target), split, row.origin), video))
+            # a class without training videos is only warned of: the indices are fixed, and some classes are empty
+            check_items([item for item, _ in entries], source=folder, known={name for _, name in classes})
+            if classes:
+                self._class_names = name_classes(classes, source=folder)
+            self._entries = entries
+        return self._entries
+
+    def _lengths(self) -> dict[str, float]:
+        """Read the lengths of the videos in seconds by id."""
+        lengths: dict[str, float] = {}
+        for row in read_rows(self.annotation("lvu_durations.csv"), ("videoid", "duration"), delimiter=","):
+            length = row.number("duration", minimum=1)
+            if lengths.setdefault(row["videoid"], length) != length:
+                raise ValueError(
+                    f"{row.origin}: expected one duration of {row['videoid']}, got {length:g} after "
+                    f"{lengths[row['videoid']]:g}; remove the wrong one"
+                )
+        return lengths
+
+    def _rows(self, split: Split) -> list[Row]:
         _, columns = _VALUES.get(self.task, (None, ("class_id", "class_name")))
         path = self.annotation(f"{self.task}/{split}.csv")
         return read_rows(path, (*columns, "youtube_id", "imdb_id"), delimiter=" ")  # spaces, despite the suffix
 
-    def _target(self, row: dict[str, str]) -> int | float:
+    def _target(self, row: Row) -> int | float:
         if self.task in _CLASSES:
-            return int(row["class_id"])
+            return row.class_index("class_id")
         value, columns = _VALUES[self.task]
-        return value(*(float(row[column]) for column in columns))
+        counts = [row.number(column, minimum=0) for column in columns]
+        if not sum(counts):
+            raise ValueError(
+                f"{row.origin}: expected {' or '.join(columns)} of {row['youtube_id']} above 0, got "
+                f"{' and '.join(row[column] for column in columns)}; correct or remove the line"
+            )
+        return value(*counts)
