@@ -19,8 +19,8 @@ from torch.utils.data import DataLoader, Sampler
 from vtm.data.dataset import Clip, VideoDataset, collate
 from vtm.data.samplers import EvalSampler, TrainSampler
 from vtm.data.sampling import ClipProtocol
-from vtm.system.cells import from_cell
 from vtm.data.source import EncoderSpec, Source, Video, explain_absence
+from vtm.system.cells import from_cell
 from vtm.system.names import PathIndex
 
 Split = Literal["train", "val", "test"]
