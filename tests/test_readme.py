@@ -1,6 +1,7 @@
 """The Python of every README runs and gives what its comments say; links, files, choices and options exist."""
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,7 @@ def names(tmp_path_factory, make_checkpoint, make_video) -> dict:
     small = ("merging=none", "model.window_frames=[4]", "model.channels=[8]")  # whose graphs take a second, not ten
     checkpoint = make_checkpoint(folder / "a.ckpt", "data/protocol=windows", "data.protocol.num_frames=4", *small)
     list(export(checkpoint, folder / "scene", "safetensors,onnx,pt2"))
+    shutil.copy(folder / "scene.safetensors", folder / "mine.safetensors")
     make_video(folder / "clip.mp4", 5)
     features, mask = torch.randn(2, 4, 2, 2, 192), torch.ones(2, 4, dtype=torch.bool)
     return {"folder": folder, "features": features, "mask": mask}
