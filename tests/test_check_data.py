@@ -52,6 +52,16 @@ def test_every_video_of_every_split_is_judged():
     assert findings[0].path == "place/good"
 
 
+def test_a_missing_video_is_compared_with_the_files(tmp_path):
+    (tmp_path / "Caf\u00e9.mp4").touch()
+    path = tmp_path / "Cafe\u0301.mp4"
+    source = SimpleNamespace(version=lambda video: None, locate=lambda video: str(video.path))
+    lists = {"train": [Video("a", path, 0)], "val": [], "test": []}
+    (found,) = check(SimpleNamespace(source=source, protocol=None, listed=lists.get))
+    assert found.state == "missing"
+    assert "'é' is decomposed in the list and composed in the file name" in found.reason
+
+
 def finding(name, state):
     return Finding("test", name, state, f"{name}.mp4", "1-2", "why, and what")
 

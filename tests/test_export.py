@@ -136,6 +136,7 @@ def test_sampling_is_refused_where_a_graph_cannot_hold_it(tmp_path, make_checkpo
         ([], "vtm.export needs ckpt_path=… and out=…"),
         (["ckpt_path=a.ckpt"], "vtm.export needs out=…"),
         (["ckptpath=a.ckpt", "out=m.onnx"], "did you mean ckpt_path=…?"),
+        (["ckpt_path=a.ckpt", "OUT=m.onnx"], "did you mean out=…? 'O' in the command line is 'o' in the settings"),
         (["a.ckpt", "out=m.onnx"], "'a.ckpt' is not a setting of vtm.export"),
         (["ckpt_path=", "out=m.onnx"], "'ckpt_path=' is not a setting"),
         (

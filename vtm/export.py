@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from vtm.cli.errors import concise_errors
 from vtm.results.record import read_results, score_of
+from vtm.system.names import explain_difference, fold
 
 if TYPE_CHECKING:  # slow to import, so only after the arguments are checked
     from torch import Tensor
@@ -127,10 +128,14 @@ def _settings(arguments: list[str]) -> dict[str, str]:
     for argument in arguments:
         key, equals, value = argument.partition("=")
         if key not in _SETTINGS or not equals or not value:
-            near = difflib.get_close_matches(key, _SETTINGS, n=1)
+            alike = [name for name in _SETTINGS if fold(name) == fold(key)]
+            near = alike or difflib.get_close_matches(key, _SETTINGS, n=1)
+            hint = f"; did you mean {near[0]}=…?" if near else ""
+            if alike:
+                hint += f" {explain_difference(key, near[0], here='the command line', there='the settings')}"
             raise ValueError(
                 f"{argument!r} is not a setting of vtm.export; expected {', '.join(f'{name}=…' for name in _SETTINGS)}"
-                + (f"; did you mean {near[0]}=…?" if near else "")
+                + hint
             )
         settings[key] = value
     if missing := [name for name in ("ckpt_path", "out") if name not in settings]:

@@ -197,3 +197,11 @@ def test_a_value_that_must_be_given_is_named():
 def test_a_loading_process_that_was_ended_says_no_more_than_that():
     ended = RuntimeError("DataLoader worker (pid 7) is killed by signal: Terminated. ")
     assert one_sentence(ended) == "terminated by SIGTERM"
+
+
+def test_a_missing_file_is_compared_with_those_that_exist(tmp_path):
+    (tmp_path / "Videos.csv").touch()
+    with pytest.raises(FileNotFoundError) as error:
+        (tmp_path / "videos.csv").open()
+    says = f"No such file or directory; {tmp_path}/Videos.csv exists, but 'v' in the given path is 'V' in the file name"
+    assert says in one_sentence(error.value)

@@ -33,6 +33,18 @@ def test_a_misspelled_override_gets_a_suggestion(arguments, expected):
     assert line == "{!r} is unknown; did you mean {!r}?".format(*expected)
 
 
+@pytest.mark.parametrize(
+    ("argument", "says"),
+    [
+        ("Experiment=demo", "'experiment'? 'E' in the command line is 'e' in the configuration: upper and lower case"),
+        ("experiment=DEMO", "'experiment=demo'? 'D' in the command line is 'd' in the configuration: upper and lower"),
+    ],
+)
+def test_a_difference_that_is_hard_to_see_is_described(argument, says):
+    (line,) = near_misses([argument], CONF, "train")
+    assert f"did you mean {says}" in line
+
+
 @pytest.mark.parametrize("value", ["[1", "/videos/Übung", "my (videos)", "a,b=c", "runs/…/last.ckpt"])
 def test_a_value_that_hydra_cannot_read_is_to_be_quoted(value):
     (line,) = near_misses([f"ckpt_path={value}"], CONF, "train")

@@ -1,3 +1,4 @@
+from pathlib import Path
 from types import SimpleNamespace
 
 import lightning.pytorch as lightning
@@ -8,7 +9,8 @@ from torch.utils.data import DataLoader
 from vtm.data.datamodule import VideoDataModule
 from vtm.data.dataset import collate
 from vtm.data.sampling import Windows
-from vtm.data.source import Video
+from vtm.data.source import Video, explain_absence
+from vtm.system.names import PathIndex
 from vtm.video.listing import VideoIndex
 
 COUNTS = {"train": 7, "val": 3, "test": 3}
@@ -203,6 +205,51 @@ def test_missing_videos_are_counted_and_the_first_are_named(make, root, tmp_path
     with pytest.raises(FileNotFoundError, match=r"6 of the 7 train videos.*train0.mp4, .*train2.mp4, .*train3.mp4;"):
         make(tmp_path).train_dataloader()
     assert make(tmp_path).train_targets().tolist() == [0, 1, 0, 1, 0, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [("Train0.webm", "'t' in the list is 'T' in the file name"), ("train0 .mp4", "the spaces differ")],
+)
+def test_a_missing_video_is_compared_with_the_files(make, root, tmp_path, name, says):
+    (tmp_path / "annotations").symlink_to(root / "annotations")
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos" / name).touch()
+    with pytest.raises(FileNotFoundError, match=rf"train2.mp4; .*/videos/{name} exists, but .*{says}.*; put them"):
+        make(tmp_path).videos("train")
+
+
+def test_missing_features_are_compared_with_those_of_other_spellings():
+    stored = {"cafe\u0301/1.mp4"}
+    source = SimpleNamespace(
+        locate=lambda video: "features/…", version=lambda video: "1" * (video.id in stored) or None
+    )
+    for name in ("caf\u00e9/1.mp4", "caf\u00e9\\1.mp4"):
+        message = explain_absence(source, Video(name, Path("videos") / name, 0), PathIndex())
+        assert "'é' is composed in the list and decomposed in the stored features" in message
+    assert explain_absence(source, Video("tea/1.mp4", Path("videos/tea/1.mp4"), 0), PathIndex()) == ""
+
+
+@pytest.mark.parametrize("wrong", ["Annotations/list.csv", "annotations/list.CSV"])
+def test_a_missing_list_is_compared_with_the_files(make, tmp_path, wrong):
+    (tmp_path / wrong).parent.mkdir()
+    (tmp_path / wrong).touch()
+    with pytest.raises(FileNotFoundError, match=rf"list.csv is missing; {tmp_path}/{wrong} exists, but .*case differ"):
+        make(tmp_path).train_targets()
+    with pytest.raises(FileNotFoundError, match=r"is missing; .* exists, but .*case differ; data/README"):
+        make(tmp_path.with_name(tmp_path.name.upper())).train_targets()
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_all_lists_are_read_before_a_run(loading, root, training):
+    class Faulty(Numbered):
+        def read_split(self, split):
+            if split == "train":
+                raise ValueError("train.csv, line 2: expected a number")
+            return super().read_split(split)
+
+    with pytest.raises(ValueError, match="line 2"):
+        Faulty(**loading(root)).check_videos(training=training)
 
 
 def test_videos_may_be_missing_if_the_user_says_so(make, root, tmp_path):

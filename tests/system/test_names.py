@@ -19,6 +19,7 @@ NFC, NFD = (unicodedata.normalize(form, "Café") for form in ("NFC", "NFD"))
         ("\uac00", "\u1100\u1161", "'\uac00' is composed in the list and decomposed in the file"),
         ("a.mp4 ", "a.mp4", "the name ends with a space in the list"),
         ("a.mp4", " a.mp4", "the name begins with a space in the file"),
+        ("a .mp4", "a.mp4", "the spaces differ: 'a .mp4' in the list, 'a.mp4' in the file"),
         ("a /b", "a/b", "the spaces differ: 'a /b' in the list, 'a/b' in the file"),
         ("a b", "a\u00a0b", r"the spaces differ: 'a b' in the list, 'a\xa0b' in the file"),
         ("a\\b\\c", "a/b/c", "the list has a backslash where the file has a slash"),

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from vtm.video.listing import SUFFIXES, VideoIndex, entries, is_video, walk
+from vtm.video.listing import SUFFIXES, VideoIndex, entries, is_video, list_videos, walk
 
 
 @pytest.fixture
@@ -98,3 +98,30 @@ def test_an_index_reads_a_folder_once(tmp_path):
     (tmp_path / "a.mkv").touch()
     assert old.find("a") == tmp_path / "a.mp4"
     assert VideoIndex(tmp_path).find("a") == tmp_path / "a.mkv"
+
+
+@pytest.mark.parametrize("stem", ["../a", "/etc/passwd", "a/../../b", "a\0", "a\nb", ""])
+def test_a_name_never_leads_out_of_the_folder(tmp_path, stem):
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "a.mp4").touch()
+    with pytest.raises(ValueError, match=r"videos: expected .*, got .*; correct the list"):
+        VideoIndex(tmp_path / "videos").find(stem)
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("Caf\u00e9.mp4", "'é' is composed in the given path and decomposed in the file name"),
+        ("DAY 1/x.mp4", "'D' in the given path is 'd' in the file name"),
+        ("day 1\\x.mp4", "the given path has a backslash where the file name has a slash"),
+        ("day  1", "the spaces differ"),
+    ],
+)
+def test_a_missing_name_is_compared_with_those_that_exist(tmp_path, name, says):
+    (tmp_path / "day 1").mkdir()
+    for there in ("Cafe\u0301.mp4", "day 1/x.mp4"):
+        (tmp_path / there).touch()
+    with pytest.raises(ValueError) as error:
+        list_videos([str(tmp_path / name)])
+    assert f"no such file or folder, and no video matches; {tmp_path}" in str(error.value)
+    assert says in str(error.value)

@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from vtm.system.names import explain_path
+
 _RAISED_IN_WORKER = re.compile(
     r'Caught \w+ in \w.*\n  File "(?P<file>[^"]+)", line \d+, in [^\n]*\n    raise [^\n]*\n(?:    [^\n]*\n)*'
     r"[\w.]+: (?P<message>.*)",
@@ -88,7 +90,9 @@ def one_sentence(error: BaseException) -> str | None:
     if frames and _is_ours(frames[-1].filename) and (frames[-1].line or "").startswith("raise "):
         return text  # raised on purpose
     if isinstance(cause, OSError) and (cause.filename or isinstance(cause, FileNotFoundError)):
-        return f"{cause.filename}: {cause.strerror}" if cause.filename and cause.strerror else text
+        missing = isinstance(cause, FileNotFoundError) and isinstance(cause.filename, str)
+        hint = explain_path(cause.filename) if missing else ""
+        return f"{cause.filename}: {cause.strerror}{hint}" if cause.filename and cause.strerror else text
     if type(cause).__name__ == "MissingMandatoryValue":  # of omegaconf
         key = getattr(cause, "full_key", None)
         return f"{key} has no value: add {key}=…, or choose an experiment that sets it; --help lists them"

@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vtm.cli.quoting import quoted_override
+from vtm.system.names import did_you_mean, fold
 
 _OTHER_CONFIG = ("--config", "-cp", "-cn", "-cd", "hydra.searchpath")  # flags that add configurations unknown here
 _HINTS = {"num_classes": "the number of classes is read from the annotations"}
@@ -137,11 +138,13 @@ def _near(name: str, keys: list[str]) -> list[str]:
 
 
 def _close(name: str, candidates: list[str]) -> list[str]:
-    return difflib.get_close_matches(name, candidates, n=1, cutoff=0.8)
+    alike = [candidate for candidate in candidates if fold(candidate) == fold(name)]
+    return alike[:1] or difflib.get_close_matches(name, candidates, n=1, cutoff=0.8)
 
 
 def _unknown(name: str, near: list[str], otherwise: str) -> str:
-    return f"{name!r} is unknown; " + (f"did you mean {' or '.join(map(repr, near))}?" if near else otherwise)
+    hint = did_you_mean(name, near, there="the configuration")
+    return f"{name!r} is unknown; {hint or otherwise}"
 
 
 def _wrong_kind(override: Override, value: Any, usual: Any) -> str | None:

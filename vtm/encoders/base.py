@@ -23,6 +23,7 @@ from vtm.encoders.rounding import Quantized, StorageDtype, dequantize, quantize
 from vtm.encoders.weights import check_weights_file
 from vtm.merging import FeatureGrid
 from vtm.system.archive import is_damaged
+from vtm.system.names import explain_path
 from vtm.video.frames import FrameSpec
 
 Precision = Literal["float32", "bfloat16", "float16"]
@@ -189,7 +190,8 @@ class Encoder(nn.Module, ABC):
             return "pretrained" if self.pretrained else f"random{self.seed}"
         if not Path(self.checkpoint).is_file():
             raise FileNotFoundError(
-                f"encoder.checkpoint = {self.checkpoint} is missing; give a local file of weights of {name}"
+                f"encoder.checkpoint = {self.checkpoint} is missing{explain_path(self.checkpoint)}; give a local file "
+                f"of weights of {name}"
             )
         check_weights_file(self.checkpoint)
         if is_damaged(self.checkpoint):

@@ -15,6 +15,7 @@ from vtm.data.dataset import Clip, make_clip
 from vtm.data.sampling import ClipProtocol
 from vtm.data.source import StepData, Video, VideoFiles
 from vtm.encoders import Encoder, Precomputed
+from vtm.system.names import explain_path
 from vtm.video.scanning import packet_table
 
 _FRAMES_AT_ONCE = 128  # decoded and encoded together
@@ -50,7 +51,7 @@ class EncodedVideo:
         self, path: Path, encoder: Encoder | Precomputed, protocol: ClipProtocol, *, motion: bool, device: torch.device
     ) -> None:
         if not path.exists():
-            raise FileNotFoundError(f"{path}: no such file")
+            raise FileNotFoundError(f"{path}: no such file{explain_path(path)}")
         if encoder.frames is None:
             raise ValueError(
                 f"this model was trained on features ({encoder.key}) and cannot read {path}; call it with features "

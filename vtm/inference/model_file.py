@@ -25,6 +25,7 @@ from torch import Tensor
 from vtm.inference.description import parse_json, shown
 from vtm.system.atomic import write_atomically
 from vtm.system.downloads import describe_bad_download
+from vtm.system.names import explain_path
 
 FORMAT = 1
 PARTS = ("task", "classes", "num_outputs", "encoder", "encoder_key", "model", "protocol", "motion", "training")
@@ -72,8 +73,8 @@ def read_model(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     if not path.is_file():
         raise ModelFileError(
-            f"{path} is not a file; `python -m vtm.export ckpt_path=runs/…/checkpoints/best.ckpt "
-            f"{shlex.quote(f'out={path}')}` writes one"
+            f"{path} is not a file{explain_path(path)}; `python -m vtm.export "
+            f"ckpt_path=runs/…/checkpoints/best.ckpt {shlex.quote(f'out={path}')}` writes one"
         )
     try:
         with safe_open(path, "pt") as file:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from omegaconf import OmegaConf
 
 from vtm.results.record import read_results
+from vtm.system.names import explain_path
 
 _IGNORED = (  # settings that do not change the result of a run
     "run_dir", "logger", "published", "ablation", "hydra",
@@ -132,7 +133,9 @@ def _files(path: Path) -> Iterator[Path]:
         yield path
         return
     if not path.is_dir():
-        raise FileNotFoundError(f"{path} does not exist; give run folders, sweep folders or results.json files")
+        raise FileNotFoundError(
+            f"{path} does not exist{explain_path(path)}; give run folders, sweep folders or results.json files"
+        )
     files = set(path.rglob("results.json"))
     for composed in path.rglob(".hydra/hydra.yaml"):
         if _TRAINING in composed.read_text(encoding="utf-8"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import unicodedata
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 
 _ALIKE = str.maketrans(
@@ -27,8 +27,9 @@ def _common(name: str) -> str:
 
 
 def _trimmed(name: str) -> str:
-    """Remove white space at both ends of each part of a path, and replace other white space by single spaces."""
-    return "/".join(" ".join(part.split()) for part in name.split("/"))
+    """Remove white space around each part of a path and its suffix, and replace other white space by single spaces."""
+    stems = (os.path.splitext(" ".join(part.split())) for part in name.split("/"))
+    return "/".join(stem.rstrip() + suffix for stem, suffix in stems)
 
 
 _RULES: dict[str, Callable[[str], str]] = {
@@ -97,11 +98,35 @@ def explain_missing(name: str, existing: Iterable[str], *, here: str, there: str
     return f"; {other!r} exists, but {explain_difference(name, other, here=here, there=there)}"
 
 
+def did_you_mean(name: str, near: Sequence[str], *, there: str) -> str:
+    """Ask for names that resemble an unknown one on the command line, and describe a difference that is hard to see.
+
+    Args:
+        name: name that is unknown.
+        near: names that exist.
+        there: where the existing names are written.
+
+    >>> did_you_mean("scene ", ["scene"], there="the tasks")
+    "did you mean 'scene'? the name ends with a space in the command line"
+    >>> did_you_mean("scen", ["scene", "screen"], there="the tasks")
+    "did you mean 'scene' or 'screen'?"
+    """
+    question = f"did you mean {' or '.join(map(repr, near))}?" if near else ""
+    if near and fold(near[0]) == fold(name):
+        question += f" {explain_difference(name, near[0], here='the command line', there=there)}"
+    return question
+
+
 def spellings(name: str) -> list[str]:
     """List other spellings of a name that look the same or nearly the same, except for case."""
     forms = [unicodedata.normalize(form, text) for form in ("NFC", "NFD") for text in (name, _trimmed(name))]
     forms += [form.replace("\\", "/") for form in forms]
     return [form for form in dict.fromkeys((*forms, _visible(name))) if form != name]
+
+
+def explain_path(path: str | Path) -> str:
+    """Name the existing path that only looks like a given one that is missing, see `PathIndex.explain`."""
+    return PathIndex().explain(Path(path), here="the given path")
 
 
 class PathIndex:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from vtm.results.old_names import with_current_names
 from vtm.system.archive import is_intact
+from vtm.system.names import explain_path
 
 FORMAT = 2
 _NO_CHECKPOINT = "{} is not a checkpoint of vtm, or is damaged; give one that train.py has written"
@@ -79,7 +80,8 @@ def read_checkpoint(path: str | Path, *, key: str = "ckpt_path") -> Checkpoint:
     """
     name = f"{key}={path}"
     if not Path(path).is_file():
-        raise FileNotFoundError(f"{name} is not a file; checkpoints are in <run folder>/checkpoints/")
+        hint = explain_path(path)
+        raise FileNotFoundError(f"{name} is not a file{hint}; checkpoints are in <run folder>/checkpoints/")
     check_intact(path, name=name)
     try:
         content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from vtm.system.names import PathIndex
+from vtm.system.names import explain_path
 
 SUFFIXES = (  # in order of preference, for videos that exist in several containers
     ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".vob", ".ts", ".mts", ".m2ts", ".flv", ".f4v",
@@ -133,8 +133,7 @@ def list_videos(names: Iterable[str]) -> list[Path]:
         if not files:
             reason = "no video in or below the folder"
             if not path.is_dir():
-                hint = PathIndex().explain(path, here="the given name") if "\0" not in name else ""
-                reason = f"no such file or folder, and no video matches{hint}"
+                reason = f"no such file or folder, and no video matches{explain_path(path)}"
             raise ValueError(f"{name}: {reason}")
         videos |= dict.fromkeys(files)
     return list(videos)

@@ -14,7 +14,7 @@ from vtm.data.datamodule import SPLITS, LoaderOptions, Split, VideoDataModule
 from vtm.data.datasets.annotations import header_hint
 from vtm.data.datasets.checking import Item, check_ids, check_labels
 from vtm.data.source import Video
-from vtm.system.names import explain_missing, fold
+from vtm.system.names import explain_missing, explain_path, fold
 from vtm.video.listing import SUFFIXES, entries, is_video, walk
 
 _LIKE_SPLITS = frozenset((*SPLITS, "training", "valid", "validation", "dev", "testing"))
@@ -65,7 +65,10 @@ class FolderDataModule(VideoDataModule):
             if table.is_file():
                 items = _read_table(table)
             elif not folder.is_dir():
-                raise FileNotFoundError(f"{self.root}: expected videos.csv or the folder videos in it; see {_HELP}")
+                hint = explain_path(table) or explain_path(folder)
+                raise FileNotFoundError(
+                    f"{self.root}: expected videos.csv or the folder videos in it{hint}; see {_HELP}"
+                )
             elif self.regression:
                 raise ValueError(
                     f"{folder}: expected numbers to predict in {table}, got only class folders; write this table"

@@ -56,7 +56,8 @@ class LVUDataModule(VideoDataModule):
     def __init__(self, *, task: str, **options: Unpack[LoaderOptions]) -> None:
         super().__init__(**options)
         if task not in (*_CLASSES, *_VALUES):
-            raise ValueError(f"expected task to be one of {', '.join((*_CLASSES, *_VALUES))}, got {task}")
+            hint = explain_missing(task, (*_CLASSES, *_VALUES), here="data.task", there="the tasks")
+            raise ValueError(f"expected task to be one of {', '.join((*_CLASSES, *_VALUES))}, got {task}{hint}")
         self.task = task
         self._class_names: list[str] | None = None
         self._entries: list[tuple[Item, Video]] | None = None
