@@ -13,7 +13,7 @@ from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from vtm.video.packets import PacketTable
+from vtm.video.packets import Entry, PacketTable
 
 # Decoders that skip exactly the frames that no other frame references. libdav1d (AV1) also drops delayed frames.
 _SKIPS_EXACTLY = frozenset({"h264", "hevc", "mpeg2video", "mpeg4", "vp9"})
@@ -80,20 +80,28 @@ def local(path: Path | str) -> str:
 
 
 def read_packets(
-    container: InputContainer, stream: VideoStream, stamps: Sequence[int] | None = None
+    container: InputContainer,
+    stream: VideoStream,
+    stamps: Sequence[int | None] | None = None,
+    entry: Entry | None = None,
 ) -> Iterator[Packet[VideoStream]]:
     """Yield the packets of a stream up to the end of the file, or to where it is cut off.
 
     Args:
-        container: open container, at its beginning if `stamps` are passed.
+        container: open container; if `stamps` are passed, at its beginning or before `entry`.
         stream: video stream.
         stamps: time stamps to assign to the packets, in file order; None keeps the time stamps of the packets.
+        entry: packet to start at; None starts at the next packet.
     """
-    number = 0
+    number = entry.number if entry else 0
     with suppress(av.error.InvalidDataError):  # errors of the disk or the network are raised
         for packet in container.demux(stream):
-            if stamps is not None and packet.size:
-                packet.pts = stamps[number]
+            if entry is not None:
+                if (packet.pos, packet.size) != (entry.position, entry.size):
+                    continue
+                entry = None
+            if stamps is not None and packet.size and not packet.is_discard:
+                packet.pts = stamps[number] if number < len(stamps) else None
                 number += 1
             yield packet
 
@@ -102,7 +110,8 @@ def decode_frames(
     container: InputContainer,
     stream: VideoStream,
     *,
-    stamps: Sequence[int] | None = None,
+    stamps: Sequence[int | None] | None = None,
+    entry: Entry | None = None,
     key: int | None = None,
     until: int | None = None,
     wanted: Collection[int] | None = None,
@@ -113,6 +122,7 @@ def decode_frames(
         container: open container.
         stream: video stream.
         stamps: see `read_packets`.
+        entry: see `read_packets`.
         key: time stamp of the key frame to start at; nothing is yielded if the container is already past it. None
             starts at the next packet.
         until: stop before the first packet with a later time stamp; None decodes to the end of the file.
@@ -121,7 +131,7 @@ def decode_frames(
     context = stream.codec_context
     skips = context.name in _SKIPS_EXACTLY
     positions: dict[int | None, int] = {}
-    for position, packet in enumerate(read_packets(container, stream, stamps)):
+    for position, packet in enumerate(read_packets(container, stream, stamps, entry)):
         if key is not None:
             if packet.pts is not None and packet.pts > key:
                 return
@@ -148,6 +158,25 @@ def drain(stream: VideoStream) -> Iterator[VideoFrame]:
         yield from stream.codec_context.decode(None)
 
 
+def seek_key(container: InputContainer, stream: VideoStream, table: PacketTable, number: int) -> bool:
+    """Seek to the key frame with index `number` or before it, and return whether the seek succeeded.
+
+    Index 0 leaves the container where it is, at the beginning.
+    """
+    late = container.format.name in SEEKS_LATE
+    try:
+        if number and table.entries is None:
+            container.seek(int(table.keys[number - late]), stream=stream)
+        elif number and table.entries is not None:
+            if late:  # the time stamps of the file may repeat
+                container.seek(table.entries[number - 1].position, unsupported_byte_offset=True)
+            else:
+                container.seek(table.entries[number].pts, stream=stream)
+    except av.error.FFmpegError:
+        return False
+    return True
+
+
 def decode_from(
     path: Path | str,
     table: PacketTable,
@@ -160,11 +189,8 @@ def decode_from(
     """Open the file and decode from the key frame with index `start` to the end of the group with index `number`."""
     until = int(table.keys[number + 1]) if number + 1 < len(table.keys) else None
     with open_video(path, vectors) as (container, stream):
-        if start:
-            aim = start - (container.format.name in SEEKS_LATE)
-            try:
-                container.seek(int(table.keys[aim]), stream=stream)
-            except av.error.FFmpegError:
-                return
-        key = int(table.keys[start]) if start else None
-        yield from decode_frames(container, stream, stamps=table.stamps, key=key, until=until, wanted=wanted)
+        if seek_key(container, stream, table, start):
+            key = int(table.keys[start]) if start else None
+            yield from decode_frames(
+                container, stream, stamps=table.stamps, entry=table.entry(start), key=key, until=until, wanted=wanted
+            )

@@ -6,14 +6,13 @@ from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
 
-import av
 from av.container import InputContainer
 from av.sidedata.sidedata import SideDataContainer
 from av.video.frame import PictureType, VideoFrame
 from av.video.stream import VideoStream
 
 from vtm.video.damage import Survey, nearest_frame, survey_group
-from vtm.video.decoding import SEEKS_LATE, decode_frames, decode_from, drain, open_video
+from vtm.video.decoding import decode_frames, decode_from, drain, open_video, seek_key
 from vtm.video.motion import VectorMotion
 from vtm.video.packets import PacketTable
 
@@ -81,15 +80,19 @@ def _decode_group(
 ) -> Generator[tuple[int, VideoFrame, bool], None, bool]:
     """Yield the requested frames of a group until damage is found; return whether all were yielded without damage."""
     key, last, left, entered = int(table.keys[number]), max(group), set(group), number == 0
-    try:
-        if number:
-            aim = number - (container.format.name in SEEKS_LATE)
-            container.seek(int(table.keys[aim]), stream=stream)
-    except av.error.FFmpegError:
+    if not seek_key(container, stream, table, number):
         return False
     if vectors:
         vectors.restart()
-    for decoded in decode_frames(container, stream, stamps=table.stamps, key=key if number else None, wanted=group):
+    frames = decode_frames(
+        container,
+        stream,
+        stamps=table.stamps,
+        entry=table.entry(number),
+        key=key if number else None,
+        wanted=group,
+    )
+    for decoded in frames:
         pts, frame, _ = decoded
         if decoded.bad and (pts is None or pts >= key):
             return False

@@ -1,5 +1,7 @@
 """The packet table of a video: when each frame is shown and where decoding can start."""
 
+from __future__ import annotations
+
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
@@ -17,6 +19,15 @@ _CLOCK_ERROR = 0.0005
 _OUT_OF_ORDER = 64
 
 
+class Entry(NamedTuple):
+    """The packet of a key frame."""
+
+    number: int  # index of the packet in the file
+    position: int  # position in the file in bytes
+    size: int  # size in bytes
+    pts: int  # time stamp that the packet has in the file
+
+
 class PacketTable(NamedTuple):
     """Time stamps of a video stream, in ticks of its clock."""
 
@@ -25,7 +36,8 @@ class PacketTable(NamedTuple):
     end: int  # end of the last frame
     tick: Fraction  # length of a tick in seconds
     codec: str  # FFmpeg's name of the codec
-    stamps: list[int] | None  # time stamps of the packets in file order, if the packets have none of their own
+    stamps: list[int | None] | None  # time stamps of the packets in file order, if they replace those of the packets
+    entries: list[Entry] | None = None  # the packets of the key frames, if `stamps` replaces their time stamps
 
     @property
     def length(self) -> float:
@@ -41,6 +53,10 @@ class PacketTable(NamedTuple):
     def row(self, pts: int) -> int:
         """Return the index of the frame with a time stamp, or of the first frame after it."""
         return int(np.searchsorted(self.pts, pts))
+
+    def entry(self, number: int) -> Entry | None:
+        """Return the packet of the key frame with index `number`, if it must be found by its position in the file."""
+        return self.entries[number] if number and self.entries is not None else None
 
     def groups(self, stamps: Iterable[int]) -> Iterator[tuple[int, set[int]]]:
         """Divide ascending time stamps by group of pictures; yield the index of the key frame and the time stamps."""

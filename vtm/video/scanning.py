@@ -7,18 +7,38 @@ variable rate.
 from __future__ import annotations
 
 import os
+import re
+import warnings
 from array import array
+from collections import Counter
 from fractions import Fraction
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from stat import S_ISREG
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
-from vtm.video.decoding import VideoError, decode_frames, open_video, read_packets
-from vtm.video.packets import PacketTable, in_order
+from vtm.video.clock import Timeline, arrange, running_clock, unwrap
+from vtm.video.decoding import SEEKS_LATE, VideoError, decode_frames, open_video, read_packets
+from vtm.video.packets import Entry, PacketTable
 
 _UNSTAMPED = -(1 << 63)  # FFmpeg's AV_NOPTS_VALUE
+
+# Seconds after which the next frame of an MPEG stream belongs to another recording, as in the `ffmpeg` command.
+_JUMP = 10
+
+# Number of frames that may be left out without a warning.
+_FEW = 3
+
+# Number of packets to decode to compare the order of the frames with their time stamps.
+_SAMPLE = 64
+
+# The mark of MPEG-4 streams that store a P-frame and a B-frame in one packet, and where in the first packet to look.
+_PACKED = re.compile(rb"DivX\d+(?:b|Build)\d+p")
+_HEAD = 1024
 
 
 def duration(path: Path | str) -> float:
@@ -47,40 +67,150 @@ def packet_table(path: Path | str) -> PacketTable:
 
 @lru_cache(maxsize=16)  # the windows of a video are read one after another
 def _read_packet_table(path: str, size: int, changed_ns: int) -> PacketTable:
+    packets = _scan(path)
+    number, tick = len(packets.pts), packets.tick
+    stamped = packets.pts != _UNSTAMPED
+    if 2 * np.count_nonzero(stamped) < number:
+        tick, hold = 1 / (packets.rate or Fraction(25)), np.ones(number, np.int64)
+        pts, plausible, parts, end = np.argsort(_display_order(path, number)), np.ones(number, np.bool_), 1, None
+        key = np.zeros(number, np.bool_)
+    else:
+        hold, key = packets.hold, packets.key
+        timeline = _timeline(packets, stamped)
+        pts, plausible, parts, end = packets.pts.copy(), stamped.copy(), timeline.parts, timeline.end
+        pts[stamped], plausible[stamped] = timeline.pts, timeline.plausible
+        if _is_misordered(path, packets, pts, plausible):
+            order = np.array(_display_order(path, number))
+            pts[order[plausible[order]]] = np.sort(pts[plausible])
+    (rows,) = np.nonzero(plausible)
+    if not len(rows):
+        raise VideoError(f"{path}: its time stamps jump back and forth; remux or encode it again")
+    shown, last = np.unique(pts[rows][::-1], return_index=True)
+    rows = rows[::-1][last]  # of packets with the same time stamp, the last in the file
+    if (dropped := int(np.count_nonzero(stamped)) - len(rows)) > _FEW:
+        warnings.warn(
+            f"{path}: {dropped} of {number} frames are left out because their time stamps are damaged; remux or encode "
+            "it again",
+            stacklevel=2,
+        )
+    if end is None:
+        count = len(shown) - 1
+        gap = int(shown[-1] - shown[0]) // count if count else round(1 / packets.rate / tick) if packets.rate else 1
+        end = int(shown[-1]) + (int(hold[rows[-1]]) or gap)
+    if np.array_equal(pts[plausible], packets.pts[plausible]):
+        keys = shown[key[rows]]
+        return PacketTable(shown, keys if len(keys) else shown[:1], end, tick, packets.codec, None)
+    stamps = [int(stamp) if usable else None for stamp, usable in zip(pts, plausible, strict=True)]
+    entries = None
+    if packets.container in SEEKS_LATE or parts == 1:
+        entries = _entries(packets, rows[key[rows]])
+    keys = pts[[entry.number for entry in entries]] if entries else shown[:1]
+    return PacketTable(shown, keys, end, tick, packets.codec, stamps, entries or None)
+
+
+class _Packets(NamedTuple):
+    """Packets of a video stream in file order (N,), as the file stores them."""
+
+    pts: NDArray[np.int64]
+    dts: NDArray[np.int64]
+    hold: NDArray[np.int64]  # duration
+    key: NDArray[np.bool_]
+    places: dict[int, tuple[int, int]]  # index of a key frame to the position and size of its packet in bytes
+    tick: Fraction
+    rate: Fraction | None
+    codec: str
+    container: str
+    delayed: bool  # whether the decoder reorders frames
+    packed: bool  # whether the stream claims to store two frames in a packet, as DivX does
+
+
+def _scan(path: str) -> _Packets:
+    """Read the packets of a file.
+
+    Raises:
+        VideoError: if the file cannot be opened or has no video frames.
+    """
+    times, clocks, holds, marks = array("q"), array("q"), array("q"), bytearray()  # 25 bytes per frame, for long videos
+    places = dict[int, tuple[int, int]]()
     with open_video(path) as (container, stream):
-        times, holds, marks = array("q"), array("q"), bytearray()  # 17 bytes per frame, for videos of many hours
+        context = stream.codec_context
+        head = context.extradata or b""
         for packet in read_packets(container, stream):
             if packet.size and not packet.is_discard:
+                if packet.is_keyframe and packet.pos is not None:
+                    places[len(times)] = packet.pos, packet.size
+                if not times:
+                    head += bytes(packet)[:_HEAD]
                 times.append(_UNSTAMPED if packet.pts is None else packet.pts)
+                clocks.append(_UNSTAMPED if packet.dts is None else packet.dts)
                 holds.append(packet.duration or 0)
                 marks.append(packet.is_keyframe)
-        tick, rate, codec = stream.time_base, stream.guessed_rate or stream.average_rate, stream.codec_context.name
-        delayed = container.format.name == "avi" and stream.codec_context.has_b_frames
-    if not times or tick is None:
-        raise VideoError(f"{path}: has no frames; fetch or encode it again")
-    pts, hold, key = np.array(times), np.array(holds), np.array(marks, np.bool_)
-    stamped, number = pts != _UNSTAMPED, len(pts)
-    pts, hold, key = pts[stamped], hold[stamped], key[stamped]
-    stamps: list[int] | None = None
-    # AVI stores no presentation times: for H.264 FFmpeg returns decoding times instead, which always ascend.
-    if 2 * len(pts) < number or (delayed and (pts[:-1] < pts[1:]).all()):
-        if len(pts) < number:
-            tick, pts, hold = 1 / (rate or Fraction(25)), np.arange(number), np.ones(number, np.int64)
-        order = _display_order(path, number)
-        stamps, key = pts[np.argsort(order)].tolist(), np.zeros(number, np.bool_)
-    plausible = in_order(pts)
-    if not plausible.any():
-        raise VideoError(f"{path}: its time stamps jump back and forth; remux or encode it again")
-    pts, hold, key = pts[plausible][::-1], hold[plausible][::-1], key[plausible][::-1]
-    pts, last = np.unique(pts, return_index=True)  # of packets with the same time stamp, the last in the file
-    end, count = int(pts[-1]), len(pts) - 1
-    gap = (end - int(pts[0])) // count if count else round(1 / rate / tick) if rate else 1
-    keys = pts[key[last]]
-    return PacketTable(pts, keys if len(keys) else pts[:1], end + (int(hold[last[-1]]) or gap), tick, codec, stamps)
+        if not times or stream.time_base is None:
+            raise VideoError(f"{path}: has no frames; fetch or encode it again")
+        return _Packets(
+            np.frombuffer(times, np.int64),
+            np.frombuffer(clocks, np.int64),
+            np.frombuffer(holds, np.int64),
+            np.frombuffer(marks, np.bool_),
+            places,
+            stream.time_base,
+            stream.guessed_rate or stream.average_rate,
+            context.name,
+            container.format.name,
+            bool(context.has_b_frames),
+            context.name == "mpeg4" and _PACKED.search(head) is not None,
+        )
+
+
+def _timeline(packets: _Packets, stamped: NDArray[np.bool_]) -> Timeline:
+    """Put the packets with time stamps on one clock."""
+    mpeg, jump = packets.container in SEEKS_LATE, round(_JUMP / packets.tick)
+    pts, clock = packets.pts[stamped], _clock(packets, stamped)
+    if mpeg and packets.tick == Fraction(1, 90_000):
+        pts, clock = unwrap(pts, clock, jump)
+    return arrange(pts, clock, jump=jump, gaps=not mpeg)
+
+
+def _clock(packets: _Packets, stamped: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Return time stamps that ascend in a single recording, for the packets with presentation times."""
+    dts = packets.dts[stamped]
+    (known,) = np.nonzero(dts != _UNSTAMPED)
+    if packets.container == "matroska,webm" or 2 * len(known) < len(dts):  # Matroska stores no decoding times
+        return running_clock(packets.pts[stamped], packets.key[stamped])
+    if len(known) == len(dts):
+        return dts
+    clock: NDArray[np.int64] = dts[known[np.searchsorted(known, np.arange(len(dts)), "right").clip(min=1) - 1]]
+    return clock
+
+
+def _is_misordered(path: str, packets: _Packets, pts: NDArray[np.int64], plausible: NDArray[np.bool_]) -> bool:
+    """Return whether the decoder shows the frames in another order than their time stamps."""
+    stamps = pts[plausible]
+    ascending = bool((stamps[:-1] < stamps[1:]).all())
+    if not packets.delayed or not (ascending or packets.packed):
+        return False
+    if packets.container == "avi" and ascending:
+        return True  # AVI stores no presentation times: for H.264, FFmpeg returns decoding times instead
+    stored = [int(stamp) if usable else None for stamp, usable in zip(pts[:_SAMPLE], plausible, strict=False)]
+    with open_video(path) as (container, stream):
+        frames = islice(decode_frames(container, stream, stamps=stored), _SAMPLE - 1)
+        shown = [frame.pts for _, frame, _ in frames if frame is not None and not frame.is_corrupt]
+    order = [stamp for stamp in shown if stamp is not None]
+    return order != sorted(order)
+
+
+def _entries(packets: _Packets, rows: NDArray[np.int64]) -> list[Entry]:
+    """List the packets of key frames with the given indices, except for those that cannot be told from others."""
+    counts = Counter(packets.places.values())
+    return [
+        Entry(row, *packets.places[row], int(packets.pts[row]))
+        for row in rows.tolist()
+        if counts.get(packets.places.get(row, (-1, 0))) == 1
+    ]
 
 
 def _display_order(path: str, count: int) -> list[int]:
-    """Decode a file whose packets have no presentation times; return the packet indices in display order."""
+    """Decode a file whose packets have no valid presentation times; return the packet indices in display order."""
     with open_video(path) as (container, stream):
         frames = decode_frames(container, stream, stamps=range(count))
         shown = [pts for pts, frame, _ in frames if frame is not None and pts is not None]
