@@ -68,13 +68,18 @@ def arrange(pts: NDArray[np.int64], clock: NDArray[np.int64], *, jump: int, gaps
     begin: int | None = None
     bounds = np.searchsorted(numbers, np.arange(parts + 1)).tolist()
     for first, last in pairwise(bounds):
-        stamps, delays = pts[first:last], pts[first:last] - clock[first:last]
+        stamps, delays = pts[first:last].copy(), pts[first:last] - clock[first:last]
         sound = in_order(stamps) & (abs(delays - np.median(delays)) <= jump)
+        if not sound.any():
+            continue
+        shown = np.unique(stamps[sound])
+        step = int(np.median(np.diff(shown))) if len(shown) > 1 else 1
+        if last < len(pts):  # FFmpeg assumes that the last P-frame of a part is shown when the next part starts
+            final = ~sound & (stamps == clock[last])
+            stamps[final], sound[final] = shown[-1] + step, np.count_nonzero(final) == 1
+        moved[first:last] = stamps + (0 if begin is None else begin - shown[0])
         plausible[first:last] = sound
-        if sound.any():
-            shown = np.unique(stamps[sound])
-            moved[first:last] += 0 if begin is None else begin - shown[0]
-            begin = int(moved[first:last][sound].max()) + (int(np.median(np.diff(shown))) if len(shown) > 1 else 1)
+        begin = int(moved[first:last][sound].max()) + step
     return Timeline(moved, plausible, parts, begin)
 
 
