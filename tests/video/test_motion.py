@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch.nn import functional
 
-from vtm.video.motion import VectorMotion, View, difference_motion, vector_field
+from vtm.video.motion import VectorMotion, difference_motion, vector_field
 from vtm.video.reading import read_frames
+from vtm.video.view import View
 from vtm.video.writing import write_video
 
 HEIGHT, WIDTH = 128, 192
@@ -227,9 +228,3 @@ def test_difference_motion_is_the_speed_across_a_slope():
     assert difference_motion(before.mT, after.mT, (2, 2)) == pytest.approx(np.full((2, 2), 0.5), abs=0.1)
     assert not difference_motion(before, before, (4, 4)).any()
     assert difference_motion(np.full_like(before, 90), np.full_like(before, 91), (1, 1)) <= 1.01
-
-
-@pytest.mark.parametrize(("squash", "corner", "scaled"), [(False, (0, 8), (16, 32)), (True, (0, 0), (16, 16))])
-def test_a_view_cuts_the_center_or_squashes(squash, corner, scaled):
-    view = View.of(90, 180, size=16, squash=squash, turns=-3)
-    assert (view.corner, view.scaled, view.turns) == (corner, scaled, 1)

@@ -5,48 +5,16 @@ two frames. The vectors of B-frames are ignored because FFmpeg does not export w
 """
 
 from bisect import bisect_right
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vtm.video.view import View
+
 # Number of P-frames for a reliable median, and their largest distance in frames: half a second at 30 frames per second.
 _ENOUGH = 4
 _REACH = 16
-
-
-class View(NamedTuple):
-    """Mapping from a frame to the square that the encoder takes: scale, crop, rotate."""
-
-    frame: tuple[int, int]  # height and width of the frame
-    scaled: tuple[int, int]  # height and width after scaling
-    size: int  # S
-    turns: int  # quarter turns, counter-clockwise
-
-    @classmethod
-    def of(cls, height: int, width: int, *, size: int, squash: bool, turns: int) -> "View":
-        """Make the view that scales the shortest side to S and crops the center or, to squash, scales both sides to S.
-
-        Args:
-            height: height of the frame in pixels.
-            width: width of the frame in pixels.
-            size: S, side of the square in pixels.
-            squash: scale both sides to S.
-            turns: quarter turns, counter-clockwise.
-        """
-        scale = size / min(height, width)
-        scaled = (size, size) if squash else (max(size, round(height * scale)), max(size, round(width * scale)))
-        return cls((height, width), scaled, size, turns % 4)
-
-    @property
-    def corner(self) -> tuple[int, int]:
-        """First row and column of the crop in the scaled frame."""
-        return (self.scaled[0] - self.size) // 2, (self.scaled[1] - self.size) // 2
-
-    def cut(self, scaled: NDArray[Any]) -> NDArray[Any]:
-        """Crop the square out of a scaled frame (height, width, ...) and rotate it upright."""
-        top, left = self.corner
-        return np.rot90(scaled[top : top + self.size, left : left + self.size], self.turns)
 
 
 class VectorMotion:
@@ -156,8 +124,9 @@ def vector_field(vectors: NDArray[Any], gap: int, view: View, grid: tuple[int, i
         Speed in pixels per frame (H, W); NaN for cells without blocks.
     """
     vectors = vectors[vectors["source"] < 0]
-    scale_y, scale_x = view.scaled[0] / view.frame[0], view.scaled[1] / view.frame[1]
-    top, left = view.corner
+    first_row, first_column, height, width = view.part
+    scale_y, scale_x = view.scaled[0] / height, view.scaled[1] / width
+    top, left = view.corner[0] + scale_y * first_row, view.corner[1] + scale_x * first_column
     displacement = np.hypot(scale_x * vectors["motion_x"], scale_y * vectors["motion_y"])
     speed = displacement / (np.maximum(vectors["motion_scale"], 1) * float(gap))  # (N,)
     rows, columns = grid[::-1] if view.turns % 2 else grid

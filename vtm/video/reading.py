@@ -8,16 +8,16 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from av.video.reformatter import Interpolation, VideoReformatter
 from numpy.typing import NDArray
 from torch import Tensor
 
 from vtm.video.damage import Survey
 from vtm.video.decoding import TooShortError
 from vtm.video.gop import decode_wanted, show_clean
-from vtm.video.motion import VectorMotion, View, difference_motion
+from vtm.video.motion import VectorMotion, difference_motion
 from vtm.video.packets import PacketTable
 from vtm.video.scanning import packet_table
+from vtm.video.view import Scaler, View
 
 # Seconds after the end at which a frame may still be requested, because annotations round lengths to whole seconds.
 _LATE = 1.5
@@ -143,12 +143,9 @@ def _read_squares(
 
     If a frame is yielded twice, the second one counts.
     """
-    reformatter = VideoReformatter()
+    scaler = Scaler()
     stamps = {int(table.pts[row]): row for row in sorted(rows)}
     for pts, frame, exact in decode_wanted(path, table, list(stamps), surveys, vectors):
         turns = round(frame.rotation / 90)  # rotation of the container, counter-clockwise
         view = View.of(frame.height, frame.width, size=size, squash=squash, turns=turns)
-        scaled = reformatter.reformat(
-            frame, view.scaled[1], view.scaled[0], "rgb24", interpolation=Interpolation.AREA, threads=1
-        )
-        yield stamps[pts], view.cut(scaled.to_ndarray()).transpose(2, 0, 1), exact
+        yield stamps[pts], scaler.square(frame, view), exact
