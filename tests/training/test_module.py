@@ -348,3 +348,74 @@ def test_a_network_that_merges_by_motion_needs_data_that_read_it(tmp_path):
     lit.model.blocks[0].merger.partition = motion_partition
     with pytest.raises(ValueError, match="merges by motion, but the data do not read it: set motion=true"):
         trainer(tmp_path).validate(lit, Clips(), verbose=False)
+
+
+class Rates(L.Callback):
+    """The learning rate of every optimization step."""
+
+    def __init__(self) -> None:
+        self.rates: list[float] = []
+
+    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Any) -> None:
+        self.rates.append(optimizer.param_groups[0]["lr"])
+
+
+def rates(folder: Path, *, clips: int = 12, ckpt_path: Path | None = None, lit: Any = None, **options: Any) -> Rates:
+    """Train on some of the clips, four in a batch, and return the learning rates; write last.ckpt."""
+    found = Rates()
+    run = trainer(folder, callbacks=[EpochSeed(0), found], **options)
+    data = Clips(([0, 1, 1] * 16)[:clips])
+    lit = lit or module(data=data)
+    run.fit(lit, data, ckpt_path=ckpt_path, weights_only=True)
+    run.save_checkpoint(folder / "last.ckpt")
+    return found
+
+
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before")
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({}, {}),
+        ({}, {"accumulate_grad_batches": 3}),
+        ({"accumulate_grad_batches": 2}, {"accumulate_grad_batches": 1}),
+        ({}, {"clips": 44}),
+        ({"clips": 44}, {"clips": 4}),
+        ({"limit_train_batches": 1}, {}),
+        ({}, {"limit_train_batches": 2}),
+    ],
+)
+def test_the_learning_rate_of_a_resumed_run_follows_the_epochs(tmp_path, before, after):
+    whole = rates(tmp_path / "whole", max_epochs=6, **after).rates
+    rates(tmp_path / "first", max_epochs=3, **before)
+    resumed = rates(tmp_path / "resumed", max_epochs=6, ckpt_path=tmp_path / "first" / "last.ckpt", **after).rates
+    assert len(whole) == 2 * len(resumed)
+    assert resumed == whole[len(resumed) :]
+    assert resumed == sorted(resumed, reverse=True)
+    assert 0 < resumed[-1] < resumed[0] < 1e-2
+
+
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before")
+def test_the_learning_rate_of_a_resumed_run_follows_the_steps_if_they_are_limited(tmp_path):
+    rates(tmp_path, max_epochs=2)  # of 3 steps each
+    options = {"max_epochs": -1, "max_steps": 10, "clips": 20}
+    resumed = rates(tmp_path, ckpt_path=tmp_path / "last.ckpt", **options).rates
+    assert resumed == rates(tmp_path, **options).rates[6:]
+    assert len(resumed) == 4
+
+
+def test_a_schedule_that_cannot_move_is_refused_with_both_steps(tmp_path):
+    def lit(clips: int) -> VTMModule:
+        lit = module(data=Clips(([0, 1, 1] * 16)[:clips]))
+        lit.scheduler = lambda optimizer, **_: torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
+        return lit
+
+    first = rates(tmp_path, max_epochs=2, lit=lit(12)).rates
+    more = rates(tmp_path, max_epochs=3, lit=lit(12), ckpt_path=tmp_path / "last.ckpt").rates
+    assert [*first, *more] == pytest.approx([1e-2 * 0.9**step for step in range(9)])
+    with pytest.raises(ValueError, match=r"is at step 9 of the .* would be at step 33; resume with the data"):
+        rates(tmp_path, max_epochs=4, clips=44, lit=lit(44), ckpt_path=tmp_path / "last.ckpt")
+
+
+def test_a_training_without_an_end_in_epochs_or_steps_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"trainer\.max_epochs = -1 without trainer\.max_steps leaves .*; set trainer"):
+        rates(tmp_path, max_epochs=-1, max_time="00:00:01:00")

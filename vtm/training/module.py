@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from fractions import Fraction
 from typing import Any
 
 import lightning as L
@@ -10,7 +11,7 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from vtm.data.datamodule import Split, VideoDataModule
 from vtm.data.dataset import Batch, clip_generator
@@ -22,6 +23,7 @@ from vtm.tasks.metric import VideoMetric
 from vtm.tasks.predictions import Predictions
 from vtm.tasks.task import Task
 from vtm.training.checkpoint import FORMAT, Checkpoint, check_same_run
+from vtm.training.optim import schedule_position, steps_per_epoch
 
 
 class VTMModule(L.LightningModule):
@@ -126,11 +128,46 @@ class VTMModule(L.LightningModule):
         return self.summaries[stage] | {name: value for name, value in found.items() if value not in (None, {})}
 
     def configure_optimizers(self) -> Any:
-        """Return the optimizer of the network and its schedule, which advances every step."""
+        """Return the optimizer of the network and its schedule, which advances every step.
+
+        Raises:
+            ValueError: if neither the epochs nor the steps of the training are limited.
+        """
         optimizer = self.optimizer(self.model.parameters())
-        steps, epochs = int(self.trainer.estimated_stepping_batches), self.trainer.max_epochs
-        scheduler = self.scheduler(optimizer, total_steps=steps, total_epochs=epochs)
+        steps = self.trainer.estimated_stepping_batches
+        if steps == float("inf"):
+            raise ValueError(
+                "trainer.max_epochs = -1 without trainer.max_steps leaves the length of the learning-rate schedule "
+                "open; set trainer.max_epochs, which trainer.max_time may cut short"
+            )
+        limited = self.trainer.max_epochs != -1
+        epochs = self.trainer.max_epochs if limited else Fraction(int(steps), steps_per_epoch(self.trainer))
+        scheduler = self.scheduler(optimizer, total_steps=int(steps), total_epochs=epochs)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def lr_scheduler_step(self, scheduler: LRScheduler, metric: Any) -> None:
+        """Advance the schedule to the fraction of the training that is done."""
+        if isinstance(scheduler, LambdaLR):
+            position: Any = schedule_position(self.trainer)
+            scheduler.last_epoch = position - 1  # `step` adds one
+        scheduler.step()
+
+    def on_train_start(self) -> None:
+        """Move the schedule of a resumed run, which may have other steps per epoch or be longer than before.
+
+        Raises:
+            ValueError: if the schedule is no function of the step, so that it cannot be moved.
+        """
+        position = schedule_position(self.trainer)
+        for scheduler in (config.scheduler for config in self.trainer.lr_scheduler_configs):
+            if isinstance(scheduler, LambdaLR) and position:
+                self.lr_scheduler_step(scheduler, None)
+            elif scheduler.last_epoch != position:
+                raise ValueError(
+                    f"the checkpoint is at step {scheduler.last_epoch} of the learning-rate schedule, but with the "
+                    f"steps per epoch of this run, it would be at step {position:g}; resume with the data.batch_size, "
+                    "trainer.accumulate_grad_batches and number of videos that it was trained with"
+                )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the format, the number of threads, the encoder's key, the class names and the configuration."""

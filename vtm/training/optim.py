@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
+from typing import Any
 
 import torch
+from lightning import Trainer
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 
-def cosine_with_warmup(optimizer: Optimizer, *, total_steps: int, total_epochs: int, warmup_epochs: int) -> LambdaLR:
+def cosine_with_warmup(
+    optimizer: Optimizer, *, total_steps: int, total_epochs: float | Fraction, warmup_epochs: int
+) -> LambdaLR:
     """Raise the learning rate linearly from zero during warm-up, then lower it to zero along a half cosine.
+
+    The factor is a function of the step, which need not be a whole number, because a resumed run may begin between two.
 
     Args:
         optimizer: optimizer whose learning rates are the peak.
@@ -28,12 +35,38 @@ def cosine_with_warmup(optimizer: Optimizer, *, total_steps: int, total_epochs: 
         )
     warmup = total_steps * warmup_epochs // total_epochs
 
-    def factor(step: int) -> float:
+    def factor(step: float) -> float:
         if step < warmup:
             return (step + 1) / (warmup + 1)
         return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, total_steps - warmup))))
 
     return LambdaLR(optimizer, factor)
+
+
+def schedule_position(trainer: Trainer) -> float:
+    """Return how far the training is, in steps: from 0 to `trainer.estimated_stepping_batches`.
+
+    In an uninterrupted run this is the number of steps taken. A resumed run may have another number of steps per epoch
+    than before, after a change of the batch size, the gradient accumulation or the number of videos. The steps taken
+    are then no measure of what is done, so this follows the epochs, and the steps only for `trainer.max_steps`.
+    """
+    epochs: Any = trainer.fit_loop.epoch_progress.current
+    batches = trainer.fit_loop.epoch_loop.batch_progress.current
+    done = Fraction(epochs.processed)
+    if epochs.ready > epochs.processed or batches.ready > batches.completed:  # inside an epoch
+        full = batches.ready >= trainer.num_training_batches
+        steps, total = batches.ready // trainer.accumulate_grad_batches, steps_per_epoch(trainer)
+        done = epochs.ready - 1 + (Fraction(1) if full else Fraction(steps, total))
+    limits = (done, trainer.max_epochs), (trainer.global_step, trainer.max_steps)
+    position = max(Fraction(count, limit) for count, limit in limits if limit not in (None, -1, 0))
+    position *= int(trainer.estimated_stepping_batches)
+    return int(position) if position.denominator == 1 else float(position)
+
+
+def steps_per_epoch(trainer: Trainer) -> int:
+    """Return the number of optimization steps of an epoch."""
+    trainer.fit_loop.setup_data()  # which Lightning does only once
+    return max(1, math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches))
 
 
 def auto_precision() -> str:

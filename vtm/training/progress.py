@@ -13,6 +13,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelSummary, ProgressBar, TQDMProgressBar
 from lightning.pytorch.trainer.states import TrainerFn
 
+from vtm.training.optim import schedule_position
+
 _log = logging.getLogger(__name__)
 
 
@@ -59,7 +61,7 @@ class ProgressLines(ProgressBar):
             return
         # Lightning divides the loss by the number of accumulated batches
         loss = float(outputs["loss"]) * trainer.accumulate_grad_batches
-        steps_left = trainer.estimated_stepping_batches - trainer.global_step
+        steps_left = trainer.estimated_stepping_batches - schedule_position(trainer)
         steps_done = trainer.global_step - self._first_step
         remaining = (time.monotonic() - self._fit_start) * steps_left / steps_done if steps_done else float("inf")
         epoch = f"epoch {trainer.current_epoch + 1}" + ("" if trainer.max_epochs == -1 else f"/{trainer.max_epochs}")
