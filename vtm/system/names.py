@@ -8,18 +8,22 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 
 _ALIKE = str.maketrans(
-    "‐‑‒–—―−’‘`´“”„АВЕЅІЈКМНОРСТУХаеіјорсухѕԁΑΒΕΖΗΙΚΜΝΟΡΤΥΧο",  # dashes, quotes, Cyrillic and Greek letters
-    "-------''''\"\"\"ABESIJKMHOPCTYXaeijopcyxsdABEZHIKMNOPTYXo",
+    "‐‑‒–—―−’‘´“”„АВЕЅІЈКМНОРСТУХаеіјорсухѕԁΑΒΕΖΗΙΚΜΝΟΡΤΥΧο",  # dashes, quotes, Cyrillic and Greek letters
+    "-------'''\"\"\"ABESIJKMHOPCTYXaeijopcyxsdABEZHIKMNOPTYXo",
 )
 
 
 def _visible(name: str) -> str:
     """Remove characters without a picture, such as a byte order mark; white space stays."""
+    if name.isascii() and name.isprintable():
+        return name
     return "".join(c for c in name if unicodedata.category(c) not in ("Cf", "Cc") or c.isspace())
 
 
 def _common(name: str) -> str:
     """Replace dashes, quotes, foreign letters and compatibility characters by the common ones that look like them."""
+    if name.isascii():
+        return name
     return "".join(
         unicodedata.normalize("NFKC", c) if unicodedata.decomposition(c).startswith("<") and not c.isspace() else c
         for c in name.translate(_ALIKE)
