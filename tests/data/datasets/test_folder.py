@@ -238,3 +238,45 @@ def test_classes_with_numbers_as_names_may_be_values_to_predict(make):
     module = make(videos=[name.replace("/a/", "/0.5/").replace("/b/", "/10/") for name in SPLIT_FOLDERS])
     with pytest.warns(UserWarning, match=r"all 2 classes have numbers as names; .* task=regression data.regression=tr"):
         assert module.class_names == ["0.5", "10"]
+
+
+SOUND = "path,label,split\na.mp4,x,train\nb.mp4,y,train\nc.mp4,x,val\nd.mp4,y,test\n"
+
+
+@pytest.mark.parametrize(
+    ("table", "says"),
+    [
+        (SOUND + "e.mp4,nan,train\n", r"line 6: expected the name of a class as label of e.mp4, got 'nan'.*pandas"),
+        (SOUND + "e.mp4,x,Train\n", r"line 6: .*got 'Train'; 'train' exists, but 'T' in the table is 't' in the names"),
+        (SOUND + "e.mp4,X,val\n", r"line 6: .*got 'X' for e.mp4 \(val\); 'x' exists, but .*upper and lower case"),
+        (SOUND + '"e\nf.mp4",x,val\n', r"expected a name without control characters .*got 'e\\nf.mp4'"),
+        (SOUND + "e\\..\\..\\f.mp4,x,val\n", r'line 6: expected a relative path without ".."'),
+        (SOUND.replace(",", ";"), r"got 'path;label;split' with semicolons instead of commas"),
+        (SOUND.replace(",", "\t"), r"with tabs instead of commas"),
+        (SOUND.replace("path,", "Path,"), r"'Path' exists, but 'p' in the expected name is 'P' in the header"),
+        (SOUND.partition("\n")[2], r"got 'a.mp4,x,train': the line with the names of the columns is missing"),
+        (SOUND.replace("path,", ",path,"), r"got ',path,label,split' with further columns"),
+    ],
+)  # fmt: skip
+def test_mistakes_that_are_hard_to_see_in_a_table_are_explained(make, table, says):
+    with pytest.raises(ValueError, match=says):
+        make(table=table).read_split("test")
+
+
+def test_a_hard_link_is_the_same_file(make, tmp_path):
+    module = make(videos=SPLIT_FOLDERS)
+    os.link(tmp_path / "videos" / "train" / "a" / "3.m4v", tmp_path / "videos" / "test" / "b" / "3.m4v")
+    with pytest.raises(ValueError, match=r"test/b/3.m4v \(test\), which is the same file as train/a/3.m4v \(train\)"):
+        module.read_split("train")
+
+
+@pytest.mark.parametrize("name", ["Train", "train ", "tr\u200bain"])
+def test_a_folder_that_only_looks_like_a_split_is_explained(make, name):
+    with pytest.raises(ValueError, match=r"expected only the splits train, val, test as folders, got .*'train' exists"):
+        make(videos=[f"{name}/a/1.mp4", "val/a/1.mp4", "test/a/1.mp4"]).read_split("train")
+
+
+def test_numbers_with_underscores_are_refused(make):
+    table = "path,label,split\na.mp4,1,train\nb.mp4,1_5,train\nc.mp4,1,val\nd.mp4,1,test\n"
+    with pytest.raises(ValueError, match=r"line 3: .*finite number as label of b.mp4, got '1_5'"):
+        make(regression=True, table=table).read_split("train")
