@@ -1,5 +1,9 @@
 """The command draws a model and a video, and refuses what it cannot draw."""
 
+import json
+import os
+import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +38,19 @@ def test_files_are_written_and_named(call, tmp_path, files, capsys):
     text = page.read_text(encoding="utf-8")
     assert f'"scores":[["{best}",{probability}' in text
     assert '"times":["0 s","1 s","2 s","3 s"]' in text
+
+
+@pytest.mark.parametrize("name", [b"\xff.mp4", b"a\n\xe9 $x$ <b>.mp4"])
+def test_a_name_that_is_no_text_is_drawn(call, tmp_path, files, name):
+    video = tmp_path / os.fsdecode(name)
+    shutil.copy(files[1], video)
+    call(main, tmp_path, files[0], str(video), "--out", "pictures", "--start", "1")
+    found = sorted(os.listdir(os.fsencode(tmp_path / "pictures")))
+    assert found == [name + end for end in (b"_1s_overlay.mp4", b"_1s_page.html", b"_1s_sheet.pdf", b"_1s_sheet.png")]
+    page = (tmp_path / "pictures" / os.fsdecode(name + b"_1s_page.html")).read_bytes().decode()  # all of it is UTF-8
+    title = json.loads(re.search(r'"title":("(?:[^"\\]|\\.)*")', page)[1])
+    assert title.isprintable()
+    assert title.endswith(".mp4")
 
 
 def test_videos_with_equal_stems_do_not_replace_each_other(call, tmp_path, files, make_video):

@@ -7,9 +7,11 @@ as a sheet for print (PNG and PDF), as a video (MP4), and as a page for a browse
 from __future__ import annotations
 
 import argparse
+import io
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from vtm.cli.errors import concise_errors
 
@@ -24,6 +26,8 @@ KINDS = {"sheet": ("_sheet.png", "_sheet.pdf"), "video": ("_overlay.mp4",), "pag
 def main() -> None:
     """Draw what the command line selects, and print the names of the files."""
     given = _arguments()
+    for stream in (sys.stdout, sys.stderr):  # file names may contain bytes that cannot be printed
+        cast(io.TextIOWrapper, stream).reconfigure(errors="backslashreplace")
     with concise_errors():
         import torch
 
@@ -63,6 +67,7 @@ def visualize(
         VideoError: if the video cannot be read.
         ValueError: if there is no clip at `start`, or the clip lacks a block or a layer that is selected.
     """
+    from vtm.inference.prediction import printable
     from vtm.pictures.overlay import write_overlay
     from vtm.pictures.page import write_page
     from vtm.pictures.sheet import write_sheet
@@ -72,7 +77,7 @@ def visualize(
     write = {"sheet": write_sheet, "video": write_overlay, "page": write_page}
     for kind in kinds:
         paths = [out / f"{name}{end}" for end in KINDS[kind]]
-        write[kind](paths[0], view, title=video.name, selection=selection)
+        write[kind](paths[0], view, title=printable(video.name), selection=selection)
         yield from paths
 
 

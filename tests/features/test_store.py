@@ -62,6 +62,12 @@ def test_features_are_read_by_their_times(make, video, storage):
     assert make(storage=storage).read(video, [1.0]).motion is None
 
 
+def test_an_id_may_be_a_name_that_is_not_utf_8(make, video):
+    store, video = make(), replace(video, id="\udcff.mp4")
+    features, _ = fill(store, video)
+    assert torch.equal(store.read(video, [1.0]).inputs.float(), features[1:2])
+
+
 def test_a_dataset_reads_features_like_frames(make, video):
     store = make()
     features, _ = fill(store, video)

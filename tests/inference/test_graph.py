@@ -5,6 +5,8 @@ import re
 
 import pytest
 import torch
+from onnxruntime import InferenceSession
+from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 
 import vtm
 from vtm.inference.graph import check_traceable, inputs_of, write_graph
@@ -58,3 +60,18 @@ def test_a_graph_is_written_without_a_change_of_the_log(load, tmp_path):
     assert re.fullmatch(r"agrees with the model to \de[-+]\d\d at batch sizes 1 and 3", note)
     assert (tmp_path / "m.onnx").is_file()
     assert logging.getLogger("torch.onnx").level == level
+
+
+def test_graphs_take_an_empty_batch_and_refuse_integers(load, tmp_path):
+    model = load(*ONE_BLOCK)
+    for name in ("pt2", "onnx"):
+        write_graph(model, tmp_path / f"m.{name}", name)
+    graph, session = torch.export.load(tmp_path / "m.pt2").module(), InferenceSession(tmp_path / "m.onnx")
+    empty = torch.zeros(0, 4, 2, 2, 192)
+    assert graph(empty, None, None).shape == model(empty).shape == (0, 3)
+    assert session.run(["scores"], {"features": empty.numpy()})[0].shape == (0, 3)
+    integers = torch.ones(2, 4, 2, 2, 192, dtype=torch.int64)
+    with pytest.raises(RuntimeError, match="dtype mismatch! Expected: Float, Got: long"):
+        graph(integers, None, None)
+    with pytest.raises(InvalidArgument, match="Unexpected input data type"):
+        session.run(["scores"], {"features": integers.numpy()})

@@ -280,6 +280,22 @@ def test_features_of_another_width_are_an_error_that_prints_both():
         network()(clip(channels=5))
 
 
+@pytest.mark.parametrize("merge_layer", [LEARNABLE, CENTER, NoMerger])
+@pytest.mark.parametrize("training", [True, False])
+def test_an_empty_batch_has_empty_logits(merge_layer, training):
+    output = network(merge_layer).train(training)(clip(batch=0), mask=torch.ones(0, 4, dtype=torch.bool))
+    assert output.logits.shape == (0, 3)
+    assert output.aux_logits is None or output.aux_logits.shape == (0, 3)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bool, torch.complex64])
+def test_features_that_are_not_floating_point_numbers_are_refused(dtype):
+    with pytest.raises(TypeError, match=f"as a tensor of floating-point numbers, got {dtype}"):
+        network().eval()(torch.ones(1, 4, 2, 2, 8, dtype=dtype))
+    with pytest.raises(TypeError, match="as a tensor of floating-point numbers, got ndarray"):
+        network().eval()(clip().numpy())
+
+
 def test_dropout_is_active_only_in_training():
     model, features = network(NoMerger, dropout=0.5), clip()
     assert not torch.equal(model.train()(features).logits, model.train()(features).logits)

@@ -34,6 +34,12 @@ def test_dollar_signs_do_not_make_a_formula():
     assert (formula.picture() < 128).sum() > 1.3 * (plain.picture() < 128).sum()
 
 
+def test_names_that_are_no_text_are_drawn():
+    canvas = Canvas(200, 40)
+    canvas.write(10, 10, "\udcff \ud800.mp4", 12)
+    assert canvas.picture().min() < 200
+
+
 def images_of(pdf):
     """Read the pictures in a PDF file, each of which is stored like a PNG file of three channels of eight bits."""
     found = []

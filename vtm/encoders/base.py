@@ -169,7 +169,8 @@ class Encoder(nn.Module, ABC):
                 full = pad(part, (0,) * 7 + (self.chunk - len(part),))  # (chunk, 3, S, S)
                 encoded = self.encode(backbone, (full.float() / 255 - mean) / std).float()
                 tokens.append(encoded[: len(part) // self.frames.frames_per_step])
-        return torch.cat(tokens).reshape(frames.shape[0], -1, *self.grid.shape, self.channels)
+        steps = frames.shape[1] // self.frames.frames_per_step
+        return torch.cat(tokens).reshape(frames.shape[0], steps, *self.grid.shape, self.channels)
 
     @torch.inference_mode(False)
     def _on(self, device: torch.device) -> _Loaded:

@@ -71,7 +71,7 @@ class FeatureStore:
 
     def locate(self, video: Video) -> str:
         """Return the path or address of a video's file: a hash of the id, in one of 256 folders, and the id itself."""
-        digest = sha256(video.id.encode()).hexdigest()
+        digest = sha256(video.id.encode(errors="surrogateescape")).hexdigest()
         return (
             f"{self.folder}/{digest[:2]}/{digest[:12]}_{re.sub(r'[^A-Za-z0-9._-]', '_', video.id)[-100:]}.safetensors"
         )

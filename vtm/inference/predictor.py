@@ -123,6 +123,7 @@ class Predictor(
             (B, K) probabilities, or the (B, 1) values of a regression.
 
         Raises:
+            TypeError: if the features are not in floating point.
             ValueError: if the inputs do not match the network or one another, or a score is not finite.
         """
         logits: Tensor = self.network(features, motion=motion, mask=mask, generator=generator).logits

@@ -234,16 +234,19 @@ register_pytree_node(  # num_groups is part of the structure, so that tree_map o
 )
 
 
-def rewindow(tokens: Tokens, rows: int) -> Tokens:
-    """Regroup the tokens into `rows` windows; x is not copied, because tokens are ordered by time in memory."""
+def rewindow(tokens: Tokens, rows: int, num_tokens: int) -> Tokens:
+    """Regroup the tokens into `rows` windows of N tokens, in an empty batch too.
+
+    x is not copied, because tokens are ordered by time in memory.
+    """
 
     def view(value: Tensor | None) -> Tensor | None:
-        return None if value is None else value.reshape(rows, -1, *value.shape[2:])
+        return None if value is None else value.reshape(rows, num_tokens, *value.shape[2:])
 
     return Tokens(
-        x=tokens.x.reshape(rows, -1, tokens.x.shape[-1]),
-        size=tokens.size.reshape(rows, -1),
-        position=tokens.position.reshape(rows, -1, 3),
+        x=tokens.x.reshape(rows, num_tokens, tokens.x.shape[-1]),
+        size=tokens.size.reshape(rows, num_tokens),
+        position=tokens.position.reshape(rows, num_tokens, 3),
         motion=view(tokens.motion),
         saliency=view(tokens.saliency),
         mask=view(tokens.mask),

@@ -126,6 +126,7 @@ class Head(nn.Module, ABC):
             generator: generator of the sampling noise: None, one, or one per clip (see `vtm.merging.partition`).
 
         Raises:
+            TypeError: if the features are not in floating point.
             ValueError: if the shapes do not match the head or one another.
         """
 

@@ -182,9 +182,11 @@ class Stream:
         block = self.model.blocks[i]
         assert isinstance(block, Block)
         step = self.model.grid or FeatureGrid(height, width)
-        grid = Grid(self._plans[i].window_frames, step.height, step.width)
-        tokens, merged = block(rewindow(tokens, batch * windows), grid)
-        return rewindow(tokens, batch), BlockTrace(merged.grouping, merged.targets, merged.saliency, grid.frames)
+        plan = self._plans[i]
+        grid = Grid(plan.window_frames, step.height, step.width)
+        tokens, merged = block(rewindow(tokens, batch * windows, plan.num_tokens), grid)
+        tokens = rewindow(tokens, batch, windows * (plan.num_tokens - plan.merge_count))
+        return tokens, BlockTrace(merged.grouping, merged.targets, merged.saliency, grid.frames)
 
 
 def _map(tokens: Tokens, change: Callable[[Tensor], Tensor]) -> Tokens:

@@ -230,7 +230,10 @@ class VTM(Head):
         return FeatureGrid(*features.shape[2:4]) if self.grid is None else self.grid
 
     def check(self, features: Tensor, motion: Tensor | None, mask: Tensor | None) -> None:
-        """Raise a ValueError if the inputs of `forward` do not match the network or one another."""
+        """Raise an error if the inputs of `forward` do not match the network or one another, as `forward` does."""
+        if not isinstance(features, Tensor) or not features.is_floating_point():
+            kind = features.dtype if isinstance(features, Tensor) else type(features).__name__
+            raise TypeError(f"expected features (B, T, H, W, C) as a tensor of floating-point numbers, got {kind}")
         if features.ndim != 5 or features.shape[-1] != self.widths[0]:
             raise ValueError(
                 f"expected features (B, T, H, W, C) with C = {self.widths[0]}, got {tuple(features.shape)}"
@@ -283,22 +286,25 @@ class VTM(Head):
             generator: generator of the sampling noise: None, one, or one per clip (see `vtm.merging.partition`).
 
         Raises:
+            TypeError: if the features are not in floating point.
             ValueError: if the shapes do not match the network or one another.
         """
         tokens = aux = self.embed(features, motion=motion, mask=mask)
         batch, *shape = features.shape[:4]
         grid = self.grid_of(features)
         traces: list[BlockTrace] = []
-        for plan, block in zip(self.plan(*shape), self._blocks(), strict=False):
+        plans = self.plan(*shape)
+        for plan, block in zip(plans, self._blocks(), strict=False):
             rows = batch * plan.windows
             window = Grid(plan.window_frames, grid.height, grid.width)
-            tokens, merged = block(rewindow(tokens, rows), window, generator=generator)
+            tokens, merged = block(rewindow(tokens, rows, plan.num_tokens), window, generator=generator)
             if self.training and block.auxiliary is not None:
-                aux = block.auxiliary(rewindow(aux, rows), merged)
+                aux = block.auxiliary(rewindow(aux, rows, plan.num_tokens), merged)
             traces.append(BlockTrace(merged.grouping, merged.targets, merged.saliency, plan.window_frames))
-        logits = self.head(_pool(rewindow(tokens, batch)))
+        left = plans[-1].windows * (plans[-1].num_tokens - plans[-1].merge_count)
+        logits = self.head(_pool(rewindow(tokens, batch, left)))
         learned = self.training and next(self._blocks()).auxiliary is not None
-        aux_logits = self.head(_pool(rewindow(aux, batch))) if learned else None
+        aux_logits = self.head(_pool(rewindow(aux, batch, left))) if learned else None
         return HeadOutput(logits, aux_logits, tuple(traces))
 
     def _blocks(self) -> Iterator[Block]:

@@ -44,7 +44,13 @@ class Canvas:
         height, width = self.pixels.shape[:2]
         # a dollar sign in a name does not start a formula
         self.figure.text(
-            x / width, 1 - y / height, text, size=size * 72 / DPI, family=_families(), parse_math=False, **style
+            x / width,
+            1 - y / height,
+            text.encode(errors="replace").decode(),
+            size=size * 72 / DPI,
+            family=_families(),
+            parse_math=False,
+            **style,
         )
 
     def show(self, x: int, y: int, picture: Bytes) -> None:
