@@ -1,5 +1,7 @@
 """Helpers that write moving videos, copy them into other containers, and damage them."""
 
+from itertools import pairwise
+
 import av
 import numpy as np
 
@@ -37,6 +39,43 @@ def remux(source, path, **options):
             if packet.dts is not None:
                 packet.stream = stream
                 writer.mux(packet)
+
+
+def retime(source, path, time):
+    """Copy the packets of a video; `time` maps the index of a packet and its two time stamps to new ones."""
+    with av.open(str(source)) as reader, av.open(str(path), "w") as writer:
+        stream = writer.add_stream_from_template(reader.streams.video[0])
+        for index, packet in enumerate(packet for packet in reader.demux(video=0) if packet.size):
+            packet.pts, packet.dts = time(index, packet.pts, packet.dts)
+            packet.stream = stream
+            writer.mux(packet)
+    return path
+
+
+def join(path, *parts):
+    """Concatenate the bytes of files."""
+    path.write_bytes(b"".join(part.read_bytes() for part in parts))
+    return path
+
+
+def pack(source, path):
+    """Copy an MPEG-4 video into AVI and store each B-frame in the packet of the P-frame before it, as DivX does."""
+    with av.open(str(source)) as reader, av.open(str(path), "w") as writer:
+        template = reader.streams.video[0]
+        stored = [packet for packet in reader.demux(template) if packet.size]
+        stream = writer.add_stream_from_template(template)
+        contents = [b"\0\0\1\xb6\x50" if late.pts < early.pts else bytes(late) for early, late in pairwise(stored)]
+        contents = [bytes(stored[0]), *contents]
+        for index, (early, late) in enumerate(pairwise(stored)):
+            contents[index] += bytes(late) if late.pts < early.pts else b""
+        stream.codec_context.extradata = template.codec_context.extradata + b"\0\0\1\xb2DivX503b1393p"
+        for number, (packet, content) in enumerate(zip(stored, contents, strict=True)):
+            packed = av.Packet(content)
+            packed.pts = packed.dts = number
+            packed.time_base, packed.stream = 1 / template.average_rate, stream
+            packed.is_keyframe = packet.is_keyframe
+            writer.mux(packed)
+    return path
 
 
 def moving(path, count=60, *, codec, fps=10, **options):

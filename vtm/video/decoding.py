@@ -10,6 +10,7 @@ from typing import NamedTuple
 import av
 from av.container import InputContainer
 from av.packet import Packet
+from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
@@ -20,6 +21,9 @@ _SKIPS_EXACTLY = frozenset({"h264", "hevc", "mpeg2video", "mpeg4", "vp9"})
 
 # Containers that seek by decoding time: to land before a key frame, seek to the key frame before it.
 SEEKS_LATE = frozenset({"mpeg", "mpegts"})
+
+# Brands of MP4 files that contain a picture.
+_PICTURE_BRANDS = frozenset({"avif", "heic", "heix", "heim", "heis", "mif1"})
 
 
 class VideoError(Exception):
@@ -57,11 +61,15 @@ def open_video(path: Path | str, vectors: bool = False) -> Iterator[tuple[InputC
     try:
         with av.open(local(path)) as container:
             try:
-                stream = container.streams.best("video")  # never a cover picture
+                stream = container.streams.best("video")
             except IndexError:  # with a damaged header, PyAV may not list all streams
                 stream = None
             if not isinstance(stream, VideoStream):
                 raise VideoError(f"{path}: has no video stream")
+            if stream.disposition & Disposition.attached_pic:  # the best stream only if there is no other
+                raise VideoError(f"{path}: has no video stream, only a cover picture; give a video file")
+            if _is_picture(container):
+                raise VideoError(f"{path}: is a picture, not a video; give a video file")
             if getattr(stream, "codec_context", None) is None:
                 raise VideoError(f"{path}: FFmpeg has no decoder for its video stream; encode it as H.264")
             stream.thread_type = "NONE"  # frame threads can hang on an early stop; worker processes run in parallel
@@ -72,6 +80,12 @@ def open_video(path: Path | str, vectors: bool = False) -> Iterator[tuple[InputC
     except (av.error.FFmpegError, OSError) as error:
         reason = error.strerror or error
         raise VideoError(f"{path}: cannot be read as a video ({reason}); fetch or encode it again") from error
+
+
+def _is_picture(container: InputContainer) -> bool:
+    """Return whether an open file is a single picture, such as JPEG, PNG or HEIF."""
+    brand = container.metadata.get("major_brand")
+    return container.format.name.endswith("_pipe") or container.format.name == "image2" or brand in _PICTURE_BRANDS
 
 
 def local(path: Path | str) -> str:

@@ -137,14 +137,15 @@ def _scan(path: str) -> _Packets:
         head = context.extradata or b""
         for packet in read_packets(container, stream):
             if packet.size and not packet.is_discard:
-                if packet.is_keyframe and packet.pos is not None:
+                pts, dts, is_key = packet.pts, packet.dts, packet.is_keyframe
+                if is_key and packet.pos is not None:
                     places[len(times)] = packet.pos, packet.size
                 if not times:
                     head += bytes(packet)[:_HEAD]
-                times.append(_UNSTAMPED if packet.pts is None else packet.pts)
-                clocks.append(_UNSTAMPED if packet.dts is None else packet.dts)
+                times.append(_UNSTAMPED if pts is None else pts)
+                clocks.append(_UNSTAMPED if dts is None else dts)
                 holds.append(packet.duration or 0)
-                marks.append(packet.is_keyframe)
+                marks.append(is_key)
         if not times or stream.time_base is None:
             raise VideoError(f"{path}: has no frames; fetch or encode it again")
         return _Packets(
