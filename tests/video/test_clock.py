@@ -27,7 +27,8 @@ def write_part(stamps, tmp_path):
             source, (stamps.picture(number) for number in range(first, last)), fps=fps, codec=codec, options=options
         )
         path = tmp_path / name
-        remux(source, str(path), options={"output_ts_offset": str(start)})
+        small = {"packetsize": "128"} if path.suffix == ".mpg" else {}  # FFmpeg guesses times if frames share a packet
+        remux(source, str(path), options={"output_ts_offset": str(start)} | small)
         return path
 
     return write_part

@@ -6,6 +6,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from av.stream import Disposition
 
 from tests.video.files import spoil
 from vtm.video.decoding import VideoError
@@ -39,6 +40,43 @@ def test_unreadable_files_are_one_error_with_the_path(clip, tmp_path, make, says
     make(path, clip.read_bytes())
     with pytest.raises(VideoError, match=f"bad.mp4.*{says}"):
         read(path)
+
+
+def write_cover(path: Path, codec: str) -> None:
+    """Write a second of silence with a cover picture."""
+    with av.open(str(path), "w", format="mp4" if path.suffix == ".m4a" else None) as container:
+        sound = container.add_stream(codec, rate=16000)
+        cover = container.add_stream("mjpeg", rate=1)
+        cover.width, cover.height, cover.pix_fmt, cover.disposition = 64, 48, "yuvj420p", Disposition.attached_pic
+        picture = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 99, np.uint8), format="rgb24")
+        container.mux([*cover.encode(picture), *cover.encode(None)])
+        kind, dtype = ("fltp", np.float32) if codec == "aac" else ("s16", np.int16)
+        for number in range(16):
+            frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), dtype), format=kind, layout="mono")
+            frame.sample_rate, frame.pts = 16000, 1024 * number
+            container.mux(sound.encode(frame))
+        container.mux(sound.encode(None))
+
+
+@pytest.mark.parametrize(("name", "codec"), [("song.flac", "flac"), ("song.m4a", "aac")])
+def test_sound_with_a_cover_is_not_a_video(tmp_path, name, codec):
+    write_cover(tmp_path / name, codec)
+    for read in (duration, lambda path: read_frames(path, [0.0], size=16)):
+        with pytest.raises(VideoError, match=rf"{name}: has no video stream, only a cover picture; give a video file"):
+            read(tmp_path / name)
+
+
+@pytest.mark.parametrize(("name", "codec", "pix_fmt"), [("a.jpg", "mjpeg", "yuvj420p"), ("a.png", "png", "rgb24")])
+def test_a_picture_is_not_a_video(tmp_path, name, codec, pix_fmt):
+    with av.open(str(tmp_path / name), "w", format="image2") as container:
+        stream = container.add_stream(codec, rate=1)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, pix_fmt
+        picture = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 99, np.uint8), format="rgb24")
+        container.mux([*stream.encode(picture), *stream.encode(None)])
+    (tmp_path / "renamed.mp4").write_bytes((tmp_path / name).read_bytes())
+    for path in (tmp_path / name, tmp_path / "renamed.mp4"):
+        with pytest.raises(VideoError, match=rf"{path.name}: is a picture, not a video; give a video file"):
+            duration(path)
 
 
 def test_an_unknown_codec_is_one_error_with_the_path(stamps, tmp_path):

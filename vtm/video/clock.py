@@ -62,14 +62,14 @@ def arrange(pts: NDArray[np.int64], clock: NDArray[np.int64], *, jump: int, gaps
     """
     numbers = part_numbers(clock, jump=jump, gaps=gaps)
     if numbers is None:
-        return Timeline(pts, in_order(pts), 1, None)
+        return Timeline(pts, _plausible(pts, jump), 1, None)
     parts = int(numbers[-1]) + 1
     moved, plausible = pts.copy(), np.zeros(len(pts), np.bool_)
     begin: int | None = None
     bounds = np.searchsorted(numbers, np.arange(parts + 1)).tolist()
     for first, last in pairwise(bounds):
         stamps, delays = pts[first:last].copy(), pts[first:last] - clock[first:last]
-        sound = in_order(stamps) & (abs(delays - np.median(delays)) <= jump)
+        sound = _plausible(stamps, jump) & (abs(delays - np.median(delays)) <= jump)
         if not sound.any():
             continue
         shown = np.unique(stamps[sound])
@@ -81,6 +81,16 @@ def arrange(pts: NDArray[np.int64], clock: NDArray[np.int64], *, jump: int, gaps
         plausible[first:last] = sound
         begin = int(moved[first:last][sound].max()) + step
     return Timeline(moved, plausible, parts, begin)
+
+
+def _plausible(pts: NDArray[np.int64], jump: int) -> NDArray[np.bool_]:
+    """Return which time stamps of a recording are near their position in the file and near their neighbors."""
+    plausible = in_order(pts)
+    steps = abs(np.diff(pts))
+    if len(pts) > 2 * _NEAR and steps.max() > jump:
+        away = abs(pts - _nearby(pts)) > max(jump, 2 * _FAR * int(np.median(steps)))
+        plausible[_NEAR:-_NEAR] &= ~away[_NEAR:-_NEAR]  # the first and last frames may be shown for long
+    return plausible
 
 
 def part_numbers(clock: NDArray[np.int64], *, jump: int, gaps: bool) -> NDArray[np.int64] | None:
