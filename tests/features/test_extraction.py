@@ -2,11 +2,14 @@
 
 import os
 import re
+from fractions import Fraction
 from functools import partial
 from pathlib import Path
+from shutil import copytree
 from types import SimpleNamespace
 from typing import Any
 
+import av
 import pytest
 import torch
 
@@ -15,6 +18,7 @@ from vtm.data.sampling import Single, Windows
 from vtm.data.source import VideoFiles
 from vtm.encoders import ImageEncoder
 from vtm.features.extraction import extract
+from vtm.features.file import FeatureWriter
 from vtm.features.store import FeatureStore
 
 SCENE = Scene(
@@ -177,3 +181,40 @@ def test_tokens_that_do_not_fit_fail_by_video_and_say_so(root):
 
 def stored(root: Path) -> list[Path]:
     return sorted((root / "features").rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("pixel_aspect", "params", "again"), [("64/45", "tff=0", 1), (None, "tff=1", 1), ("1", "tff=0", 0)]
+)
+def test_features_of_earlier_versions_are_stored_again_where_pixels_were_wrong(
+    root, videos, capsys, monkeypatch, pixel_aspect, params, again
+):
+    (root / "videos").unlink()
+    copytree(videos / "videos", root / "videos")
+    dataset = Dataset(root)
+    path = dataset.data.videos("test")[1].path
+    path.unlink()
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=4, options={"x264-params": params})
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
+        if pixel_aspect:
+            stream.codec_context.sample_aspect_ratio = Fraction(pixel_aspect)
+        for _ in range(20):
+            container.mux(stream.encode(av.VideoFrame(64, 48, "yuv420p")))
+        container.mux(stream.encode(None))
+    write = FeatureWriter.__init__
+
+    def write_without_record(self, path, times, shape, storage, facts):
+        recorded = {"pixel_rule", "pyav"}
+        assert recorded < facts.keys()
+        write(self, path, times, shape, storage, {key: facts[key] for key in facts.keys() - recorded})
+
+    with monkeypatch.context() as earlier:
+        earlier.setattr(FeatureWriter, "__init__", write_without_record)
+        assert dataset.extract() == {}
+    dataset.store.check(dataset.data.videos("test")[1], dataset.protocol, train=False)  # it can still be read
+    capsys.readouterr()
+    assert Dataset(root).extract() == {}
+    assert capsys.readouterr().out.startswith(f"{again} of 9 videos are to be stored" if again else "9 of 9 videos are")
+    assert Dataset(root).extract() == {}
+    assert capsys.readouterr().out.startswith("9 of 9 videos are stored")

@@ -43,7 +43,7 @@ def test_results_are_read_as_they_were_written(tmp_path: Path) -> None:
     write_results(tmp_path / "results.json", run, {"test": test})
     found = read_results(tmp_path / "results.json")
     assert (found["experiment"], found["seed"], found["commit"]) == ("scene", 3, run["commit"])
-    assert found["versions"].keys() == {"python", "torch", "lightning", "timm", "vtm"}
+    assert found["versions"].keys() == {"python", "torch", "lightning", "timm", "av", "vtm"}
     assert found["config"]["task"]["_target_"] == "vtm.tasks.classification.Classification"
     assert score_of(found, "test", 2) == {"value": 0.5, "epoch": 2}
     assert score_of(found, "test", 1) is score_of(found, "val", 2) is None

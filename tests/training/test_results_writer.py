@@ -131,7 +131,7 @@ def test_results_hold_every_evaluation(tmp_path: Path, capsys: pytest.CaptureFix
     assert list(found) == [*run, "val", "test", "val_last", "test_last"]
     assert (found["experiment"], found["task"], found["seed"]) == ("lvu_scene", "scene", 5)
     assert found["config"] == {"model": {"channels": [4, 2]}}
-    assert set(found["versions"]) == {"python", "torch", "lightning", "timm", "vtm"}
+    assert set(found["versions"]) == {"python", "torch", "lightning", "timm", "av", "vtm"}
     assert found["versions"]["torch"] == torch.__version__
     assert found["published"] == {"note": NOTE, "figures": PUBLISHED}
     costs = [found[name].pop("cost") for name in ("val", "test", "val_last", "test_last")]

@@ -170,6 +170,7 @@ class FeatureHeader(NamedTuple):
     key: str  # key of the encoder and sampling rule
     length: float  # length of the region of interest in seconds
     video_bytes: int  # size of the video file
+    pixel_rule: int  # see `vtm.video.view`; 0 if the file does not record it
     times: NDArray[np.float64]  # (T,) times of the steps in seconds, ascending
     tensors: dict[str, _Tensor]
 
@@ -292,7 +293,7 @@ def _read_header(path: str, size: int, version: str, cache: Path) -> FeatureHead
     crc32 = int(facts.pop("crc32"))
     if crc32 != zlib.crc32(stamps, zlib.crc32(json.dumps([facts, entries], sort_keys=True).encode())):
         raise ValueError("its header has changed")
-    counts = float(facts["length"]), int(facts["video_bytes"])
+    counts = float(facts["length"]), int(facts["video_bytes"]), int(facts.get("pixel_rule", 0))
     return FeatureHeader(path, version, facts["id"], facts["key"], *counts, np.frombuffer(stamps, np.float64), tensors)
 
 

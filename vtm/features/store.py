@@ -16,6 +16,8 @@ from vtm.data.source import EncoderSpec, StepData, Video, frames_of, region_leng
 from vtm.encoders.rounding import Quantized, StorageDtype, dequantize
 from vtm.features.file import FeatureError, FeatureHeader, FeatureWriter, OtherTimesError, read_header, read_steps
 from vtm.features.remote import size_and_version
+from vtm.video.reading import has_plain_pixels
+from vtm.video.view import PIXEL_RULE, PYAV_VERSION
 
 
 class StoredEncoder(EncoderSpec, Protocol):
@@ -135,13 +137,17 @@ class FeatureStore:
     def is_complete(self, video: Video, protocol: ClipProtocol, *, train: bool) -> bool:
         """Return whether the stored features of a video are complete for these clips and from the current video file.
 
-        Only the header is read.
+        Only the header is read, and for files of earlier versions of vtm, which read some videos wrongly, the first
+        frames of the video.
         """
         try:
             self.expect(video, protocol, train=train)
         except (FeatureError, ValueError):
             return False
-        return self._header(video).video_bytes == video.path.stat().st_size
+        header = self._header(video)
+        if header.video_bytes != video.path.stat().st_size:
+            return False
+        return header.pixel_rule == PIXEL_RULE or has_plain_pixels(video.path)
 
     def writer(self, video: Video, times: list[float], length: float) -> FeatureWriter:
         """Return a writer of the feature file of a video.
@@ -151,7 +157,14 @@ class FeatureStore:
             times: times of all steps in seconds from the first frame of the file, ascending.
             length: length of the region of interest in seconds.
         """
-        facts = {"id": video.id, "key": self.key, "length": length, "video_bytes": video.path.stat().st_size}
+        facts = {
+            "id": video.id,
+            "key": self.key,
+            "length": length,
+            "video_bytes": video.path.stat().st_size,
+            "pixel_rule": PIXEL_RULE,
+            "pyav": PYAV_VERSION,
+        }
         shape = (*self.grid.shape, self.channels)
         return FeatureWriter(Path(self.locate(video)), times, shape, self.storage_dtype, facts)
 

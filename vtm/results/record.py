@@ -41,7 +41,7 @@ def describe_run(
         "versions": {
             "python": platform.python_version(),
             "torch": torch.__version__,  # with the CUDA version, which the package's version lacks
-            **{name: importlib.metadata.version(name) for name in ("lightning", "timm", "vtm")},
+            **{name: importlib.metadata.version(name) for name in ("lightning", "timm", "av", "vtm")},
         },
         "config": None,
         "published": {"note": NOTE, "figures": published} if published else {"figures": {}},

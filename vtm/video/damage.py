@@ -34,7 +34,7 @@ def survey_group(path: Path | str, table: PacketTable, number: int) -> Survey:
         intra: list[tuple[int, int]] = []  # time stamps and positions of clean key frames
         reached = entered = False
         for decoded in decode_from(path, table, start, number, wanted=()):
-            pts, frame, position = decoded
+            pts, frame, position, _ = decoded
             reached = reached or (pts is not None and pts >= keys[number])
             entered = entered or (frame is not None and pts == keys[start] and frame.pict_type != PictureType.P)
             if decoded.bad:
@@ -47,7 +47,7 @@ def survey_group(path: Path | str, table: PacketTable, number: int) -> Survey:
             break
     survey = Survey(start, set(), set())
     for decoded in decode_from(path, table, start, number):
-        pts, frame, position = decoded
+        pts, frame, position, _ = decoded
         if frame is not None and pts is not None:
             entry = max((begin for stamp, begin in intra if stamp <= pts), default=0)
             affected = decoded.bad or any(entry <= other <= position for other in damaged)

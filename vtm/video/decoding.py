@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,6 +26,12 @@ SEEKS_LATE = frozenset({"mpeg", "mpegts"})
 # Brands of MP4 files that contain a picture.
 _PICTURE_BRANDS = frozenset({"avif", "heic", "heix", "heim", "heis", "mif1"})
 
+# Containers that do not store the shape of pixels, which may then change within the stream.
+_NO_PIXEL_ASPECT = frozenset({"h264", "hevc", "m4v", "mpeg", "mpegts", "mpegvideo"})
+
+# Widest pixels in use are about 4:1; beyond this, the value is damaged.
+_MAX_PIXEL_ASPECT = 16
+
 
 class VideoError(Exception):
     """Error for a file from which the requested frames cannot be read; the message names the file."""
@@ -40,6 +47,7 @@ class Decoded(NamedTuple):
     pts: int | None
     frame: VideoFrame | None  # None if the packet could not be decoded
     position: int  # index of the packet in decoding order
+    pixel_aspect: float = 1.0  # width of a pixel divided by its height
 
     @property
     def bad(self) -> bool:
@@ -145,6 +153,8 @@ def decode_frames(
     context = stream.codec_context
     skips = context.name in _SKIPS_EXACTLY
     positions: dict[int | None, int] = {}
+    aspects: dict[int | None, float] = {}
+    aspect = 1.0
     for position, packet in enumerate(read_packets(container, stream, stamps, entry)):
         if key is not None:
             if packet.pts is not None and packet.pts > key:
@@ -158,12 +168,27 @@ def decode_frames(
             context.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"
         positions[packet.pts] = position
         try:
-            for frame in packet.decode():
-                yield Decoded(frame.pts, frame, positions.get(frame.pts, position))
+            frames = packet.decode()
+            aspects[packet.pts] = aspect = _pixel_aspect(container, stream)
+            for frame in frames:
+                yield Decoded(frame.pts, frame, positions.get(frame.pts, position), aspects.get(frame.pts, aspect))
         except av.error.FFmpegError:
             yield Decoded(packet.pts, None, position)
     for frame in drain(stream):
-        yield Decoded(frame.pts, frame, positions.get(frame.pts, max(positions.values(), default=0)))
+        position = positions.get(frame.pts, max(positions.values(), default=0))
+        yield Decoded(frame.pts, frame, position, aspects.get(frame.pts, aspect))
+
+
+def _pixel_aspect(container: InputContainer, stream: VideoStream) -> float:
+    """Return the width of a pixel divided by its height, as the container or else the last decoded packet declares it.
+
+    Without a plausible declaration, pixels are square.
+    """
+    declared: list[Fraction | None] = [stream.sample_aspect_ratio, stream.codec_context.sample_aspect_ratio]
+    if container.format.name in _NO_PIXEL_ASPECT:
+        declared.reverse()
+    plausible = (aspect for aspect in declared if aspect and 1 / _MAX_PIXEL_ASPECT <= aspect <= _MAX_PIXEL_ASPECT)
+    return float(next(plausible, 1))
 
 
 def drain(stream: VideoStream) -> Iterator[VideoFrame]:

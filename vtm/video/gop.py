@@ -23,8 +23,8 @@ def decode_wanted(
     wanted: list[int],
     surveys: dict[int, Survey],
     vectors: VectorMotion | None,
-) -> Iterator[tuple[int, VideoFrame, bool]]:
-    """Yield each requested time stamp with its frame, and False if a replacement is yielded instead of that frame.
+) -> Iterator[tuple[int, VideoFrame, float, bool]]:
+    """Yield each requested time stamp with its frame and the shape of its pixels, and False for a replacement.
 
     Each group of pictures takes one seek. A group that turns out to be damaged is surveyed and all of its frames are
     yielded again: clean frames as they are, and for each damaged frame the nearest clean frame of the file. A later
@@ -51,10 +51,10 @@ def decode_wanted(
         number, nearest = nearest_frame(path, table, want, surveys)
         sources.setdefault(number, {}).setdefault(nearest, []).append(want)
     for number, chosen in sources.items():
-        for pts, frame, _ in decode_from(path, table, surveys[number].start, number):
+        for pts, frame, _, aspect in decode_from(path, table, surveys[number].start, number):
             if frame is not None and pts in chosen:
                 for want in chosen.pop(pts):
-                    yield want, frame, want == pts and pts in surveys[number].clean
+                    yield want, frame, aspect, want == pts and pts in surveys[number].clean
 
 
 def show_clean(
@@ -65,9 +65,9 @@ def show_clean(
         if number not in surveys:
             surveys[number] = survey_group(path, table, number)
         vectors.restart()
-        for pts, frame, _ in decode_from(path, table, surveys[number].start, number, vectors=True):
+        for pts, frame, _, aspect in decode_from(path, table, surveys[number].start, number, vectors=True):
             if frame is not None and pts in surveys[number].clean:
-                _show(pts, frame, table, vectors)
+                _show(pts, frame, aspect, table, vectors)
 
 
 def _decode_group(
@@ -77,7 +77,7 @@ def _decode_group(
     number: int,
     group: set[int],
     vectors: VectorMotion | None,
-) -> Generator[tuple[int, VideoFrame, bool], None, bool]:
+) -> Generator[tuple[int, VideoFrame, float, bool], None, bool]:
     """Yield the requested frames of a group until damage is found; return whether all were yielded without damage."""
     key, last, left, entered = int(table.keys[number]), max(group), set(group), number == 0
     if not seek_key(container, stream, table, number):
@@ -93,7 +93,7 @@ def _decode_group(
         wanted=group,
     )
     for decoded in frames:
-        pts, frame, _ = decoded
+        pts, frame, _, aspect = decoded
         if decoded.bad and (pts is None or pts >= key):
             return False
         if pts is None or frame is None:
@@ -101,17 +101,17 @@ def _decode_group(
         entered = entered or (pts == key and frame.pict_type != PictureType.P)
         if pts >= key and not entered:
             return False  # decoding cannot start here: the key frame is damaged or the stream uses intra refresh
-        _show(pts, frame, table, vectors)
+        _show(pts, frame, aspect, table, vectors)
         if pts in left:
             left.remove(pts)
-            yield pts, frame, True
+            yield pts, frame, aspect, True
         if pts >= last and not (vectors and vectors.awaits(table.row(last))):
             break
     damaged = [frame for frame in drain(stream) if frame.is_corrupt and (frame.pts is None or frame.pts >= key)]
     return not left and not damaged
 
 
-def _show(pts: int, frame: VideoFrame, table: PacketTable, vectors: VectorMotion | None) -> None:
+def _show(pts: int, frame: VideoFrame, pixel_aspect: float, table: PacketTable, vectors: VectorMotion | None) -> None:
     """Pass a frame to `vectors` unless it is a B-frame."""
     if vectors is None or frame.pict_type == PictureType.B:
         return
@@ -122,4 +122,5 @@ def _show(pts: int, frame: VideoFrame, table: PacketTable, vectors: VectorMotion
         # frame.side_data would keep the frame alive until the next garbage collection
         stored = SideDataContainer(frame).get("MOTION_VECTORS")  # type: ignore[call-arg]  # stub has no __init__
         blocks = None if stored is None else stored.to_ndarray()
-        vectors.see_predicted(row, blocks, frame.height, frame.width, round(frame.rotation / 90))
+        turns = round(frame.rotation / 90)
+        vectors.see_predicted(row, blocks, frame.height, frame.width, turns, pixel_aspect)

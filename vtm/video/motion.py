@@ -53,7 +53,15 @@ class VectorMotion:
         self._opening.setdefault(row, None)
         self._anchor = row
 
-    def see_predicted(self, row: int, vectors: NDArray[Any] | None, height: int, width: int, turns: int) -> None:
+    def see_predicted(
+        self,
+        row: int,
+        vectors: NDArray[Any] | None,
+        height: int,
+        width: int,
+        turns: int,
+        pixel_aspect: float = 1.0,
+    ) -> None:
         """Record the motion vectors of a P-frame, which refer to the last I- or P-frame before it.
 
         Args:
@@ -62,6 +70,7 @@ class VectorMotion:
             height: height of the frame in pixels.
             width: width of the frame in pixels.
             turns: quarter turns that make the frame upright, counter-clockwise.
+            pixel_aspect: width of a pixel divided by its height.
         """
         anchor, self._anchor = self._anchor, row
         if anchor is None or anchor >= row:
@@ -71,7 +80,7 @@ class VectorMotion:
             self._opening[anchor] = row
         near = np.searchsorted(self._begins, row, "right") > np.searchsorted(self._ends, row, "left")
         if vectors is not None and (near or opens):
-            view = View.of(height, width, size=self._size, squash=self._squash, turns=turns)
+            view = View.of(height, width, size=self._size, squash=self._squash, turns=turns, pixel_aspect=pixel_aspect)
             self._fields[row] = vector_field(vectors, row - anchor, view, self._grid)
 
     def awaits(self, row: int) -> bool:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vtm.video.damage import Survey
-from vtm.video.decoding import TooShortError
+from vtm.video.decoding import TooShortError, VideoError, decode_frames, open_video
 from vtm.video.gop import decode_wanted, show_clean
 from vtm.video.motion import VectorMotion, difference_motion
 from vtm.video.packets import PacketTable
@@ -21,6 +23,9 @@ from vtm.video.view import Scaler, View
 
 # Seconds after the end at which a frame may still be requested, because annotations round lengths to whole seconds.
 _LATE = 1.5
+
+# Number of frames that show whether the frames of a video are marked as interlaced.
+_FIRST_FRAMES = 8
 
 # Decoders that export the motion vectors of P-frames.
 _HAS_VECTORS = frozenset({"h264", "mpeg2video", "mpeg4"})
@@ -47,8 +52,9 @@ def read_frames(
     """Read the frames on screen at the given times as upright squares, and optionally the speed of their parts.
 
     The frame at time t is the last one with a time stamp not after t, or the last frame up to 1.5 s after the end.
-    Frames are scaled by area averaging. Damage that the decoder reports affects all frames up to the next clean key
-    frame; the nearest clean frame replaces them. The frame at a time does not depend on the other requested times.
+    Frames are scaled by area averaging, to square pixels, and interlaced frames like all others. Damage that the
+    decoder reports affects all frames up to the next clean key frame; the nearest clean frame replaces them. The frame
+    at a time does not depend on the other requested times.
 
     Motion comes from the codec's motion vectors (see `VectorMotion`). For codecs without vectors (all but H.264,
     MPEG-4 and MPEG-2) and for steps without P-frames near them, it is the difference between the frame and the next
@@ -129,6 +135,18 @@ def read_frames(
     return VideoFrames(torch.from_numpy(pixels), torch.from_numpy(motion), torch.from_numpy(~absent), substituted)
 
 
+def has_plain_pixels(path: Path | str) -> bool:
+    """Return whether a video has square pixels and frames that are not marked as interlaced, going by its first frames.
+
+    Without `PIXEL_RULE`, only such videos were read as they are now. A file that cannot be read counts as such.
+    """
+    with suppress(VideoError), open_video(path) as (container, stream):
+        for _, frame, _, aspect in islice(decode_frames(container, stream), _FIRST_FRAMES):
+            if aspect != 1 or (frame is not None and frame.interlaced_frame):
+                return False
+    return True
+
+
 def _read_squares(
     path: Path | str,
     table: PacketTable,
@@ -145,7 +163,7 @@ def _read_squares(
     """
     scaler = Scaler()
     stamps = {int(table.pts[row]): row for row in sorted(rows)}
-    for pts, frame, exact in decode_wanted(path, table, list(stamps), surveys, vectors):
+    for pts, frame, aspect, exact in decode_wanted(path, table, list(stamps), surveys, vectors):
         turns = round(frame.rotation / 90)  # rotation of the container, counter-clockwise
-        view = View.of(frame.height, frame.width, size=size, squash=squash, turns=turns)
+        view = View.of(frame.height, frame.width, size=size, squash=squash, turns=turns, pixel_aspect=aspect)
         yield stamps[pts], scaler.square(frame, view), exact

@@ -195,7 +195,7 @@ def _is_misordered(path: str, packets: _Packets, pts: NDArray[np.int64], plausib
     stored = [int(stamp) if usable else None for stamp, usable in zip(pts[:_SAMPLE], plausible, strict=False)]
     with open_video(path) as (container, stream):
         frames = islice(decode_frames(container, stream, stamps=stored), _SAMPLE - 1)
-        shown = [frame.pts for _, frame, _ in frames if frame is not None and not frame.is_corrupt]
+        shown = [frame.pts for _, frame, *_ in frames if frame is not None and not frame.is_corrupt]
     order = [stamp for stamp in shown if stamp is not None]
     return order != sorted(order)
 
@@ -214,7 +214,7 @@ def _display_order(path: str, count: int) -> list[int]:
     """Decode a file whose packets have no valid presentation times; return the packet indices in display order."""
     with open_video(path) as (container, stream):
         frames = decode_frames(container, stream, stamps=range(count))
-        shown = [pts for pts, frame, _ in frames if frame is not None and pts is not None]
+        shown = [pts for pts, frame, *_ in frames if frame is not None and pts is not None]
     for number in sorted({*range(count)}.difference(shown)):  # packets that cannot be decoded keep their position
         shown.insert(next((position for position, other in enumerate(shown) if other > number), len(shown)), number)
     return shown

@@ -1,15 +1,21 @@
-"""Turn a frame into the upright square that an encoder takes: cut, scale, crop, rotate."""
+"""Turn a frame into the upright square of square pixels that an encoder takes: cut, scale, crop, rotate."""
 
 from __future__ import annotations
 
 from fractions import Fraction
 from typing import Any, NamedTuple
 
+import av
 import numpy as np
 from av.filter import Graph
 from av.video.frame import VideoFrame
 from av.video.reformatter import Interpolation, VideoReformatter
 from numpy.typing import NDArray
+
+# Recorded with stored features. Increase the rule when the squares of some videos change. Before rule 1, pixels counted
+# as square whatever the file declared, and frames marked as interlaced were blurred.
+PIXEL_RULE = 1
+PYAV_VERSION = av.__version__
 
 # Frames whose longer side is more than this many times the shorter one are cut before they are scaled, so that the cost
 # of a frame is bounded. The frames of ordinary videos are scaled whole.
@@ -28,7 +34,7 @@ class View(NamedTuple):
     turns: int  # quarter turns, counter-clockwise
 
     @classmethod
-    def of(cls, height: int, width: int, *, size: int, squash: bool, turns: int) -> View:
+    def of(cls, height: int, width: int, *, size: int, squash: bool, turns: int, pixel_aspect: float = 1.0) -> View:
         """Make the view that scales the shortest side to S and crops the center or, to squash, scales both sides to S.
 
         Args:
@@ -37,13 +43,14 @@ class View(NamedTuple):
             size: S, side of the square in pixels.
             squash: scale both sides to S.
             turns: quarter turns, counter-clockwise.
+            pixel_aspect: width of a pixel of the frame divided by its height.
         """
         if squash:
             return cls((0, 0, height, width), (size, size), size, turns % 4)
-        scale = size / min(height, width)
-        top, rows = _middle(height, _ELONGATED * width)
-        left, columns = _middle(width, _ELONGATED * height)
-        scaled = max(size, round(rows * scale)), max(size, round(columns * scale))
+        scale = size / min(height, width * pixel_aspect)
+        top, rows = _middle(height, _ELONGATED * width * pixel_aspect)
+        left, columns = _middle(width, _ELONGATED * height / pixel_aspect)
+        scaled = max(size, round(rows * scale)), max(size, round(columns * pixel_aspect * scale))
         return cls((top, left, rows, columns), scaled, size, turns % 4)
 
     @property
@@ -72,7 +79,7 @@ class Scaler:
 
     def square(self, frame: VideoFrame, view: View) -> NDArray[np.uint8]:
         """Return the upright square of a frame in RGB (3, S, S)."""
-        if view.part != (0, 0, frame.height, frame.width):
+        if frame.interlaced_frame or view.part != (0, 0, frame.height, frame.width):
             frame = self._cut(frame, view)
         height, width = view.scaled
         area = Interpolation.AREA
@@ -80,7 +87,10 @@ class Scaler:
         return view.cut(scaled.to_ndarray()).transpose(2, 0, 1)
 
     def _cut(self, frame: VideoFrame, view: View) -> VideoFrame:
-        """Return a part of a frame, without copying its pixels."""
+        """Return a part of a frame, marked as progressive, without copying its pixels.
+
+        Swscale would scale each field of an interlaced frame by itself, which blurs progressive pictures.
+        """
         kind = (frame.width, frame.height, frame.format.name, view.part)
         if self._cutter is None or self._cutter[0] != kind:
             top, left, height, width = view.part
@@ -91,6 +101,7 @@ class Scaler:
                     width=frame.width, height=frame.height, format=frame.format, time_base=Fraction(1, 1000)
                 ),
                 graph.add("crop", f"w={width}:h={height}:x={left}:y={top}:exact=1"),
+                graph.add("setfield", "prog"),
                 graph.add("buffersink"),
             ).configure()
             self._cutter = kind, graph
