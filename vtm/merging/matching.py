@@ -49,7 +49,7 @@ def match_bipartite(keys: Tensor, targets: Tensor, merge_count: int, *, mask: Te
     if merge_count == 0:
         return Grouping.identity(batch, num_tokens, device=keys.device)
 
-    similarity, choice = _best_target(keys.detach(), targets, mask)  # (B, N)
+    similarity, choice = nearest_target(keys.detach(), targets, mask=mask)  # (B, N)
     if mask is not None:
         similarity = similarity.masked_fill(~mask, torch.inf)
     similarity = similarity.scatter(1, targets, -torch.inf)  # a target is never merged away
@@ -61,10 +61,22 @@ def match_bipartite(keys: Tensor, targets: Tensor, merge_count: int, *, mask: Te
     return Grouping(index, num_groups, anchor=true_indices(~merged, num_groups))
 
 
-def _best_target(keys: Tensor, targets: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return the highest cosine similarity of each token to a target, and the index of that target; both (B, N).
+def nearest_target(
+    keys: Tensor, targets: Tensor, *, sources: slice = slice(None), mask: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Find the target with the highest cosine similarity to each source.
 
-    The similarity of a key that is not finite is -2, so that its token is merged last.
+    A zero key has similarity 0. A target whose key is not finite is chosen only if all are such; the similarity of a
+    source whose key is not finite is -2. Similarities of half-precision keys are computed in fp32.
+
+    Args:
+        keys: (B, N, D).
+        targets: (B, M) int64, indices of tokens.
+        sources: the S tokens to find a target for; all by default.
+        mask: (B, N) bool, True = real. A masked target is chosen only if all are masked.
+
+    Returns:
+        highest similarity of each source and the index of its target, both (B, S).
     """
     with torch.autocast(keys.device.type, enabled=False):
         keys = keys.float() if keys.dtype in (torch.float16, torch.bfloat16) else keys
@@ -76,6 +88,7 @@ def _best_target(keys: Tensor, targets: Tensor, mask: Tensor | None) -> tuple[Te
         targets = torch.where(usable, targets, targets.gather(1, usable.byte().argmax(1, keepdim=True)))
         target_keys = keys.gather(1, targets[..., None].expand(-1, -1, keys.shape[-1]))  # (B, M, D)
         target_keys = target_keys / norm.gather(1, targets)[..., None]
+        keys, norm = keys[:, sources], norm[:, sources]
         find = _largest_product
         if keys.device.type == "cpu" and not torch.compiler.is_compiling():
             find = _largest_product_in_parts

@@ -1,0 +1,71 @@
+"""Training-free reductions as slow loops over one clip and one token, written from the papers; imports nothing of vtm.
+
+Bolya et al. 2023, section 3 (bipartite soft matching), and Pollard and Wray 2025, section 3 (drop, random, hybrid).
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Reduced(NamedTuple):
+    """The tokens of one clip that are left: x (N', C), size (N'), and of each the indices of the tokens it holds."""
+
+    x: Tensor
+    size: Tensor
+    members: list[list[int]]
+
+
+def cosine(a: Tensor, b: Tensor) -> float:
+    lengths = math.sqrt(float(a @ a)) * math.sqrt(float(b @ b))
+    return float(a @ b) / lengths if lengths else 0.0
+
+
+def reduce_loops(
+    keys: Tensor, x: Tensor, size: Tensor, count: int, *, mode: str, protected: int = 0, threshold: float = 0.0
+) -> Reduced:
+    """Reduce one clip.
+
+    Args:
+        keys: (N, D).
+        x: (N, C).
+        size: (N,).
+        count: number of tokens to take away.
+        mode: "merge", "drop" or "hybrid".
+        protected: number of leading tokens that stay.
+        threshold: similarity below which a source replaces its target, for "hybrid".
+    """
+    num_tokens = len(keys)
+    sources = [n for n in range(protected, num_tokens) if n % 2 == 0]
+    targets = [n for n in range(protected, num_tokens) if n % 2 == 1]
+    best: dict[int, tuple[float, int]] = {}
+    for source in sources:
+        best[source] = max(((cosine(keys[source], keys[target]), -target) for target in targets), default=(0.0, 0))
+    by_similarity = sorted(sources, key=lambda source: -best[source][0])
+    taken, kept = by_similarity[:count], by_similarity[count:]
+    if not count:  # nothing changes, not even the order
+        return Reduced(x, size, [[n] for n in range(num_tokens)])
+    if protected:
+        kept = sorted(kept)
+    left = [*range(protected), *kept, *targets]
+    content = {n: (x[n] * size[n], size[n], [n]) for n in left}
+    if mode == "hybrid":
+        for source in taken:
+            if best[source][0] < threshold:
+                target = -best[source][1]
+                content[target] = (torch.zeros_like(x[target]), torch.zeros_like(size[target]), content[target][2])
+    for source in taken:
+        target = -best[source][1]
+        total, weight, members = content[target]
+        if mode == "drop":
+            content[target] = (total, weight, [*members, source])
+        else:
+            content[target] = (total + x[source] * size[source], weight + size[source], [*members, source])
+    rows = [content[n] for n in left]
+    return Reduced(
+        torch.stack([total / weight for total, weight, _ in rows]),
+        torch.stack([weight for _, weight, _ in rows]),
+        [sorted(members) for *_, members in rows],
+    )
