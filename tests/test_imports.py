@@ -29,7 +29,7 @@ ALLOWED_IN = {
     "lightning": ("vtm/data/datamodule.py", "vtm/training/"),
     "matplotlib": ("vtm/pictures/", "vtm/results/plots.py"),
     "omegaconf": (*COMMANDS, "vtm/cli/", "vtm/benchmark/", "vtm/results/runs.py"),
-    "timm": ("vtm/encoders/",),
+    "timm": ("vtm/encoders/", "vtm/patching/timm.py"),
     "torchvision": ("vtm/encoders/",),
     "wandb": ("vtm/training/loggers.py",),
 }

@@ -59,6 +59,31 @@ def merge(tokens: Tokens, grouping: Grouping, *, weights: Tensor | None = None) 
     )
 
 
+def average(x: Tensor, grouping: Grouping, *, weights: Tensor | None = None) -> Tensor:
+    """Average the rows of each group: (B, N, C) -> (B, num_groups, C).
+
+    Args:
+        x: (B, N, C).
+        grouping: groups of the N tokens.
+        weights: (B, N), non-negative; None for the plain average. A group with zero total weight has equal weights.
+
+    >>> grouping = Grouping(torch.tensor([[0, 1, 0]]), 2, torch.tensor([[0, 1]]))
+    >>> average(torch.tensor([[[1.0], [2.0], [6.0]]]), grouping).flatten()
+    tensor([3.5000, 2.0000])
+    """
+    return _average(x, grouping, _shares(grouping, x.dtype, weights=weights), _bags(grouping))
+
+
+def group_sum(values: Tensor, grouping: Grouping) -> Tensor:
+    """Sum the values of each group: (B, N) -> (B, num_groups).
+
+    >>> grouping = Grouping(torch.tensor([[0, 1, 0]]), 2, torch.tensor([[0, 1]]))
+    >>> group_sum(torch.tensor([[1.0, 2.0, 6.0]]), grouping)
+    tensor([[7., 2.]])
+    """
+    return _group_sum(values[..., None], grouping)[..., 0]
+
+
 def unmerge(x: Tensor, grouping: Grouping) -> Tensor:
     """Copy the value of each group to all of its tokens: (B, num_groups, C) -> (B, N, C).
 

@@ -38,7 +38,14 @@ class Reduction(Protocol):
     """
 
     def __call__(
-        self, keys: Tensor, size: Tensor, count: int, *, protected: int = 0, generator: torch.Generator | None = None
+        self,
+        keys: Tensor,
+        size: Tensor,
+        count: int,
+        /,
+        *,
+        protected: int = 0,
+        generator: torch.Generator | None = None,
     ) -> tuple[Grouping, Tensor]: ...
 
 

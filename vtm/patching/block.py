@@ -1,0 +1,212 @@
+"""What a patched block does besides its own layers: carry the state, weigh attention, and reduce the tokens.
+
+Between two blocks the state travels inside the tensor, as channels behind those of the model: the size of each token
+and its place, the index of its anchor in the input. So nothing is kept on the model that activation checkpointing, a
+second forward, or another thread could mix up. In half precision a number takes two channels and is exact up to 65,536.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from vtm.merging import Grouping, compose
+from vtm.merging.merge import average, group_sum
+from vtm.patching.reduction import Reduction, most_reduced
+
+Heads = Literal["mean", "concat"]
+
+
+class State(NamedTuple):
+    """The tokens inside a patched model.
+
+    Attributes:
+        x: (B, N, C).
+        size: (B, N) in fp32 at least, number of tokens of the input in each token.
+        place: (B, N) int64, index of the anchor of each token among the tokens of the input.
+    """
+
+    x: Tensor
+    size: Tensor
+    place: Tensor
+
+
+@dataclass
+class Trace:
+    """What the blocks of a patched model merged in its last forward.
+
+    Attributes:
+        groupings: grouping of each block that took tokens away, by the index of the block.
+        sizes: sizes (B, N) of the tokens after each of these blocks.
+    """
+
+    groupings: dict[int, Grouping] = field(default_factory=dict)
+    sizes: dict[int, Tensor] = field(default_factory=dict)
+
+    def clip_grouping(self) -> Grouping:
+        """Return the group after the last block of each token of the input, protected tokens included.
+
+        Raises:
+            ValueError: if nothing was recorded.
+        """
+        if not self.groupings:
+            raise ValueError("nothing was recorded; call the model inside `with recording(model)`, with a schedule > 0")
+        whole, *others = (self.groupings[block] for block in sorted(self.groupings))
+        for grouping in others:
+            whole = compose(whole, grouping)
+        return whole
+
+
+@dataclass
+class Merging:
+    """How a block of a patched model merges.
+
+    Attributes:
+        block: index of the block.
+        count: number of tokens to take away, per frame if there are `frames`.
+        width: C, number of channels of the model.
+        protected: number of leading tokens that stay.
+        reduce: reduction.
+        heads: "mean" to average the keys over the heads, "concat" to concatenate them.
+        proportional: whether to add the logarithm of the sizes to the attention logits.
+        frames: number of frames whose tokens are kept apart; None if all tokens may meet.
+        last: whether this is the last block.
+        keeps_size: whether the block keeps the sizes for the pooling of the model.
+        trace: where to record; None outside of `recording`.
+        checked: whether the block may leave the work to the original forward; False during the self-check.
+    """
+
+    block: int
+    count: int
+    width: int
+    protected: int
+    reduce: Reduction
+    heads: Heads
+    proportional: bool
+    frames: int | None
+    last: bool
+    keeps_size: bool
+    trace: Trace | None = None
+    checked: bool = True
+
+    def is_idle(self, x: Tensor) -> bool:
+        """Return whether the original forward does all there is to do: no state yet, and nothing to take away."""
+        return self.checked and x.shape[-1] == self.width and self._count(x.shape[1]) == 0
+
+    def enter(self, x: Tensor) -> State:
+        """Split the state off x (B, N, C + channels of the state); without a state, start one."""
+        batch, num_tokens, channels = x.shape
+        exact = torch.promote_types(x.dtype, torch.float32)
+        if channels == self.width:
+            place = torch.arange(num_tokens, device=x.device).expand(batch, num_tokens)
+            return State(x, x.new_ones(batch, num_tokens, dtype=exact), place)
+        x, state = x.split([self.width, channels - self.width], dim=-1)
+        size, place = (part.to(exact).sum(-1) for part in state.detach().chunk(2, dim=-1))
+        return State(x, size, place.round().to(torch.int64))
+
+    def leave(self, state: State) -> Tensor:
+        """Join the state to x, for the next block; the last block returns x alone."""
+        if self.last:
+            return state.x
+        parts = [state.x]
+        for value in (state.size, state.place):
+            high = value.to(state.x.dtype)
+            parts.append(high[..., None])
+            if state.x.dtype in (torch.float16, torch.bfloat16):
+                parts.append((value - high.to(torch.float32)).to(state.x.dtype)[..., None])
+        return torch.cat(parts, dim=-1)
+
+    def bias(self, state: State, mask: Tensor | None) -> Tensor | None:
+        """Return what to add to the attention logits, which broadcasts to (B, heads, N, N); None for nothing.
+
+        Args:
+            state: tokens before the attention.
+            mask: mask of the model for the tokens of the input, boolean (True = attend) or additive, which broadcasts
+                to (B, heads, N0, N0); None without a mask.
+        """
+        if mask is not None:
+            mask = _at_places(mask, state.place)
+            if mask.dtype == torch.bool:
+                mask = torch.zeros_like(mask, dtype=state.x.dtype).masked_fill(~mask, -torch.inf)
+        if not self.proportional:
+            return mask
+        weight = state.size.log().to(state.x.dtype)[:, None, None, :]
+        return weight if mask is None else mask + weight
+
+    def apply(self, state: State, keys: Tensor | None) -> State:
+        """Take tokens away.
+
+        Args:
+            state: N tokens.
+            keys: (B, heads, N, d), attention keys; None if the layer that computes them was not called.
+
+        Raises:
+            RuntimeError: if keys are needed, and None is given.
+        """
+        count = self._count(state.x.shape[1])
+        if not count:
+            return state
+        if keys is None:
+            raise RuntimeError(f"block {self.block} computes its keys in another way than vtm expects; it cannot merge")
+        keys = keys.detach()
+        keys = keys.mean(1) if self.heads == "mean" else keys.transpose(1, 2).flatten(2)
+        grouping, weights = self._reduce(keys, state.size, count)
+        left = State(
+            average(state.x, grouping, weights=weights),
+            group_sum(weights, grouping),
+            state.place.gather(1, grouping.anchor),
+        )
+        if self.trace is not None:
+            self.trace.groupings[self.block] = grouping
+            self.trace.sizes[self.block] = left.size
+        return left
+
+    def _count(self, num_tokens: int) -> int:
+        """Return how many tokens the block takes away, per frame if there are frames."""
+        if self.frames is None:
+            return min(self.count, most_reduced(num_tokens, self.protected))
+        return min(self.count, most_reduced((num_tokens - self.protected) // self.frames))
+
+    def _reduce(self, keys: Tensor, size: Tensor, count: int) -> tuple[Grouping, Tensor]:
+        if self.frames is None:
+            return self.reduce(keys, size, count, protected=self.protected)
+        batch, num_tokens, _ = keys.shape
+        prefix = self.protected
+        own = [value[:, prefix:].unflatten(1, (self.frames, -1)).flatten(0, 1) for value in (keys, size)]
+        grouping, weights = self.reduce(*own, count)
+        grouping = grouping.join_windows(self.frames)
+        first = torch.arange(prefix, device=keys.device).expand(batch, -1)
+        return (
+            Grouping(
+                torch.cat([first, grouping.index + prefix], dim=1),
+                grouping.num_groups + prefix,
+                torch.cat([first, grouping.anchor + prefix], dim=1),
+            ),
+            torch.cat([size[:, :prefix], weights.reshape(batch, num_tokens - prefix)], dim=1),
+        )
+
+
+def keep_output(module: nn.Module, args: Any, output: Tensor) -> None:
+    """Keep the output of a module until `take_output`: a forward hook."""
+    module.kept_output = output
+
+
+def take_output(module: nn.Module) -> Tensor | None:
+    """Return the output that `keep_output` kept, and forget it; None if it kept none."""
+    output: Tensor | None = module.__dict__.pop("kept_output", None)
+    return output
+
+
+def _at_places(mask: Tensor, place: Tensor) -> Tensor:
+    """Take the rows and columns of a mask (…, N0, N0), with up to four dimensions, at the places (B, N)."""
+    mask = mask.reshape((1,) * (4 - mask.ndim) + mask.shape)
+    batch, num_tokens = place.shape
+    mask = mask.expand(batch, -1, -1, -1)
+    if mask.shape[-2] > 1:
+        rows = place[:, None, :, None].expand(-1, mask.shape[1], -1, mask.shape[-1])
+        mask = mask.gather(2, rows)
+    columns = place[:, None, None, :].expand(-1, mask.shape[1], mask.shape[2], num_tokens)
+    return mask.gather(3, columns)
