@@ -73,8 +73,8 @@ class Merging:
         heads: "mean" to average the keys over the heads, "concat" to concatenate them.
         proportional: whether to add the logarithm of the sizes to the attention logits.
         frames: number of frames whose tokens are kept apart; None if all tokens may meet.
+        space_major: whether the tokens are ordered by place and then by frame, not by frame and then by place.
         last: whether this is the last block.
-        keeps_size: whether the block keeps the sizes for the pooling of the model.
         trace: where to record; None outside of `recording`.
         checked: whether the block may leave the work to the original forward; False during the self-check.
     """
@@ -87,8 +87,8 @@ class Merging:
     heads: Heads
     proportional: bool
     frames: int | None
+    space_major: bool
     last: bool
-    keeps_size: bool
     trace: Trace | None = None
     checked: bool = True
 
@@ -173,20 +173,34 @@ class Merging:
     def _reduce(self, keys: Tensor, size: Tensor, count: int) -> tuple[Grouping, Tensor]:
         if self.frames is None:
             return self.reduce(keys, size, count, protected=self.protected)
-        batch, num_tokens, _ = keys.shape
-        prefix = self.protected
-        own = [value[:, prefix:].unflatten(1, (self.frames, -1)).flatten(0, 1) for value in (keys, size)]
-        grouping, weights = self.reduce(*own, count)
-        grouping = grouping.join_windows(self.frames)
-        first = torch.arange(prefix, device=keys.device).expand(batch, -1)
-        return (
-            Grouping(
-                torch.cat([first, grouping.index + prefix], dim=1),
-                grouping.num_groups + prefix,
-                torch.cat([first, grouping.anchor + prefix], dim=1),
-            ),
-            torch.cat([size[:, :prefix], weights.reshape(batch, num_tokens - prefix)], dim=1),
+        frames, prefix = self.frames, self.protected
+        grouping, weights = self.reduce(
+            self._by_frame(keys[:, prefix:]), self._by_frame(size[:, prefix:]), count, generator=None
         )
+        first = torch.arange(prefix, device=keys.device).expand(len(keys), -1)
+        frame = torch.arange(frames, device=keys.device).repeat(len(keys))[:, None]  # (B·F, 1)
+        stride, offset = (frames, frame) if self.space_major else (1, frame * grouping.num_groups)
+        index = self._by_clip(grouping.index * stride + offset)
+        offset = frame if self.space_major else frame * grouping.index.shape[1]
+        anchor = self._by_clip(grouping.anchor * stride + offset)
+        num_groups = prefix + frames * grouping.num_groups
+        return (
+            Grouping(torch.cat([first, index + prefix], 1), num_groups, torch.cat([first, anchor + prefix], 1)),
+            torch.cat([size[:, :prefix], self._by_clip(weights)], dim=1),
+        )
+
+    def _by_frame(self, values: Tensor) -> Tensor:
+        """Reshape values of the tokens of clips (B, F·S, …) to those of their frames (B·F, S, …)."""
+        assert self.frames is not None
+        layout = (-1, self.frames) if self.space_major else (self.frames, -1)
+        values = values.reshape(len(values), *layout, *values.shape[2:])
+        return (values.transpose(1, 2) if self.space_major else values).flatten(0, 1)
+
+    def _by_clip(self, values: Tensor) -> Tensor:
+        """Reshape values of the tokens of frames (B·F, S) to those of their clips (B, F·S)."""
+        assert self.frames is not None
+        values = values.unflatten(0, (-1, self.frames))
+        return (values.transpose(1, 2) if self.space_major else values).flatten(1)
 
 
 def keep_output(module: nn.Module, args: Any, output: Tensor) -> None:
@@ -198,6 +212,11 @@ def take_output(module: nn.Module) -> Tensor | None:
     """Return the output that `keep_output` kept, and forget it; None if it kept none."""
     output: Tensor | None = module.__dict__.pop("kept_output", None)
     return output
+
+
+def split_heads(keys: Tensor | None, num_heads: int) -> Tensor | None:
+    """Split keys (B, N, heads · d) into heads, (B, heads, N, d)."""
+    return None if keys is None else keys.unflatten(-1, (num_heads, -1)).transpose(1, 2)
 
 
 def _at_places(mask: Tensor, place: Tensor) -> Tensor:

@@ -19,7 +19,12 @@ from vtm.patching.reduction import Reduction, merge_similar
 
 Schedule = Sequence[int] | Callable[[nn.Module], Sequence[int]]
 
-_FAMILIES = {"timm": "timm"}  # package of the models: file of vtm.patching that knows them
+_FAMILIES = {
+    "timm": "timm",
+    "transformers.models.vivit.modeling_vivit": "vivit",
+    "transformers.models.videomae.modeling_videomae": "videomae",
+    "transformers.models.timesformer.modeling_timesformer": "timesformer",
+}  # module that defines the models: file of vtm.patching that knows their blocks
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,8 @@ class Host:
         key_layer: name of the layer of the block whose output are the keys.
         facts: function from the model to what else must be known.
         unusable: names of methods of the model that would return the state with the tokens.
+        prepare: function that changes what else must change in a block, for proportional attention.
+        restore: function that undoes it.
     """
 
     model: type[nn.Module]
@@ -43,6 +50,8 @@ class Host:
     key_layer: str
     facts: Callable[[Any], Facts]
     unusable: tuple[str, ...] = ()
+    prepare: Callable[[Any], None] = lambda block: None
+    restore: Callable[[Any], None] = lambda block: None
 
 
 @dataclass(frozen=True)
@@ -53,12 +62,20 @@ class Facts:
         width: C, number of channels.
         protected: number of leading tokens that stay, such as CLS.
         frames: number of frames of the tokens; 1 for a model of images.
+        space_major: whether the tokens are ordered by place and then by frame.
+        only_frames: whether only the tokens of one frame can meet.
+        attention: name of the implementation of the attention in transformers; None where it takes a bias.
+        num_tokens: number of tokens that the self-check of a block takes.
         problem: why the model cannot be patched; None if it can.
     """
 
     width: int
     protected: int = 0
     frames: int = 1
+    space_major: bool = False
+    only_frames: bool = False
+    attention: str | None = None
+    num_tokens: int = 8
     problem: str | None = None
 
 
@@ -104,6 +121,15 @@ def patch(
     facts = host.facts(owner)
     if facts.problem is not None:
         raise TypeError(f"{type(owner).__name__} cannot be patched: {facts.problem}")
+    if facts.only_frames and groups != "frame":
+        raise ValueError(
+            f'{type(owner).__name__} attends within frames: set groups="frame", and count tokens per frame'
+        )
+    if proportional and facts.attention not in (None, "eager", "sdpa"):
+        raise ValueError(
+            f"proportional attention needs an implementation that takes a bias, got {facts.attention}; load the model "
+            'with attn_implementation="sdpa", or set proportional=False'
+        )
     counts = list(schedule(model) if callable(schedule) else schedule)
     if len(counts) != len(blocks) or not all(isinstance(count, int) and count >= 0 for count in counts):
         raise ValueError(
@@ -120,17 +146,19 @@ def patch(
             heads=keys,
             proportional=proportional,
             frames=facts.frames if groups == "frame" else None,
+            space_major=facts.space_major,
             last=index == len(blocks) - 1,
-            keeps_size=False,
         )
         block.__class__ = host.merging
         block.merging = merging  # type: ignore[assignment]
+        if proportional:
+            host.prepare(block)
         if count:
             block.get_submodule(host.key_layer).register_forward_hook(keep_output)
     for name in host.unusable:
         setattr(owner, name, _Refusal(name))
     try:
-        _check(host, blocks[0])
+        _check(host, blocks[0], facts.num_tokens)
     except BaseException:
         unpatch(model)
         raise
@@ -149,6 +177,7 @@ def unpatch(model: nn.Module) -> nn.Module:
             del block.merging
             layer = block.get_submodule(host.key_layer)
             take_output(layer)
+            host.restore(block)
             for number, hook in list(layer._forward_hooks.items()):
                 if hook is keep_output:
                     del layer._forward_hooks[number]
@@ -232,19 +261,21 @@ def _path(kind: type) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
-def _check(host: Host, block: nn.Module) -> None:
+def _check(host: Host, block: nn.Module, num_tokens: int) -> None:
     """Compare the forward of a patched block that takes nothing away with the original one, on random tokens."""
     merging: Any = block.merging
     parameter = next(block.parameters())
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(2, 8, merging.width, generator=generator).to(parameter.device, parameter.dtype)
+    x = torch.randn(2, num_tokens, merging.width, generator=generator).to(parameter.device, parameter.dtype)
     training, hooked = block.training, block.get_submodule(host.key_layer)
     block.eval()
     try:
         with torch.no_grad():
             block.merging = replace(merging, count=0, last=True, checked=False)
-            found = block(x)
-            expected = host.block.forward(block, x)
+            found, expected = (
+                output[0] if isinstance(output, tuple) else output
+                for output in (block(x), host.block.forward(block, x))
+            )
     finally:
         block.merging = merging
         block.train(training)

@@ -26,7 +26,7 @@ class MergingBlock(Block):
         state = merging.enter(x)
         attended = self.attn(self.norm1(state.x), attn_mask=merging.bias(state, attn_mask))
         x = state.x + self.drop_path1(self.ls1(attended))
-        state = merging.apply(state._replace(x=x), take_output(self.attn.k_norm))
+        state = merging.apply(state._replace(x=x), take_output(self.attn.k_norm))  # type: ignore[arg-type]
         x = state.x + self.drop_path2(self.ls2(self.mlp(self.norm2(state.x))))
         return merging.leave(state._replace(x=x))
 
