@@ -13,14 +13,14 @@ import torch.nn.functional as F
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, RandomSampler
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, DistributedSampler, RandomSampler
 
 from vtm.data.datasets.needle import NeedleDataModule, Needles, NeedleSource
 from vtm.data.sampling import Single
 from vtm.merging import TokenMerger, saliency_partition
 from vtm.models import VTM
 from vtm.tasks.metric import VideoAccuracy
-from vtm.training.callbacks import BestCheckpoint, EpochSeed, NeedlesKept, epoch_seed
+from vtm.training.callbacks import BestCheckpoint, EpochSeed, FiniteLoss, NeedlesKept, epoch_seed
 from vtm.training.progress import ProgressLines
 
 
@@ -257,3 +257,77 @@ def test_needles_are_followed_through_the_blocks_as_by_hand():
         {name: count / 20 for name, count in found.items()}
     )
     assert 0 < found["target_2"] < found["kept_2"] < found["kept_1"] < 20
+
+
+class Diverging(Tiny):
+    """A network whose loss is not finite at given steps, counted from 1."""
+
+    def __init__(self, steps: set[int], *, score: float = 0.5, breaks_weights: bool = False) -> None:
+        super().__init__()
+        self.steps, self.score, self.breaks_weights = steps, score, breaks_weights
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        loss = super().training_step(batch, batch_idx)
+        return loss * float("nan") if len(self.losses) in self.steps else loss
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        if not self.breaks_weights:  # as mixed precision skips the step
+            for parameter in self.parameters():
+                parameter.grad = torch.zeros_like(parameter)
+
+    def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
+        self.log_dict({"val/score": self.score, "val/loss": 1.0})
+
+
+def diverge(folder: Path, model: Tiny, *, repeats: int = 1, **options: Any) -> Trainer:
+    last = ModelCheckpoint(folder, "last", save_on_train_epoch_end=True, enable_version_counter=False)
+    callbacks = FiniteLoss(), BestCheckpoint(str(folder)), last
+    trainer = make_trainer(folder, *callbacks, num_sanity_val_steps=0, **{"max_epochs": 8, **options})
+    trainer.fit(model, DataLoader(ConcatDataset([Noisy()] * repeats), batch_size=2), still())
+    return trainer
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_loss_that_is_not_finite_for_many_steps_in_a_row_stops_the_training(tmp_path: Path) -> None:
+    message = (
+        r"not been finite for 20 .* in a row: stopped in epoch 1 at step 22 with the learning rate \d.*; lower opt"
+    )
+    with pytest.raises(RuntimeError, match=message):
+        diverge(tmp_path, Diverging(set(range(3, 99))), repeats=6)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("accumulate_grad_batches", [1, 2])
+def test_a_loss_that_is_not_finite_for_an_epoch_stops_the_training(
+    tmp_path: Path, accumulate_grad_batches: int
+) -> None:
+    with pytest.raises(RuntimeError, match=r"not been finite for a whole epoch: stopped in epoch 2 at step"):
+        diverge(tmp_path, Diverging(set(range(6, 11))), accumulate_grad_batches=accumulate_grad_batches)
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["epoch"] == 0
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_single_steps_without_a_finite_loss_do_not_stop_the_training(tmp_path: Path) -> None:
+    steps = set(range(1, 41)) - {5, 10, 15, 20, 25, 30, 35, 40}
+    assert diverge(tmp_path, Diverging(steps)).global_step == 40
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_weights_that_are_not_finite_stop_the_training_and_are_not_saved(tmp_path: Path) -> None:
+    with pytest.raises(
+        RuntimeError, match=r"weights of the network are no longer finite: stopped in epoch 2 at step 10"
+    ):
+        diverge(tmp_path, Diverging({10}, breaks_weights=True))
+    for name in ("best.ckpt", "last.ckpt"):
+        content = torch.load(tmp_path / name, weights_only=True)
+        assert content["epoch"] == 0
+        assert all(value.isfinite().all() for value in content["state_dict"].values())
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("score", [float("nan"), float("-inf"), float("inf")])
+def test_a_score_that_is_not_finite_is_never_the_best(tmp_path: Path, score: float) -> None:
+    told(tmp_path / "some", [score, 0.5, score], [0.1] * 3)
+    assert best_epoch(tmp_path / "some") == 1
+    with pytest.raises(RuntimeError, match=r"val/score was not finite in any epoch, so none is the best; lower"):
+        told(tmp_path / "none", [score] * 2, [0.1] * 2)

@@ -419,3 +419,12 @@ def test_a_schedule_that_cannot_move_is_refused_with_both_steps(tmp_path):
 def test_a_training_without_an_end_in_epochs_or_steps_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"trainer\.max_epochs = -1 without trainer\.max_steps leaves .*; set trainer"):
         rates(tmp_path, max_epochs=-1, max_time="00:00:01:00")
+
+
+def test_weights_that_are_not_finite_are_not_saved(checkpoint, tmp_path):
+    lit, run = module(), trainer(tmp_path)
+    run.fit(lit, Clips())
+    lit.model.head.bias.data[0] = float("inf")
+    with pytest.raises(RuntimeError, match=r"not finite in epoch \d+, at step \d+, so they are not saved; lower opt"):
+        run.save_checkpoint(tmp_path / "last.ckpt")
+    assert not (tmp_path / "last.ckpt").exists()

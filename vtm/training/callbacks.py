@@ -1,4 +1,4 @@
-"""Callbacks of a run: seeds per epoch, so that a resumed run repeats an uninterrupted one; best checkpoint; needles."""
+"""Callbacks of a run: seeds per epoch, so that a resumed run repeats an uninterrupted one; finite loss; best epoch."""
 
 import random
 import warnings
@@ -15,6 +15,9 @@ from vtm.data.dataset import Batch
 from vtm.data.datasets.needle import NeedleSource
 from vtm.models import HeadOutput
 from vtm.training.module import VTMModule
+from vtm.training.optim import has_finite_weights
+
+_STEPS_TO_READ = 5
 
 
 class EpochSeed(Callback):
@@ -50,6 +53,72 @@ class EpochSeed(Callback):
         self._first_epoch = False
 
 
+class FiniteLoss(Callback):
+    """A callback that stops the training if the loss is not finite for many optimization steps in a row or an epoch.
+
+    Single steps without a finite loss are tolerated, because mixed precision skips them. With several processes, a step
+    counts if the loss of any of them is not finite, so that all stop together.
+
+    Args:
+        steps: optimization steps in a row after which the training stops.
+    """
+
+    def __init__(self, *, steps: int = 20) -> None:
+        self.steps = steps
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._step = trainer.global_step  # the last step that was checked
+        self._row = 0  # steps without a finite loss up to it
+        self._flags: list[torch.Tensor] = []  # of the steps after it; read together, because reading waits for a GPU
+        self._batches: list[torch.Tensor] = []  # flags of the batches of the present step
+        self._epoch: list[bool] = []  # flags of the steps of the epoch
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self._rate = trainer.optimizers[0].param_groups[0]["lr"]
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._batches.append(~outputs["loss"].isfinite())
+        if trainer.global_step > self._step + len(self._flags):
+            self._flags.append(torch.stack(self._batches).any())
+            self._batches = []
+        if len(self._flags) == _STEPS_TO_READ or trainer.is_last_batch:
+            self._check_steps(trainer)
+        if trainer.is_last_batch:  # before the validation, which such weights could break
+            self._check_epoch(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._check_steps(trainer)  # the epoch may have ended before its last batch
+        self._check_epoch(trainer, pl_module)
+        self._epoch = []
+
+    def _check_steps(self, trainer: Trainer) -> None:
+        if not self._flags:
+            return
+        flags = trainer.strategy.reduce(torch.stack(self._flags).float(), reduce_op="max")
+        self._flags = []
+        for flag in cast(torch.Tensor, flags).bool().tolist():
+            self._step += 1
+            self._row = self._row + 1 if flag else 0
+            self._epoch.append(flag)
+            if self._row == self.steps:
+                self._stop(trainer, f"the loss has not been finite for {self.steps} optimization steps in a row")
+
+    def _check_epoch(self, trainer: Trainer, module: LightningModule) -> None:
+        if self._epoch and all(self._epoch):
+            self._stop(trainer, "the loss has not been finite for a whole epoch")
+        if not has_finite_weights(module):
+            self._stop(trainer, "the weights of the network are no longer finite")
+
+    def _stop(self, trainer: Trainer, reason: str) -> None:
+        raise RuntimeError(
+            f"{reason}: stopped in epoch {trainer.current_epoch + 1} at step {self._step} with the learning rate "
+            f"{self._rate:.3g}; lower optimizer.lr, or set trainer.precision=32-true; the checkpoints of earlier "
+            "epochs are kept"
+        )
+
+
 class BestCheckpoint(ModelCheckpoint):
     """A checkpoint of the epoch with the highest `val/score`; of equal epochs, the one with the lowest `val/loss`.
 
@@ -69,9 +138,13 @@ class BestCheckpoint(ModelCheckpoint):
             enable_version_counter=False,
         )
         self.loss = float("inf")  # of the kept epoch
+        self._validated = False
 
     def check_monitor_top_k(self, trainer: Trainer, current: torch.Tensor | None = None) -> bool:
         if current is None:  # no validation in this epoch
+            return False
+        self._validated = True
+        if not current.isfinite():
             return False
         loss = float(trainer.callback_metrics["val/loss"])
         equal = self.best_model_score is not None and bool(current == self.best_model_score)
@@ -79,6 +152,19 @@ class BestCheckpoint(ModelCheckpoint):
         if kept:
             self.loss = loss if loss == loss else float("inf")
         return kept
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check that there is a best epoch.
+
+        Raises:
+            RuntimeError: if the score was finite in no epoch.
+        """
+        super().on_train_end(trainer, pl_module)
+        if self._validated and not self.best_model_path:
+            raise RuntimeError(
+                f"{self.monitor} was not finite in any epoch, so none is the best; lower optimizer.lr, and check the "
+                "targets of the validation videos"
+            )
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "loss": self.loss}

@@ -23,7 +23,7 @@ from vtm.tasks.metric import VideoMetric
 from vtm.tasks.predictions import Predictions
 from vtm.tasks.task import Task
 from vtm.training.checkpoint import FORMAT, Checkpoint, check_same_run
-from vtm.training.optim import schedule_position, steps_per_epoch
+from vtm.training.optim import has_finite_weights, schedule_position, steps_per_epoch
 
 
 class VTMModule(L.LightningModule):
@@ -170,7 +170,17 @@ class VTMModule(L.LightningModule):
                 )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the format, the number of threads, the encoder's key, the class names and the configuration."""
+        """Add the format, the number of threads, the encoder's key, the class names and the configuration.
+
+        Raises:
+            RuntimeError: if the weights are not finite; the earlier checkpoint stays.
+        """
+        if not has_finite_weights(self.model):
+            raise RuntimeError(
+                f"the weights of the network are not finite in epoch {self.trainer.current_epoch + 1}, at step "
+                f"{self.trainer.global_step}, so they are not saved; lower optimizer.lr, or set "
+                "trainer.precision=32-true; earlier checkpoints are kept"
+            )
         facts = {"encoder": self.encoder.key, "classes": self.data.class_names, "config": self.config}
         checkpoint["vtm"] = {"format": FORMAT, "threads": torch.get_num_threads(), **facts}
 

@@ -1,4 +1,4 @@
-"""Learning-rate schedule and choice of the precision."""
+"""Learning-rate schedule, choice of the precision, and check of the weights."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from lightning import Trainer
+from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -67,6 +68,11 @@ def steps_per_epoch(trainer: Trainer) -> int:
     """Return the number of optimization steps of an epoch."""
     trainer.fit_loop.setup_data()  # which Lightning does only once
     return max(1, math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches))
+
+
+def has_finite_weights(module: nn.Module) -> bool:
+    """Return whether all parameters of a module are finite."""
+    return all(bool(parameter.isfinite().all()) for parameter in module.parameters())
 
 
 def auto_precision() -> str:
