@@ -22,10 +22,32 @@ def test_warm_up_rises_and_the_cosine_falls_to_zero():
     assert rates[10:] == sorted(rates[10:], reverse=True)
 
 
-def test_a_warm_up_that_leaves_no_epoch_is_refused():
+@pytest.mark.parametrize(("steps", "epochs", "warmup", "peak"), [(30, 3, 3, 3), (30, 3, 10, 3), (4, 1, 10, 0)])
+def test_a_warm_up_that_leaves_no_epoch_shrinks_with_a_note(steps, epochs, warmup, peak):
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(()))], lr=2.0)
+    note = rf"= {warmup} is not shorter than this run of {epochs} epochs, .* warms up for {peak} of its {steps} steps"
+    with pytest.warns(UserWarning, match=note):
+        scheduler = cosine_with_warmup(optimizer, total_steps=steps, total_epochs=epochs, warmup_epochs=warmup)
+    rates = []
+    for _ in range(steps + 1):
+        rates.append(scheduler.get_last_lr()[0])
+        optimizer.step()
+        scheduler.step()
+    assert rates.index(max(rates)) == peak
+    assert (max(rates), rates[-1]) == (2.0, pytest.approx(0.0))
+    assert min(rates[:-1]) > 0
+
+
+def test_a_negative_warm_up_is_refused():
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(()))], lr=1.0)
-    with pytest.raises(ValueError, match=r"warmup_epochs = 3 must be fewer than trainer.max_epochs = 3"):
-        cosine_with_warmup(optimizer, total_steps=30, total_epochs=3, warmup_epochs=3)
+    with pytest.raises(ValueError, match=r"expected scheduler.warmup_epochs to be 0 or more, got -1"):
+        cosine_with_warmup(optimizer, total_steps=30, total_epochs=3, warmup_epochs=-1)
+
+
+def test_a_warm_up_that_fits_is_kept_without_a_note(recwarn):
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(()))], lr=1.0)
+    cosine_with_warmup(optimizer, total_steps=30, total_epochs=3, warmup_epochs=2)
+    assert not recwarn.list
 
 
 def test_precision_is_fp32_without_a_gpu():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from fractions import Fraction
 from typing import Any
 
@@ -11,6 +12,8 @@ from lightning import Trainer
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+
+from vtm.system.processes import process_rank
 
 
 def cosine_with_warmup(
@@ -24,17 +27,22 @@ def cosine_with_warmup(
         optimizer: optimizer whose learning rates are the peak.
         total_steps: optimization steps of the whole training.
         total_epochs: epochs of the whole training.
-        warmup_epochs: epochs of warm-up; must be fewer than total_epochs.
+        warmup_epochs: epochs of warm-up; if the training is not longer, it warms up for a tenth of its steps.
 
     Raises:
-        ValueError: if warmup_epochs is negative or not fewer than total_epochs.
+        ValueError: if warmup_epochs is negative.
     """
-    if not 0 <= warmup_epochs < total_epochs:
-        raise ValueError(
-            f"scheduler.warmup_epochs = {warmup_epochs} must be fewer than trainer.max_epochs = {total_epochs}; "
-            "a short trial needs scheduler.warmup_epochs=0"
-        )
-    warmup = total_steps * warmup_epochs // total_epochs
+    if warmup_epochs < 0:
+        raise ValueError(f"expected scheduler.warmup_epochs to be 0 or more, got {warmup_epochs}")
+    warmup = int(total_steps * warmup_epochs // total_epochs)
+    if warmup_epochs >= total_epochs:
+        warmup = total_steps // 10
+        if process_rank().rank == 0:
+            warnings.warn(
+                f"scheduler.warmup_epochs = {warmup_epochs} is not shorter than this run of {float(total_epochs):g} "
+                f"epochs, so the learning rate warms up for {warmup} of its {total_steps} steps instead",
+                stacklevel=1,
+            )
 
     def factor(step: float) -> float:
         if step < warmup:
