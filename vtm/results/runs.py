@@ -15,7 +15,7 @@ from vtm.results.record import read_results
 from vtm.system.names import explain_path
 
 _IGNORED = (  # settings that do not change the result of a run
-    "run_dir", "logger", "published", "ablation", "hydra",
+    "run_dir", "logger", "published", "ablation", "hydra", "callbacks.finite_loss",
     "data.root", "data.num_workers", "data.source.address", "data.source.cache", "data.source.cache_gb",
 )  # fmt: skip
 _TRAINING = "  job:\n    name: train\n"  # in the files that Hydra writes for train.py, but not for other commands
