@@ -130,6 +130,22 @@ def test_many_damaged_time_stamps_are_reported_with_their_number(stamps, write_p
         assert duration(path) == pytest.approx(10, abs=0.01)
 
 
+@pytest.mark.parametrize("name", ["second_stream.ts", "second_header.flv"])
+def test_a_part_that_cannot_be_read_is_reported(write_part, tmp_path, name):
+    parts = []
+    for number in range(2):
+        source = write_part(f"{number}.mp4", 0, 80, g="1", crf="0")
+        options = {"mpegts_start_pid": str(256 + 16 * number)} if name.endswith(".ts") else {}
+        parts.append(tmp_path / f"{number}.{name}")
+        remux(source, str(parts[-1]), options=options)
+    path = join(tmp_path / name, *parts)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert duration(parts[0]) == pytest.approx(4, abs=0.01)
+    with pytest.warns(UserWarning, match=rf"{name}: the video ends after (49|50)% of the file"):
+        assert duration(path) == pytest.approx(4, abs=0.01)
+
+
 def test_a_few_damaged_time_stamps_do_not_start_another_part():
     steps = np.arange(0, 3000, 10)
     for wrong in (90_000, -90_000, 1700, 1300, 25):

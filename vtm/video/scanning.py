@@ -33,6 +33,10 @@ _JUMP = 10
 # Number of frames that may be left out without a warning.
 _FEW = 3
 
+# Containers of which files can be joined as bytes, and the number of bytes that may follow the last frame.
+_JOINABLE = SEEKS_LATE | {"flv", "asf"}
+_PADDING = 8192
+
 # Number of packets to decode to compare the order of the frames with their time stamps.
 _SAMPLE = 64
 
@@ -131,15 +135,17 @@ def _scan(path: str) -> _Packets:
         VideoError: if the file cannot be opened or has no video frames.
     """
     times, clocks, holds, marks = array("q"), array("q"), array("q"), bytearray()  # 25 bytes per frame, for long videos
-    places = dict[int, tuple[int, int]]()
+    places, read = dict[int, tuple[int, int]](), 0
     with open_video(path) as (container, stream):
         context = stream.codec_context
         head = context.extradata or b""
         for packet in read_packets(container, stream):
             if packet.size and not packet.is_discard:
-                pts, dts, is_key = packet.pts, packet.dts, packet.is_keyframe
-                if is_key and packet.pos is not None:
-                    places[len(times)] = packet.pos, packet.size
+                pts, dts, position, is_key = packet.pts, packet.dts, packet.pos, packet.is_keyframe
+                if position is not None:
+                    read = position + packet.size
+                    if is_key:
+                        places[len(times)] = position, packet.size
                 if not times:
                     head += bytes(packet)[:_HEAD]
                 times.append(_UNSTAMPED if pts is None else pts)
@@ -148,6 +154,12 @@ def _scan(path: str) -> _Packets:
                 marks.append(is_key)
         if not times or stream.time_base is None:
             raise VideoError(f"{path}: has no frames; fetch or encode it again")
+        if container.format.name in _JOINABLE and container.size - read > max(_PADDING, container.size // 10):
+            warnings.warn(
+                f"{path}: the video ends after {read / container.size:.0%} of the file, and what follows is left out; "
+                "if recordings were joined, remux each of them and join them again",
+                stacklevel=2,
+            )
         return _Packets(
             np.frombuffer(times, np.int64),
             np.frombuffer(clocks, np.int64),
@@ -187,7 +199,7 @@ def _clock(packets: _Packets, stamped: NDArray[np.bool_]) -> NDArray[np.int64]:
 def _is_misordered(path: str, packets: _Packets, pts: NDArray[np.int64], plausible: NDArray[np.bool_]) -> bool:
     """Return whether the decoder shows the frames in another order than their time stamps."""
     stamps = pts[plausible]
-    ascending = bool((stamps[:-1] < stamps[1:]).all())
+    ascending = bool((stamps[:-1] <= stamps[1:]).all())
     if not packets.delayed or not (ascending or packets.packed):
         return False
     if packets.container == "avi" and ascending:
