@@ -130,6 +130,20 @@ def test_many_damaged_time_stamps_are_reported_with_their_number(stamps, write_p
         assert duration(path) == pytest.approx(10, abs=0.01)
 
 
+def test_a_part_is_read_from_its_first_key_frame(stamps, write_part, tmp_path):
+    first, second = (
+        write_part(f"{part}.ts", 40 * part, 40 * part + 40, g="20", bf="2", sc_threshold="0") for part in range(2)
+    )
+    content = second.read_bytes()
+    position = packets(second)[8][0]
+    (tmp_path / "cut.ts").write_bytes(content[position:])
+    path = join(tmp_path / "joined.ts", first, tmp_path / "cut.ts")
+    with pytest.warns(UserWarning, match=r"joined\.ts: \d+ of \d+ frames are left out .* start with a key frame"):
+        assert duration(path) == pytest.approx(3, abs=0.01)
+    frames = read_frames(path, [(number + 0.3) / 20 for number in range(60)], size=stamps.size)
+    assert stamps.read(frames.pixels) == [*range(40), *range(60, 80)]
+
+
 @pytest.mark.parametrize("name", ["second_stream.ts", "second_header.flv"])
 def test_a_part_that_cannot_be_read_is_reported(write_part, tmp_path, name):
     parts = []
@@ -152,16 +166,16 @@ def test_a_few_damaged_time_stamps_do_not_start_another_part():
         pts = steps.copy()
         pts[[100, 150, 151]] += wrong
         for gaps in (True, False):
-            timeline = arrange(pts, pts, jump=1000, gaps=gaps)
+            timeline = arrange(pts, pts, pts % 250 == 0, jump=1000, gaps=gaps)
             assert timeline.parts == 1
 
 
 def test_an_excursion_of_the_clock_is_a_part_of_its_own():
     clock = np.concatenate([np.arange(100), np.arange(50_000, 50_050), np.arange(150, 300)])
     for gaps in (True, False):
-        timeline = arrange(clock, clock, jump=1000, gaps=gaps)
+        timeline = arrange(clock, clock, np.ones(300, np.bool_), jump=1000, gaps=gaps)
         assert timeline.parts == 3
         assert timeline.pts.tolist() == list(range(300))
     alone = np.concatenate([np.arange(100), np.arange(50_000, 50_050)])
-    assert arrange(alone, alone, jump=1000, gaps=True).pts.tolist() == alone.tolist()
-    assert arrange(alone, alone, jump=1000, gaps=False).pts.tolist() == list(range(150))
+    assert arrange(alone, alone, np.ones(150, np.bool_), jump=1000, gaps=True).pts.tolist() == alone.tolist()
+    assert arrange(alone, alone, np.ones(150, np.bool_), jump=1000, gaps=False).pts.tolist() == list(range(150))

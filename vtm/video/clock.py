@@ -51,12 +51,17 @@ def _wraps(steps: NDArray[np.int64], jump: int) -> NDArray[np.int64]:
     return wraps
 
 
-def arrange(pts: NDArray[np.int64], clock: NDArray[np.int64], *, jump: int, gaps: bool) -> Timeline:
+def arrange(
+    pts: NDArray[np.int64], clock: NDArray[np.int64], key: NDArray[np.bool_], *, jump: int, gaps: bool
+) -> Timeline:
     """Put the parts of a joined recording on one clock, one after another, and find the damaged time stamps.
+
+    The frames of a later part before its first key frame count as damaged, because they cannot be decoded.
 
     Args:
         pts: presentation time stamps in file order (N,).
         clock: time stamps that ascend within a part (N,).
+        key: whether decoding can start at each packet (N,).
         jump: gap in ticks that is long for a recording.
         gaps: keep long gaps, which the camera may have paused for; otherwise they start another part.
     """
@@ -70,6 +75,10 @@ def arrange(pts: NDArray[np.int64], clock: NDArray[np.int64], *, jump: int, gaps
     for first, last in pairwise(bounds):
         stamps, delays = pts[first:last].copy(), pts[first:last] - clock[first:last]
         sound = _plausible(stamps, jump) & (abs(delays - np.median(delays)) <= jump)
+        opens = np.flatnonzero(sound & key[first:last])
+        if begin is not None and len(opens):
+            sound &= stamps >= stamps[opens[0]]
+            sound[: opens[0]] = False
         if not sound.any():
             continue
         shown = np.unique(stamps[sound])

@@ -93,8 +93,8 @@ def _read_packet_table(path: str, size: int, changed_ns: int) -> PacketTable:
     rows = rows[::-1][last]  # of packets with the same time stamp, the last in the file
     if (dropped := int(np.count_nonzero(stamped)) - len(rows)) > _FEW:
         warnings.warn(
-            f"{path}: {dropped} of {number} frames are left out because their time stamps are damaged; remux or encode "
-            "it again",
+            f"{path}: {dropped} of {number} frames are left out because their time stamps are damaged or a part of the "
+            "recording does not start with a key frame; remux or encode it again",
             stacklevel=2,
         )
     if end is None:
@@ -181,7 +181,7 @@ def _timeline(packets: _Packets, stamped: NDArray[np.bool_]) -> Timeline:
     pts, clock = packets.pts[stamped], _clock(packets, stamped)
     if mpeg and packets.tick == Fraction(1, 90_000):
         pts, clock = unwrap(pts, clock, jump)
-    return arrange(pts, clock, jump=jump, gaps=not mpeg)
+    return arrange(pts, clock, packets.key[stamped], jump=jump, gaps=not mpeg)
 
 
 def _clock(packets: _Packets, stamped: NDArray[np.bool_]) -> NDArray[np.int64]:
