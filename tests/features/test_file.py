@@ -225,3 +225,21 @@ def test_numbers_that_are_not_finite_are_neither_written_nor_read(tmp_path, monk
             FeatureError, match=rf"x\.safetensors: expected finite numbers as {name}, .* at 2\.25 s; delete"
         ):
             read(tmp_path / "x.safetensors", rows)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 100_000 + "]" * 100_000,
+        "1",
+        "[]",
+        '{"__metadata__": {"format": "1"}, "times": {"dtype": "F64", "shape": [1000000000], "data_offsets": [0, 0]}}',
+        '{"__metadata__": {"format": "1"}, "times": {"dtype": "F64", "shape": [-5], "data_offsets": [0, 0]}}',
+        '{"__metadata__": {"format": "1"}, "times": {"dtype": "F64", "shape": [], "data_offsets": [0, 0]}}',
+    ],
+    ids=["deep", "number", "list", "huge", "negative", "scalar"],
+)
+def test_a_hostile_header_is_a_damaged_file(tmp_path, text):
+    (tmp_path / "x.safetensors").write_bytes(len(text).to_bytes(8, "little") + text.encode())
+    with pytest.raises(FeatureError, match=r"x\.safetensors: is not a feature file, or is damaged"):
+        header_of(tmp_path / "x.safetensors")

@@ -267,7 +267,7 @@ def read_header(path: str, size: int, version: str, cache: Path) -> FeatureHeade
     """
     try:
         return _read_header(path, size, version, cache)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
         raise FeatureError(
             f"{path}: is not a feature file, or is damaged ({error}); delete it and extract it again"
         ) from error
@@ -289,6 +289,9 @@ def _read_header(path: str, size: int, version: str, cache: Path) -> FeatureHead
     }
     if size != max(8 + length + entry["data_offsets"][1] for entry in entries.values()):
         raise ValueError("it is cut short")
+    for name, tensor in tensors.items():  # before memory for them is taken
+        if (tensor.start, 8 + length + entries[name]["data_offsets"][1]) != tensor.rows(0, tensor.shape[0]):
+            raise ValueError(f"expected {name} of {tensor.shape} in other bytes of the file")
     stamps = read(*tensors["times"].rows(0, tensors["times"].shape[0]))
     crc32 = int(facts.pop("crc32"))
     if crc32 != zlib.crc32(stamps, zlib.crc32(json.dumps([facts, entries], sort_keys=True).encode())):
