@@ -241,6 +241,38 @@ def test_9_no_network(refusal, tiny, tmp_path, monkeypatch, caplog):
     assert "Retrying" not in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["trainer.max_epochs=-1", "+trainer.max_time=00:00:00:05"], "trainer.max_epochs = -1 has no end, but the lea"),
+        (["trainer.max_epochs=0"], "trainer.max_epochs = 0 trains nothing"),
+        (["optimizer.lr=-1"], "optimizer: Invalid learning rate: -1"),
+        (["+optimizer.foo=1"], "optimizer: AdamW.__init__() got an unexpected keyword argument 'foo'"),
+        (["trainer.accumulate_grad_batches=0"], "expected trainer.accumulate_grad_batches of at least 1, got 0"),
+        (["trainer.gradient_clip_val=-1"], "expected trainer.gradient_clip_val of at least 0, got -1"),
+        (["seed=-1"], "seed: expected non-negative integer"),
+        (["+logger.mine=3"], "logger.mine: expected a `_target_` that builds a Logger, got 3"),
+        (["+callbacks.mine=3"], "callbacks.mine: expected a `_target_` that builds a Callback, got 3"),
+        (["~callbacks.last"], "callbacks.last is missing, but every run needs it"),
+        (["callbacks.results=null"], "callbacks.results is missing, but every run needs it"),
+        (["model.window_frames=[5,10,20]"], "clips of 8 frames do not fit"),
+        (
+            ["data.batch_size=3", "trainer=ddp_cpu"],
+            "expected a batch_size, which counts the clips on all devices",
+        ),
+        (["optimizer.lr=-1", "trainer=ddp_cpu"], "optimizer: Invalid learning rate: -1"),
+        (["data.num_test=0"], "the test split has no videos"),
+        (["trainer.devices=2"], "trainer.devices = 2 needs a process per device: add trainer=ddp"),
+    ],
+)
+def test_settings_are_refused_before_anything_starts(refusal, tmp_path, overrides, message):
+    tiny = ["experiment=needle", "trainer=cpu", "data.num_train=4", "data.num_val=2", "data.num_test=2"]
+    assert refusal(*tiny, "scheduler.warmup_epochs=0", "data.num_workers=0", "logger=default", *overrides).startswith(
+        message
+    )
+    assert list(tmp_path.iterdir()) == []  # also no run of W&B
+
+
 @pytest.fixture
 def no_account(tmp_path, monkeypatch):
     for name in [name for name in os.environ if name.startswith("WANDB_")]:

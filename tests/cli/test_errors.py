@@ -11,11 +11,12 @@ from functools import partial
 import pytest
 import torch
 from hydra.utils import instantiate
+from lightning.pytorch.callbacks import EarlyStopping
 from omegaconf import OmegaConf
 from torch.utils.data import DataLoader, Dataset
 
 from tests.conftest import let_go
-from vtm.cli.errors import concise_errors, one_sentence
+from vtm.cli.errors import concise_errors, naming, one_sentence
 from vtm.cli.overrides import near_misses
 from vtm.merging.partition import num_targets
 from vtm.video.scanning import duration
@@ -205,3 +206,27 @@ def test_a_missing_file_is_compared_with_those_that_exist(tmp_path):
         (tmp_path / "videos.csv").open()
     says = f"No such file or directory; {tmp_path}/Videos.csv exists, but 'v' in the given path is 'V' in the file name"
     assert says in one_sentence(error.value)
+
+
+def test_a_setting_that_a_library_refuses_is_named():
+    with pytest.raises(ValueError, match=r"^optimizer: Invalid learning rate: -1$"), naming("optimizer"):
+        torch.optim.AdamW([torch.zeros(1)], lr=-1)
+    with pytest.raises(ValueError, match=f"^{SENTENCE}$"), naming("scheduler"):
+        refuse()
+    with pytest.raises(ZeroDivisionError), naming("optimizer"):
+        fail()
+
+
+def test_a_target_that_does_not_exist_is_named():
+    config = OmegaConf.create({"optimizer": {"_target_": "torch.optim.SGDD"}})
+    said = one_sentence(caught(lambda: instantiate(config.optimizer)))
+    assert said.startswith("optimizer: ")
+    assert "torch.optim.SGDD" in said
+    assert "\n" not in said
+
+
+def test_what_lightning_refuses_on_purpose_is_its_sentence():
+    assert one_sentence(caught(lambda: EarlyStopping(monitor="x", mode="up"))).startswith("`mode` can be min, max, got")
+    stop = EarlyStopping(monitor="x")
+    error = caught(lambda: stop._validate_condition_metric({"loss": torch.zeros(1)}))
+    assert one_sentence(error).startswith("Early stopping conditioned on metric `x` which is not available.")

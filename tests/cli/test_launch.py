@@ -19,7 +19,7 @@ from vtm.cli.launch import filter_warnings, processes_to_start, resumable, run_f
 @pytest.fixture(autouse=True)
 def _no_launcher(monkeypatch):
     names = ("LOCAL_RANK", "RANK", "WORLD_SIZE", "SLURM_LOCALID", "SLURM_PROCID", "SLURM_NTASKS", "SLURM_JOB_NAME")
-    for name in names:
+    for name in (*names, "SLURM_JOB_ID", "SLURM_STEP_ID", "TORCHELASTIC_RUN_ID"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -54,6 +54,21 @@ def test_under_torchrun_or_slurm_nothing_is_started(monkeypatch):
 def test_several_nodes_need_a_launcher():
     with pytest.raises(ValueError, match=r"trainer\.num_nodes = 2 needs torchrun or srun"):
         processes_to_start(trainer(num_nodes=2))
+
+
+@pytest.mark.parametrize("options", [{"accelerator": "cpu", "devices": 3}, {"devices": [0, 1]}, {"devices": "2"}])
+def test_several_devices_need_a_process_each(options):
+    with pytest.raises(ValueError, match=r"trainer\.devices = .* needs a process per device: add trainer=ddp"):
+        processes_to_start(OmegaConf.create(options))
+
+
+def test_the_processes_of_a_job_find_one_folder(monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "a/b c")
+    assert run_folder("demo", train=True, ckpt_path=None).startswith("runs/demo/2")  # one process
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert run_folder("demo", train=True, ckpt_path=None) == "runs/demo/torchrun-a_b_c"
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    assert run_folder("demo", train=True, ckpt_path=None) == "runs/demo/slurm-17"
 
 
 def test_a_resumed_run_goes_on_in_its_folder_and_others_get_a_new_one(tmp_path):

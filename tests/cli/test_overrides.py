@@ -26,6 +26,12 @@ CONF = Path(__file__).parents[2] / "conf"
         (["model.partition_factor=4"], ["model.partition_factor", "merging.partition_factor"]),
         (["lr=1e-4"], ["lr", "optimizer.lr"]),
         (["task.num_classes=5"], ["task.num_classes", "data.scene.num_classes"]),
+        (["trainer=ddp_cpu", "trainer.num_nodes=2"], ["trainer.num_nodes", "+trainer.num_nodes=2"]),
+        (["experiment=needle", "num_nodes=2"], ["num_nodes", "+trainer.num_nodes=2"]),
+        (["trainer.limit_train_batch=3"], ["trainer.limit_train_batch", "+trainer.limit_train_batches"]),
+        (["optimizer.betas=[0.9,0.95]"], ["optimizer.betas", "+optimizer.betas=[0.9,0.95]"]),
+        (["logger=default", "logger.wandb.nme=x"], ["logger.wandb.nme", "logger.wandb.name"]),
+        (["logger=[csv,tensorbord]"], ["logger=tensorbord", "logger=tensorboard"]),
     ],
 )
 def test_a_misspelled_override_gets_a_suggestion(arguments, expected):
@@ -64,6 +70,13 @@ def test_a_lone_word_is_no_override():
         ["experiment=demo", "+callbacks.mine._target_=a.B", "~logger.wandb", "hydra.run.dir=x"],
         ["experiment=demo", "merging=none"],
         ["--help"],
+        ["--info", "experiment=demo"],
+        ["--info", "config", "--resolve"],
+        ["--multi", "seed=0,1"],
+        ["-c=job", "--package=merging", "experiment=demo"],
+        ["logger=[csv,tensorboard]", "~ablation"],
+        ["hydra.mode=MULTIRUN", "seed=0,1"],
+        ["experiment=demo", "-m", "seed=0,1"],
         ["experiment=demo", "--cfg", "job", "--package", "merging"],
         ["experiment=demo", "-c", "job"],
         ["experiment=folder", 'data.root="/videos of mine/Übung (1)"'],
@@ -100,6 +113,26 @@ def test_nothing_is_said_of_what_is_right(arguments):
         (["-m", "trainer.max_epochs=2,2.5"], "trainer.max_epochs=2.5: expected a whole number, such as 8"),
         (["optimizer.lr=false"], "optimizer.lr=false: expected a number, such as 0.001"),
         (['optimizer.lr="0.001"'], 'optimizer.lr="0.001": expected a number, such as 0.001'),
+        (["logger=null"], "'logger=null' is not an option; expected one of csv, default, tensorboard"),
+        (["logger=[]"], "'logger=[]' is not an option; expected one of csv"),
+        (["logger={tb:{_target_:a.B}}"], "'logger={tb:{_target_:a.B}}' is not an option; expected one of csv"),
+        (["logger=[csv,null]"], "'logger=[csv,null]' is not an option"),
+        (["~logger"], "'~logger' leaves out a group that is needed; expected one of csv"),
+        (["callbacks=null"], "'callbacks=null' is not an option"),
+        (["published=foo"], "'published=foo' is unknown; expected one of "),
+        (["seed=0,1"], "'seed=0,1' has several values; add -m to run each of them, or quote it as one"),
+        (["--experiment=demo"], "'--experiment=demo' is not a flag; write 'experiment=demo', without hyphens"),
+        (
+            ["--optimizer.lr=0.1"],
+            "'--optimizer.lr=0.1' is not a flag; write 'optimizer.lr=0.1', without hyphens (a W",
+        ),
+        (["-seed=3"], "'-seed=3' is not a flag; write 'seed=3', without hyphens"),
+        (["-model.dropout=0"], "'-model.dropout=0' is not a flag; write 'model.dropout=0'"),
+        (["--multirum"], "'--multirum' is not a flag; did you mean --multirun?"),
+        (["--trainer"], "'--trainer' is not a flag; write trainer=value to set a key, or see --hydra-help"),
+        (["--resolve=yes"], "'--resolve=yes' is not a flag"),
+        (["-m", "--cfg", "job"], "--multirun and --cfg cannot be combined; give one of them"),
+        ([""], "'' is not an override"),
         (["trainer.max_epochs='8'"], "trainer.max_epochs='8': expected a whole number, such as 8"),
     ],
 )
@@ -118,3 +151,9 @@ def test_a_command_with_mistakes_is_not_begun(monkeypatch):
     with pytest.raises(SystemExit, match="did you mean 'experiment=demo'"), check_overrides(CONF, "train"):
         begun.append(1)
     assert not begun
+
+
+def test_overrides_may_stand_behind_flags(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train.py", "experiment=demo", "-m", "seed=0,1", "--config-dir", "a b"])
+    with check_overrides(CONF, "train"):
+        assert sys.argv == ["train.py", "-m", "--config-dir", "a b", "experiment=demo", "seed=0,1"]

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import train
+from vtm import check_data
 from vtm.cli.ownership import LAUNCHER, Owner, claimed, release
 from vtm.system.processes import job_id, process_namespace, start_time
 
@@ -217,3 +218,26 @@ def test_a_refused_command_leaves_nothing(tmp_path: Path, call) -> None:
         with pytest.raises(SystemExit, match="The folder data/lvu is missing"):
             call(train.main, tmp_path, *mode, "experiment=lvu_scene", "trainer=cpu")
         assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["hydra.run.dir=file"], "hydra.run.dir=file: .*file is not a folder; give another folder"),
+        (["hydra.run.dir=file/below"], "hydra.run.dir=file/below: .*file is not a folder"),
+        (["-m", "hydra.sweep.dir=file", "seed=0,1"], "hydra.sweep.dir=file: .*file is not a folder"),
+        (["hydra.run.dir=/proc/vtm"], r"hydra.run.dir=/proc/vtm: (it cannot be created \(|/proc cannot be written)"),
+    ],
+)
+def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path: Path, call, overrides, message) -> None:
+    (tmp_path / "file").touch()
+    for main in (train.main, check_data.main):
+        with pytest.raises(SystemExit, match=message):
+            call(main, tmp_path, "experiment=needle", *overrides)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_folder_on_a_read_only_disk_is_refused(tmp_path: Path, call, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
+    with pytest.raises(SystemExit, match=f"hydra.run.dir={tmp_path}/run: {tmp_path} cannot be written; give another"):
+        call(train.main, tmp_path, "experiment=needle", f"hydra.run.dir={tmp_path}/run")

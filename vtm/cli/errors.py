@@ -23,6 +23,7 @@ _RAISED_IN_WORKER = re.compile(
 )  # the last frame of the stack trace that torch copies into the message of an error in a DataLoader worker
 _WORKER_DIED = re.compile(r"DataLoader worker \(pid.*\) (is killed|exited unexpectedly)")
 _TERMINATED = "killed by signal: Terminated"  # torch's message if a DataLoader worker received SIGTERM, too
+_STOPS_EARLY = "lightning/pytorch/callbacks/early_stopping.py"  # raises RuntimeError for a metric that is not logged
 _REQUEST = re.compile(r"[Tt]ried to allocate (?P<amount>[\d.]+ \w+)")
 
 
@@ -49,6 +50,17 @@ def concise_errors() -> Iterator[None]:
         if sentence is None:
             raise
         sys.exit(sentence)
+
+
+@contextmanager
+def naming(key: str) -> Iterator[None]:
+    """Put the key of a setting before the message of a library that refuses its value."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        if _raised_by_us(error):
+            raise
+        raise ValueError(f"{key}: {' '.join(str(error).split())}") from error
 
 
 def interruption(error: BaseException) -> int | None:
@@ -87,8 +99,8 @@ def one_sentence(error: BaseException) -> str | None:
         return f"{text.splitlines()[0].rstrip('. ')}; the usual cause is too little memory: lower data.num_workers"
     if found := _RAISED_IN_WORKER.match(text):
         return found["message"].strip() if _is_ours(found["file"]) else None
-    if frames and _is_ours(frames[-1].filename) and (frames[-1].line or "").startswith("raise "):
-        return text  # raised on purpose
+    if _raised_by_us(cause):
+        return text
     if isinstance(cause, OSError) and (cause.filename or isinstance(cause, FileNotFoundError)):
         missing = isinstance(cause, FileNotFoundError) and isinstance(cause.filename, str)
         hint = explain_path(cause.filename) if missing else ""
@@ -96,11 +108,14 @@ def one_sentence(error: BaseException) -> str | None:
     if type(cause).__name__ == "MissingMandatoryValue":  # of omegaconf
         key = getattr(cause, "full_key", None)
         return f"{key} has no value: add {key}=…, or choose an experiment that sets it; --help lists them"
-    wrong_argument = isinstance(cause, TypeError | ValueError) or type(cause).__name__ == "MisconfigurationException"
-    refused = wrong_argument and cause is not error and not any(_is_ours(frame.filename) for frame in frames)
-    if refused and (key := re.search(r"full_key: (\S+)", str(error))):
-        return f"{key[1]}: {' '.join(text.split())}"
-    return None
+    refused_by_lightning = type(cause).__name__ == "MisconfigurationException"
+    if cause is error and (refused_by_lightning or (frames and frames[-1].filename.endswith(_STOPS_EARLY))):
+        return " ".join(text.split())
+    if (key := re.search(r"full_key: (\S+)", str(error))) is None or cause is error:
+        return None
+    on_purpose = not any(_is_ours(frame.filename) for frame in frames) or (frames[-1].line or "").startswith("raise ")
+    wrong = refused_by_lightning or isinstance(cause, TypeError | ValueError | ImportError)
+    return f"{key[1]}: {' '.join(text.split())}" if wrong and on_purpose else None
 
 
 @contextmanager
@@ -144,6 +159,12 @@ def _out_of_memory(text: str) -> str:
         f"out of memory{request}: lower data.batch_size and raise trainer.accumulate_grad_batches by the same factor, "
         "set trainer.precision=bf16-mixed, or raise merging.partition_factor"
     )
+
+
+def _raised_by_us(error: BaseException) -> bool:
+    """Return whether an error was raised by vtm on purpose."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and _is_ours(frames[-1].filename) and (frames[-1].line or "").startswith("raise ")
 
 
 def _is_ours(file: str) -> bool:

@@ -98,18 +98,27 @@ def processes_to_start(trainer: Any) -> int:
                 "trainer.accelerator = gpu, but torch finds no GPU here; use trainer=cpu, or trainer=ddp_cpu for two "
                 "processes"
             )
-    if "strategy" not in trainer or "LOCAL_RANK" in os.environ:
+    if "LOCAL_RANK" in os.environ or started_by_slurm():
         return 1
-    if started_by_slurm():
-        return 1
-    if trainer.get("num_nodes") not in (None, 1):
-        raise ValueError(f"trainer.num_nodes = {trainer.num_nodes} needs torchrun or srun to start the processes")
-    devices = trainer.devices
+    devices, count = trainer.devices, 1
     if devices in ("auto", -1, "-1"):
         import torch
 
-        return max(1, torch.cuda.device_count())
-    return int(devices) if isinstance(devices, int | str) else len(devices)
+        count = max(1, torch.cuda.device_count()) if trainer.get("accelerator") != "cpu" else 1
+    elif isinstance(devices, int) or (isinstance(devices, str) and devices.isdigit()):
+        count = int(devices)
+    elif not isinstance(devices, str):
+        count = len(devices)
+    if "strategy" not in trainer:
+        if count > 1:  # Lightning would start them by repeating the command line
+            raise ValueError(
+                f"trainer.devices = {devices} needs a process per device: add trainer=ddp, or for the CPU "
+                "trainer=ddp_cpu"
+            )
+        return 1
+    if trainer.get("num_nodes") not in (None, 1):
+        raise ValueError(f"trainer.num_nodes = {trainer.num_nodes} needs torchrun or srun to start the processes")
+    return count
 
 
 def start_processes(count: int, script: Path, run_dir: Path, *, trained_with: int | None = None) -> None:

@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from hydra.experimental.callback import Callback as HydraCallback
+from omegaconf import DictConfig
 
 from vtm.system.atomic import write_atomically
 from vtm.system.locks import locked_folder
@@ -48,6 +52,18 @@ class Owner(NamedTuple):
     def write(self, folder: Path) -> None:
         """Write the owner file of a run folder."""
         write_atomically(folder / _FILE, json.dumps(self._asdict(), indent=1, ensure_ascii=False))
+
+
+class WritableFolder(HydraCallback):
+    """A callback of Hydra that checks the folder of a command or of a sweep, before Hydra writes into it."""
+
+    def on_run_start(self, config: DictConfig, **_: Any) -> None:
+        """Check the folder of the command."""
+        _check_writable(Path(config.hydra.run.dir), key="hydra.run.dir")
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        """Check the folder of the sweep."""
+        _check_writable(Path(config.hydra.sweep.dir), key="hydra.sweep.dir")
 
 
 @contextmanager
@@ -100,6 +116,22 @@ def release(folder: Path) -> None:
     """Note in the owner file that this process has ended its run."""
     if (owner := _read(folder / _FILE)) is not None and (owner.host, owner.pid) == (process_namespace(), os.getpid()):
         owner._replace(ended=True).write(folder)
+
+
+def _check_writable(folder: Path, *, key: str) -> None:
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(path))
+    reason = None
+    if not existing.is_dir():
+        reason = f"{existing} is not a folder"
+    elif not os.access(existing, os.W_OK | os.X_OK):
+        reason = f"{existing} cannot be written"
+    else:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:  # a file system that only looks writable
+            reason = f"it cannot be created ({error.strerror})"
+    if reason is not None:
+        sys.exit(f"{key}={folder}: {reason}; give another folder")
 
 
 def _read(file: Path) -> Owner | None:

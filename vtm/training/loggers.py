@@ -6,12 +6,12 @@ import os
 import shlex
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from vtm.training.checkpoint import read_checkpoint
@@ -67,7 +67,35 @@ def tensorboard_logger(*, save_dir: str | Path, ckpt_path: str | Path | None = N
             "or use logger=csv"
         )
     steps = None if ckpt_path is None else read_checkpoint(ckpt_path).steps
-    return TensorBoardLogger(save_dir, name="tensorboard", version="", purge_step=steps)
+    return TensorBoardLogger(save_dir, name="tensorboard", version="", purge_step=steps, default_hp_metric=False)
+
+
+@rank_zero_only
+def log_configuration(loggers: Iterable[Logger], config: Mapping[str, Any]) -> None:
+    """Log the configuration of a run to W&B, nested, and to TensorBoard, with dotted keys beside `val/score`.
+
+    Args:
+        loggers: loggers of the run.
+        config: resolved configuration in plain containers.
+    """
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            logger.log_hyperparams(dict(config))
+        elif isinstance(logger, TensorBoardLogger):
+            from torch.utils.tensorboard.summary import hparams
+
+            settings = {key: value if isinstance(value, int | float) else str(value) for key, value in _leaves(config)}
+            writer = logger.experiment._get_file_writer()
+            for summary in hparams(settings, {"val/score": 0}):  # 0 is not logged; TensorBoard shows the last score
+                writer.add_summary(summary)
+
+
+def _leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in node.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def wandb_logger(

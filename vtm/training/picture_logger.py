@@ -1,11 +1,11 @@
-"""Log to W&B during training what is merged: the sheet of `vtm.visualize` for one validation clip."""
+"""Log to W&B and TensorBoard during training what is merged: the sheet of `vtm.visualize` for one validation clip."""
 
 from __future__ import annotations
 
 from typing import Any, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from lightning.pytorch.trainer.states import TrainerFn
 
 from vtm.data.dataset import Batch
@@ -22,7 +22,7 @@ class PictureLogger(Callback):
     """A callback that logs the sheet of the first validation clip, after the first, every few, and the last epoch.
 
     The sheet shows the frames of the batch. Stored features have no frames: their first three principal components are
-    shown as red, green and blue. Without a W&B logger, nothing is drawn.
+    shown as red, green and blue. Without a logger that takes pictures, nothing is drawn.
 
     Args:
         every_epochs: number of epochs between two sheets.
@@ -46,12 +46,16 @@ class PictureLogger(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        loggers = [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]
+        loggers = [logger for logger in trainer.loggers if isinstance(logger, WandbLogger | TensorBoardLogger)]
         if loggers and trainer.is_global_zero and batch_idx == dataloader_idx == 0 and self._is_due(trainer):
             self._drawn = trainer.current_epoch
             sheet, caption = _sheet(cast(VTMModule, pl_module), outputs["output"], batch)
             for logger in loggers:
-                logger.log_image("val/merged", [sheet], step=trainer.global_step, caption=[caption])
+                if isinstance(logger, WandbLogger):
+                    logger.log_image("val/merged", [sheet], step=trainer.global_step, caption=[caption])
+                else:
+                    logger.experiment.add_image("val/merged", sheet, trainer.global_step, dataformats="HWC")
+                    logger.experiment.add_text("val/merged", caption, trainer.global_step)
 
     def _is_due(self, trainer: Trainer) -> bool:
         if trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING:
