@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from vtm.cli.errors import concise_errors, naming
 from vtm.cli.launch import (
+    end_with_launcher,
     filter_warnings,
     keep_configuration,
     processes_to_start,
@@ -55,6 +56,7 @@ def main(cfg: DictConfig) -> float | None:
     """
     from vtm.training.checkpoint import read_checkpoint
 
+    end_with_launcher()
     run_dir, overrides = Path(cfg.run_dir), HydraConfig.get().overrides.task
     resumes = cfg.train and cfg.ckpt_path is not None
     with concise_errors(), ExitStack() as stack:

@@ -19,7 +19,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from vtm.cli.errors import concise_errors
-from vtm.cli.launch import processes_to_start, start_processes
+from vtm.cli.launch import end_with_launcher, processes_to_start, start_processes
 from vtm.cli.overrides import check_overrides
 from vtm.data.source import VideoFiles
 from vtm.features.extraction import extract
@@ -36,6 +36,7 @@ CONF = Path(__file__).parents[1] / "conf"
 @concise_errors()
 def main(cfg: DictConfig) -> None:
     """Store the features of all splits, in one process per device."""
+    end_with_launcher()
     encoder = instantiate(cfg.encoder)
     data = instantiate(cfg.data, encoder=encoder, source=partial(VideoFiles, motion=True))
     store = instantiate(cfg.data.source)(root=data.root, encoder=encoder, sampling=data.protocol.sampling)

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import warnings
 from contextlib import suppress
 
@@ -14,6 +15,7 @@ from omegaconf import OmegaConf
 
 from vtm.cli.errors import concise_errors
 from vtm.cli.launch import filter_warnings, processes_to_start, resumable, run_folder, start_processes
+from vtm.system.processes import start_time
 
 
 @pytest.fixture(autouse=True)
@@ -279,3 +281,39 @@ def test_an_interruption_ends_all_processes_without_a_traceback(tmp_path, sent):
     with pytest.raises(ProcessLookupError):
         os.killpg(process.pid, 0)
     assert "Traceback" not in complained
+
+
+def test_sigkill_of_a_run_ends_all_its_processes(tmp_path):
+    (tmp_path / "waits.py").write_text(
+        "import os, signal\nfrom vtm.cli.launch import end_with_launcher\nend_with_launcher()\n"
+        "os.write(1, b'%d\\n%d\\n' % (os.getpid(), os.getppid()))\nsignal.pause()"
+    )
+    (tmp_path / "starts.py").write_text(
+        "import pathlib, sys, vtm.cli.launch\nfolder = pathlib.Path(sys.argv[1])\n"
+        "vtm.cli.launch.start_processes(2, folder / 'waits.py', folder)"
+    )
+    command = [sys.executable, str(tmp_path / "starts.py"), str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        pids = {int(process.stdout.readline()) for _ in range(4)}  # of the two processes and torchrun
+        assert len(pids) == 3
+        process.kill()
+    deadline = time.monotonic() + 10
+    while (alive := [pid for pid in pids if start_time(pid)]) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    for pid in alive:
+        os.kill(pid, signal.SIGKILL)
+    assert not alive
+
+
+def test_a_failing_process_prints_no_table_of_torchrun(tmp_path):
+    (tmp_path / "fails.py").write_text("import sys\nsys.exit('why')")
+    (tmp_path / "starts.py").write_text(
+        "import pathlib, sys, vtm.cli.errors, vtm.cli.launch\nfolder = pathlib.Path(sys.argv[1])\n"
+        "with vtm.cli.errors.concise_errors(): vtm.cli.launch.start_processes(1, folder / 'fails.py', folder)"
+    )
+    command = [sys.executable, str(tmp_path / "starts.py"), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [
+        "why", f"one of the 1 processes of the run in {tmp_path} failed; its error is printed above"
+    ]  # fmt: skip

@@ -13,7 +13,14 @@ import torch
 import wandb
 from lightning.pytorch.utilities import rank_zero_only
 
-from vtm.training.loggers import closing_wandb, csv_logger, finish_wandb, tensorboard_logger, wandb_logger
+from vtm.training.loggers import (
+    closing_wandb,
+    csv_logger,
+    finish_wandb,
+    log_configuration,
+    tensorboard_logger,
+    wandb_logger,
+)
 
 
 def save_checkpoint(path: Path, steps: int) -> None:
@@ -82,6 +89,27 @@ def test_without_tensorboard_the_message_says_what_to_install(tmp_path: Path, mo
     assert not list(tmp_path.iterdir())
 
 
+CONFIG = {"name": "needle", "optimizer": {"lr": 0.1}, "model": {"channels": [8, 8]}, "ckpt_path": None, "train": True}
+
+
+def test_tensorboard_gets_the_configuration_beside_the_score(tmp_path: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    from tensorboard.plugins.hparams import plugin_data_pb2
+
+    logger = tensorboard_logger(save_dir=tmp_path)
+    log_configuration([logger, csv_logger(save_dir=tmp_path)], CONFIG)
+    logger.finalize("success")
+    events = accumulator.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    data = plugin_data_pb2.HParamsPluginData()
+    data.ParseFromString(events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content)
+    found = dict(data.session_start_info.hparams)
+    assert set(found) == {"name", "optimizer.lr", "model.channels", "ckpt_path", "train"}
+    assert (found["optimizer.lr"].number_value, found["model.channels"].string_value) == (0.1, "[8, 8]")
+    assert found["train"].number_value == 1
+    assert events.Tags()["scalars"] == []
+    assert not (tmp_path / "hparams.yaml").exists()
+
+
 @pytest.fixture
 def no_wandb_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name in [name for name in os.environ if name.startswith("WANDB_")]:
@@ -102,6 +130,8 @@ def test_without_a_key_every_job_is_an_offline_run_in_its_own_folder(
     versions = []
     for job in ("a", "b"):
         logger = wandb_logger(project="p", save_dir=tmp_path / job)
+        log_configuration([logger], CONFIG)
+        assert logger.experiment.config.as_dict() == CONFIG  # nested
         logger.log_metrics({"loss": 1.0}, step=3)
         versions.append(logger.version)
     finish_wandb()

@@ -2,6 +2,7 @@
 
 import os
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from vtm.pictures.layers import enlarge
 from vtm.tasks.classification import Classification
 from vtm.tasks.fusion import AuxiliaryLoss
 from vtm.tasks.regression import Regression
-from vtm.training.loggers import closing_wandb, wandb_logger
+from vtm.training.loggers import closing_wandb, tensorboard_logger, wandb_logger
 from vtm.training.module import VTMModule
 from vtm.training.optim import cosine_with_warmup
 from vtm.training.picture_logger import PictureLogger
@@ -233,6 +234,22 @@ def test_wandb_takes_the_sheet(tmp_path, root, monkeypatch):
     batch = next(iter(data.val_dataloader()))
     sheet = (image.imread(path)[..., :3] * 255).round().astype(np.uint8)
     assert first_row(sheet, batch.inputs[0], (2, 2))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_tensorboard_takes_the_sheet(tmp_path, root):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    encoder = Patches()
+    data = videos(root, encoder, Single(num_frames=4))
+    logger = tensorboard_logger(save_dir=tmp_path)
+    fit(tmp_path, module(encoder, data), logger, epochs=1)
+    logger.finalize("success")
+    events = accumulator.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    (drawn,) = events.Images("val/merged")
+    sheet = (image.imread(BytesIO(drawn.encoded_image_string))[..., :3] * 255).round().astype(np.uint8)
+    assert first_row(sheet, next(iter(data.val_dataloader())).inputs[0], (2, 2))
+    (text,) = events.Tensors("val/merged/text_summary")
+    assert text.tensor_proto.string_val == [b"01.mp4@0.00, true: b"]
 
 
 def test_epochs_are_counted_from_one():

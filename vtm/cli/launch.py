@@ -27,7 +27,7 @@ from vtm.cli.errors import interruption, one_sentence
 from vtm.cli.ownership import LAUNCHER, release
 from vtm.cli.quoting import quoted_override
 from vtm.system.atomic import write_atomically
-from vtm.system.processes import job_id, process_rank, started_by_slurm
+from vtm.system.processes import end_with_parent, job_id, process_rank, started_by_slurm
 from vtm.system.threads import choose_threads
 
 _LOGGERS = (
@@ -38,15 +38,25 @@ _LOGGERS = (
 
 _CONFIG_FLAGS = ("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn")
 
-_TORCHRUN = """
-import sys
+_TORCHRUN = f"""
+import logging, os, sys, threading, time
 from torch.distributed.elastic.multiprocessing import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import main
+def end_with(parent):
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
+threading.Thread(target=end_with, args=[int(os.environ["{LAUNCHER}"])], daemon=True).start()
+os.environ["{LAUNCHER}"] = str(os.getpid())
+logging.disable(logging.ERROR)
 try:
     main()
+except ChildFailedError:
+    sys.exit(1)
 except SignalException:
     sys.exit(130)
-"""  # no traceback when the run is interrupted
+"""  # no traceback or table when a process fails, which prints its error itself, or when the run is interrupted
 
 
 def run_folder(name: str, *, train: bool, ckpt_path: str | None) -> str:
@@ -121,6 +131,12 @@ def processes_to_start(trainer: Any) -> int:
     return count
 
 
+def end_with_launcher() -> None:
+    """Let this process end when the process that started it does, even by SIGKILL."""
+    if (launcher := os.environ.get(LAUNCHER)) is not None:
+        end_with_parent(int(launcher))
+
+
 def start_processes(count: int, script: Path, run_dir: Path, *, trained_with: int | None = None) -> None:
     """Run `count` processes of a script with the configuration of a run folder, and wait for them.
 
@@ -143,7 +159,8 @@ def start_processes(count: int, script: Path, run_dir: Path, *, trained_with: in
     threads, note = choose_threads(trained_with, processes=count)
     if note:
         print(note, file=sys.stderr, flush=True)
-    with subprocess.Popen(command, env={"OMP_NUM_THREADS": str(threads), **os.environ, LAUNCHER: "1"}) as process:
+    environment = {"OMP_NUM_THREADS": str(threads), **os.environ, LAUNCHER: str(os.getpid())}
+    with subprocess.Popen(command, env=environment) as process:
         try:
             code = process.wait()
         except KeyboardInterrupt:  # the children received it, too, and may be saving

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import socket
 import subprocess
+import threading
+import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -60,6 +63,22 @@ def process_namespace() -> str:
         return f"{socket.gethostname()} {os.readlink('/proc/self/ns/pid')}"
     except OSError:  # not Linux
         return socket.gethostname()
+
+
+def end_with_parent(parent: int, *, every_seconds: float = 0.5) -> None:
+    """Kill this process as soon as its parent process has ended, which a thread checks.
+
+    Args:
+        parent: process id of the parent; it may have ended already.
+        every_seconds: time between two checks.
+    """
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(every_seconds)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True, name="end_with_parent").start()
 
 
 def start_time(pid: int) -> str | None:
