@@ -166,8 +166,8 @@ def test_results_hold_every_evaluation(tmp_path: Path, capsys: pytest.CaptureFix
         }  # fmt: skip
     scores = {name: found[name] for name in ("val", "test", "val_last", "test_last")}
     printed = capsys.readouterr().out
-    assert results_report(found, scores) in printed
-    assert printed.endswith(f"written to {results.path}\n")
+    files = "confusion.csv, confusion.pdf, confusion.png, predictions.csv, predictions_last.csv"
+    assert printed == f"{results_report(found, scores)}\nwritten to {results.path}, with {files}\n"  # once
 
 
 @pytest.mark.filterwarnings("ignore")

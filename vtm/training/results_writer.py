@@ -1,4 +1,4 @@
-"""Write the results of a run: `results.json`, predictions, a confusion matrix, and a printed report after each test."""
+"""Write the results of a run: `results.json`, predictions, a confusion matrix, and a report that is printed once."""
 
 import statistics
 import time
@@ -21,7 +21,7 @@ from vtm.training.checkpoint import read_checkpoint
 
 
 class ResultsWriter(Callback):
-    """A writer of `results.json` after each separate validation or test; after a test it also prints a report.
+    """A writer of `results.json` after each separate validation or test; after the last test it also prints a report.
 
     After a test it also writes, beside `results.json`, for the checkpoint under test:
 
@@ -76,16 +76,23 @@ class ResultsWriter(Callback):
             source=Path(__file__),
         )
         self._scores: dict[str, dict[str, Any]] = {}
+        self._files: set[str] = set()  # written beside `path`
         self._steps = _Steps()
 
     def each(self, checkpoints: Mapping[str, str]) -> Iterator[str]:
-        """Yield the files of the checkpoints `best` and `last`, or `given`; one file if both are of the same epoch."""
+        """Yield the files of the checkpoints `best` and `last`, or `given`; one file if both are of the same epoch.
+
+        After they have been tested, print a report and the names of all written files.
+        """
         names: dict[int, list[str]] = {}
         for name, path in checkpoints.items():
             if path:  # empty with fast_dev_run
                 names.setdefault(read_checkpoint(path).epochs if len(checkpoints) > 1 else 0, []).append(name)
         for self._checkpoints in names.values():
             yield checkpoints[self._checkpoints[0]]
+        if any(name.startswith("test") for name in self._scores):  # on the first rank only
+            others = f", with {', '.join(sorted(self._files))}" if self._files else ""
+            print(results_report(self._run, self._scores), f"written to {self.path}{others}", sep="\n", flush=True)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._steps = _Steps()
@@ -123,7 +130,6 @@ class ResultsWriter(Callback):
             run = {**self._run, "task": cast(Any, pl_module).task.name, "config": cast(Any, pl_module).config}
             write_results(self.path, run, self._scores)
             self._write_predictions(predictions)
-            print(results_report(self._run, self._scores), f"written to {self.path}", sep="\n", flush=True)
 
     def _add(self, stage: str, trainer: Trainer, pl_module: LightningModule) -> Predictions | None:
         """Keep the summary of an evaluation for the file, and return its predictions; None on other ranks than 0."""
@@ -143,10 +149,13 @@ class ResultsWriter(Callback):
     def _write_predictions(self, predictions: Predictions) -> None:
         folder = self.path.parent
         for name in self._checkpoints:
-            write_predictions(folder / f"predictions{'_last' if name == 'last' else ''}.csv", predictions)
+            file = f"predictions{'_last' if name == 'last' else ''}.csv"
+            write_predictions(folder / file, predictions)
+            self._files.add(file)
             if name != "last" and predictions.class_names is not None:
                 write_confusion(folder / "confusion.csv", predictions)
                 draw_confusion(predictions.confusion(), predictions.class_names, folder / "confusion")
+                self._files |= {"confusion.csv", "confusion.pdf", "confusion.png"}
 
 
 class _Steps:
