@@ -133,10 +133,13 @@ def logging_to(cfg: DictConfig, trainer: Any, config: dict[str, Any]) -> Iterato
 
 def run(cfg: DictConfig, trainer: Any, callbacks: Any, module: Any, data: Any) -> None:
     """Fit, then test the best and the last checkpoint; or only test the given one."""
+    from vtm.training.loggers import log_tests_apart
+
     checkpoints = {"given": cfg.ckpt_path}
     if cfg.train:
         trainer.fit(module, data, ckpt_path=cfg.ckpt_path)
         checkpoints = {name: callbacks[name].best_model_path for name in ("best", "last")}
+    log_tests_apart(trainer.loggers)
     for path in callbacks.results.each(checkpoints):
         for evaluate in (trainer.validate, trainer.test):
             if trainer.received_sigterm:

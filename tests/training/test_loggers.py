@@ -18,6 +18,7 @@ from vtm.training.loggers import (
     csv_logger,
     finish_wandb,
     log_configuration,
+    log_tests_apart,
     tensorboard_logger,
     wandb_logger,
 )
@@ -63,6 +64,19 @@ def test_the_csv_of_a_resumed_run_goes_on_after_the_checkpoint(tmp_path: Path) -
     path.write_text(before + after, newline="")
     csv_logger(save_dir=tmp_path, ckpt_path=tmp_path / "second.ckpt")
     assert path.read_text() == (before + "1,2,,2.5\r\n1,3,,2.0\r\n").replace("\r", "")
+
+
+def test_tests_are_logged_apart_from_epochs(tmp_path: Path) -> None:
+    for number in range(2):
+        logger = csv_logger(save_dir=tmp_path)
+        logger.log_metrics({"val/loss": 1.0}, step=0)
+        log_tests_apart([logger])
+        for metrics in ({"val/loss": 2.0}, {"test/loss": 3.0}):
+            logger.log_metrics(metrics, step=1)
+            logger.save()
+        assert (tmp_path / "metrics.csv").read_text().split() == ["step,val/loss", "0,1.0"]
+        assert (tmp_path / "tests.csv").read_text().split() == ["step,test/loss,val/loss", "1,,2.0", "1,3.0,"]
+        assert (tmp_path / "tests.1.csv").exists() == bool(number)
 
 
 def test_tensorboard_shows_a_resumed_run_without_what_came_after_the_checkpoint(tmp_path: Path) -> None:

@@ -30,12 +30,31 @@ def csv_logger(*, save_dir: str | Path, ckpt_path: str | Path | None = None) -> 
         earlier = []
         if path.exists():
             earlier = _logged_before(path, ckpt_path) if ckpt_path is not None else []
-            path.rename(next(p for i in range(1, 10_000) if not (p := path.with_name(f"metrics.{i}.csv")).exists()))
+            _set_aside(path)
         with warnings.catch_warnings():  # about a folder that is not empty, as the folder of a run always is
             warnings.simplefilter("ignore", UserWarning)
             logger.experiment.metrics += earlier
         logger.save()
     return logger
+
+
+@rank_zero_only
+def log_tests_apart(loggers: Iterable[Logger]) -> None:
+    """Let CSV loggers write what follows to `tests.csv`, since the tests of checkpoints are no epochs of training."""
+    for logger in loggers:
+        if isinstance(logger, CSVLogger):
+            logger.save()
+            path = Path(logger.log_dir, "tests.csv")
+            if path.exists():
+                _set_aside(path)
+            logger.experiment.metrics_file_path = str(path)
+            logger.experiment.metrics_keys = []
+
+
+def _set_aside(path: Path) -> None:
+    """Rename a file to the first free name with a number, such as `metrics.1.csv`."""
+    numbered = (path.with_name(f"{path.stem}.{number}.csv") for number in range(1, 10_000))
+    path.rename(next(other for other in numbered if not other.exists()))
 
 
 def _logged_before(path: Path, ckpt_path: str | Path) -> list[dict[str, Any]]:
