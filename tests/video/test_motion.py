@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from vtm.video.motion import VectorMotion, difference_motion, vector_field
+from vtm.video.motion import VectorMotion, difference_motion, stop_plain_blocks, vector_field
 from vtm.video.reading import read_frames
 from vtm.video.view import View
 from vtm.video.writing import write_video
@@ -187,6 +187,9 @@ def test_squashing_scales_each_direction_by_itself():
     assert vector_field(block(32, 16, 0, 8, side=64), 1, view, (1, 1)).item() == 4.0
 
 
+TEXTURED = np.random.default_rng(0).integers(0, 255, (16, 16), np.uint8)
+
+
 def speed(frames, first, last):
     """Compute the speed of one step in frames of type I, P or B, where frame n moves by n pixels per frame."""
     collected = VectorMotion(np.array([first]), np.array([last]), (1, 1), size=16, squash=False)
@@ -195,7 +198,7 @@ def speed(frames, first, last):
         if kind == "I":
             collected.see_intra(row)
         if kind == "P":
-            collected.see_predicted(row, block(8, 8, row * (row - anchor), 0), 16, 16, 0)
+            collected.see_predicted(row, block(8, 8, row * (row - anchor), 0), TEXTURED, depth=8, turns=0)
         anchor = row if kind in "IP" else anchor
     return collected.speed().item()
 
@@ -228,3 +231,34 @@ def test_difference_motion_is_the_speed_across_a_slope():
     assert difference_motion(before.mT, after.mT, (2, 2)) == pytest.approx(np.full((2, 2), 0.5), abs=0.1)
     assert not difference_motion(before, before, (4, 4)).any()
     assert difference_motion(np.full_like(before, 90), np.full_like(before, 91), (1, 1)) <= 1.01
+
+
+@pytest.mark.parametrize("depth", [8, 10])
+def test_vectors_of_blocks_without_texture_do_not_count(depth):
+    noise = np.random.default_rng(0).integers(-40, 40, (70, 90))
+    noise[:32] //= 40  # from -1 to 0
+    luma = ((128 + noise) * 2 ** (depth - 8)).astype(np.uint8 if depth == 8 else np.uint16)
+    at = [(8, 8), (24, 24), (24, 40), (88, 8), (88, 68), (8, 72), (-40, 300)]  # some reach over the frame
+    vectors = np.concatenate([block(x, y, 9, -7) for x, y in at] + [block(20, 28, 3, 3, side=8)])
+    moving = stop_plain_blocks(vectors, luma, depth=depth)
+    kept = (moving["motion_x"] != 0).tolist()
+    assert kept == [False, False, True, False, True, True, False, False]
+    assert (moving["motion_y"] != 0).tolist() == kept
+    assert moving[kept].tolist() == vectors[kept].tolist()
+    assert vectors["motion_x"].all()  # the input stays as it was
+
+
+def test_arbitrary_vectors_in_plain_areas_do_not_count_as_motion(tmp_path):
+    """Half of the picture is a plain wall whose brightness flickers, the other half pans."""
+    generator = np.random.default_rng(0)
+    wide = texture(HEIGHT, WIDTH + 120)
+    pictures = []
+    for number in range(30):
+        picture = wide[:, 3 * number : 3 * number + WIDTH].copy()
+        wall = 100 + generator.integers(0, 3, (HEIGHT // 8, WIDTH // 16, 1), np.uint8).repeat(8, 0).repeat(8, 1)
+        picture[:, : WIDTH // 2] = wall
+        pictures.append(picture)
+    write_video(tmp_path / "wall.mp4", pictures, fps=30, options={"bf": "0", "crf": "1", "subq": "1", "psy": "0"})
+    motion = read_frames(tmp_path / "wall.mp4", [0.6, 0.9], size=64, squash=True, motion_grid=(4, 8)).motion
+    assert motion[..., :3].max() < 0.1
+    assert motion[..., 5:].min() > 0.5

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from av.container import InputContainer
 from av.sidedata.sidedata import SideDataContainer
 from av.video.frame import PictureType, VideoFrame
 from av.video.stream import VideoStream
+from numpy.typing import NDArray
 
 from vtm.video.damage import Survey, nearest_frame, survey_group
 from vtm.video.decoding import decode_frames, decode_from, drain, open_video, seek_key
@@ -122,5 +125,19 @@ def _show(pts: int, frame: VideoFrame, pixel_aspect: float, table: PacketTable, 
         # frame.side_data would keep the frame alive until the next garbage collection
         stored = SideDataContainer(frame).get("MOTION_VECTORS")  # type: ignore[call-arg]  # stub has no __init__
         blocks = None if stored is None else stored.to_ndarray()
-        turns = round(frame.rotation / 90)
-        vectors.see_predicted(row, blocks, frame.height, frame.width, turns, pixel_aspect)
+        vectors.see_predicted(
+            row,
+            blocks,
+            _luma(frame),
+            depth=frame.format.components[0].bits,
+            turns=round(frame.rotation / 90),
+            pixel_aspect=pixel_aspect,
+        )
+
+
+def _luma(frame: VideoFrame) -> NDArray[Any]:
+    """Return the first component of a frame (height, width), without copying it."""
+    plane, bits = frame.planes[0], frame.format.components[0].bits
+    kind = np.dtype(np.uint8 if bits <= 8 else np.uint16)
+    lines: NDArray[Any] = np.frombuffer(memoryview(plane), kind).reshape(-1, plane.line_size // kind.itemsize)
+    return lines[: frame.height, : frame.width]

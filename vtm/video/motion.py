@@ -16,6 +16,12 @@ from vtm.video.view import View
 _ENOUGH = 4
 _REACH = 16
 
+# Gray levels that the pixels of a block must deviate from their mean (standard deviation) for its vector to count.
+_TEXTURE = 3
+
+# Positions in a block, from its center and relative to its side, of the pixels that show its texture.
+_SAMPLES = (np.arange(4) + 0.5) / 4 - 0.5
+
 
 class VectorMotion:
     """A collector of motion vectors that computes the speed at each step from the P-frames near it.
@@ -57,8 +63,9 @@ class VectorMotion:
         self,
         row: int,
         vectors: NDArray[Any] | None,
-        height: int,
-        width: int,
+        luma: NDArray[Any],
+        *,
+        depth: int,
         turns: int,
         pixel_aspect: float = 1.0,
     ) -> None:
@@ -67,8 +74,8 @@ class VectorMotion:
         Args:
             row: index of the frame.
             vectors: motion vectors as FFmpeg exports them; None if the frame has none.
-            height: height of the frame in pixels.
-            width: width of the frame in pixels.
+            luma: brightness of the frame (height, width).
+            depth: bits per value of `luma`.
             turns: quarter turns that make the frame upright, counter-clockwise.
             pixel_aspect: width of a pixel divided by its height.
         """
@@ -80,7 +87,8 @@ class VectorMotion:
             self._opening[anchor] = row
         near = np.searchsorted(self._begins, row, "right") > np.searchsorted(self._ends, row, "left")
         if vectors is not None and (near or opens):
-            view = View.of(height, width, size=self._size, squash=self._squash, turns=turns, pixel_aspect=pixel_aspect)
+            view = View.of(*luma.shape, size=self._size, squash=self._squash, turns=turns, pixel_aspect=pixel_aspect)
+            vectors = stop_plain_blocks(vectors, luma, depth=depth)
             self._fields[row] = vector_field(vectors, row - anchor, view, self._grid)
 
     def awaits(self, row: int) -> bool:
@@ -117,6 +125,29 @@ class VectorMotion:
         if not chosen and after in self._fields and last < after <= last + _REACH:
             return [after]
         return chosen
+
+
+def stop_plain_blocks(vectors: NDArray[Any], luma: NDArray[Any], *, depth: int) -> NDArray[Any]:
+    """Return the vectors with those of blocks without texture set to zero.
+
+    Encoders minimize bits, not the error of motion: where a block looks the same wherever it is copied from, its vector
+    is arbitrary, often long, and would count as fast motion.
+
+    Args:
+        vectors: see `vector_field`.
+        luma: brightness of the frame (height, width).
+        depth: bits per value of `luma`.
+    """
+    moved = np.flatnonzero((vectors["motion_x"] != 0) | (vectors["motion_y"] != 0))
+    lines, columns = (
+        (vectors[f"dst_{axis}"][moved, None] + vectors[side][moved, None] * _SAMPLES).astype(np.intp).clip(0, end - 1)
+        for axis, side, end in (("y", "h", luma.shape[0]), ("x", "w", luma.shape[1]))
+    )  # (N, 4)
+    samples = luma[lines[:, :, None], columns[:, None, :]].reshape(len(moved), -1).astype(np.float32)  # (N, 16)
+    plain = moved[samples.std(1) < _TEXTURE * 2 ** (depth - 8)]
+    stopped = vectors.copy()
+    stopped["motion_x"][plain] = stopped["motion_y"][plain] = 0
+    return stopped
 
 
 def vector_field(vectors: NDArray[Any], gap: int, view: View, grid: tuple[int, int]) -> NDArray[np.float64]:
