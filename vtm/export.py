@@ -117,9 +117,14 @@ def from_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         "encoder_key": checkpoint.encoder_key,
         "model": config["model"],
         "protocol": config["data"]["protocol"],
-        "motion": config["motion"],
+        "motion": config["motion"] and _motion(config["data"]),
         "training": _training(path, config, epoch=checkpoint.epochs),
     }
+
+
+def _motion(data: Mapping[str, Any]) -> bool | str:
+    """Return "difference" if the motion of tokens is the difference of frames; True if it is from the codec."""
+    return "difference" if data.get("motion_source") == "difference" else True  # older checkpoints lack the key
 
 
 def _settings(arguments: list[str]) -> dict[str, str]:

@@ -39,7 +39,12 @@ def main(cfg: DictConfig) -> None:
     end_with_launcher()
     encoder = instantiate(cfg.encoder)
     data = instantiate(cfg.data, encoder=encoder, source=partial(VideoFiles, motion=True))
-    store = instantiate(cfg.data.source)(root=data.root, encoder=encoder, sampling=data.protocol.sampling)
+    store = instantiate(cfg.data.source)(
+        root=data.root,
+        encoder=encoder,
+        sampling=data.protocol.sampling,
+        motion_source=cfg.data.motion_source,
+    )
     if "://" in store.folder:
         raise ValueError(f"data.source.address={store.folder} is not a local folder; extract to one, then upload it")
     run_dir = Path(cfg.run_dir)

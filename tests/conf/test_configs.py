@@ -84,6 +84,16 @@ def test_every_experiment_instantiates(name):
     instantiate(config.scheduler)(optimizer, total_steps=100, total_epochs=config.trainer.max_epochs)
 
 
+@pytest.mark.parametrize("source", ["videos", "features"])
+def test_the_source_of_motion_reaches_the_source_of_the_data(source):
+    for override, expected in ([], "codec"), (["data.motion_source=difference"], "difference"):
+        config = composed("experiment=lvu_scene", f"data/source={source}", *override)
+        assert instantiate(config.data, encoder=instantiate(config.encoder)).source.motion_source == expected
+    config = composed("experiment=lvu_scene", "data.motion_source=flow")
+    with pytest.raises(InstantiationException, match=r"expected data.motion_source=codec or difference, got flow"):
+        instantiate(config.data, encoder=instantiate(config.encoder))
+
+
 def test_needle_clips_are_refused_from_elsewhere():
     config = composed("experiment=needle", "data/source=features")
     with pytest.raises(InstantiationException, match="leave out data/source"):

@@ -14,7 +14,7 @@ from vtm.data.sampling import Single, Windows
 from vtm.data.source import Video
 from vtm.encoders.rounding import Quantized, dequantize, quantize
 from vtm.features import remote as ranges
-from vtm.features.file import FeatureError, OtherTimesError
+from vtm.features.file import FeatureError, FeatureWriter, OtherTimesError
 from vtm.features.store import FeatureStore
 
 LENGTH = 9.4
@@ -22,12 +22,12 @@ LENGTH = 9.4
 
 @pytest.fixture
 def make(loading, tmp_path):
-    def make(*, motion=False, address=None, cache_gb=1.0, storage="bfloat16", sampling="1fps"):
+    def make(*, motion=False, address=None, cache_gb=1.0, storage="bfloat16", sampling="1fps", **options):
         encoder = loading(tmp_path)["encoder"]
         encoder.storage_dtype = storage
         return FeatureStore(
             root=tmp_path, encoder=encoder, sampling=sampling, motion=motion, address=address,
-            cache=str(tmp_path / "cache"), cache_gb=cache_gb,
+            cache=str(tmp_path / "cache"), cache_gb=cache_gb, **options,
         )  # fmt: skip
 
     return make
@@ -66,6 +66,28 @@ def test_an_id_may_be_a_name_that_is_not_utf_8(make, video):
     store, video = make(), replace(video, id="\udcff.mp4")
     features, _ = fill(store, video)
     assert torch.equal(store.read(video, [1.0]).inputs.float(), features[1:2])
+
+
+@pytest.mark.parametrize(("stored", "wanted"), [("codec", "difference"), ("difference", "codec")])
+def test_motion_from_another_source_is_refused(make, video, stored, wanted):
+    _, motion = fill(make(motion=True, motion_source=stored), video)
+    assert torch.equal(make(motion=True, motion_source=stored).read(video, [2.0]).motion[0], motion[2])
+    assert make(motion_source=wanted).read(video, [2.0]).motion is None  # the features can be used without motion
+    message = rf"expected motion from data.motion_source={wanted}, got {stored}; set data.motion_source={stored}, or"
+    with pytest.raises(FeatureError, match=message):
+        make(motion=True, motion_source=wanted).read(video, [2.0])
+    assert not make(motion=True, motion_source=wanted).is_complete(video, Windows(num_frames=4, stride=1), train=False)
+
+
+def test_motion_without_a_record_is_from_the_codec(make, video):
+    store = make(motion=True)
+    facts = {"id": video.id, "key": store.key, "length": LENGTH, "video_bytes": 77}
+    with FeatureWriter(Path(store.locate(video)), [0.0], (3, 3, 4), "bfloat16", facts) as writer:
+        steps = quantize(torch.zeros(1, 3, 3, 4), "bfloat16"), torch.ones(1, 3, 3)
+        writer.add(*steps, torch.ones(1).bool(), torch.zeros(1).long())
+    assert store.read(video, [0.0]).motion.all()
+    with pytest.raises(FeatureError, match="got codec"):
+        make(motion=True, motion_source="difference").read(video, [0.0])
 
 
 def test_a_dataset_reads_features_like_frames(make, video):

@@ -262,3 +262,21 @@ def test_arbitrary_vectors_in_plain_areas_do_not_count_as_motion(tmp_path):
     motion = read_frames(tmp_path / "wall.mp4", [0.6, 0.9], size=64, squash=True, motion_grid=(4, 8)).motion
     assert motion[..., :3].max() < 0.1
     assert motion[..., 5:].min() > 0.5
+
+
+def test_the_source_of_motion_can_be_chosen(tmp_path):
+    write_video(tmp_path / "a.mp4", patch(), fps=30, options={"bf": "3"})
+    read = {
+        source: read_frames(tmp_path / "a.mp4", [0.4, 0.6], size=64, motion_grid=(8, 8), motion_source=source)
+        for source in ("codec", "difference")
+    }
+    assert torch.equal(read["codec"].pixels, read["difference"].pixels)
+    assert (read["codec"].from_codec.tolist(), read["difference"].from_codec.tolist()) == ([True] * 2, [False] * 2)
+    pairs = [read_frames(tmp_path / "a.mp4", [time], size=64, frames_per_step=2).pixels.numpy() for time in (0.4, 0.6)]
+    expected = np.stack([difference_motion(*pair, (8, 8)) for pair in pairs])
+    assert np.array_equal(read["difference"].motion.numpy(), expected)
+
+
+def test_a_frame_without_moving_blocks_is_still():
+    vectors = np.concatenate([block(8, 8, 0, 0), block(24, 8, 0, 0)])
+    assert stop_plain_blocks(vectors, np.zeros((16, 32), np.uint8), depth=8).tolist() == vectors.tolist()

@@ -8,7 +8,7 @@ from functools import partial
 from itertools import compress
 from operator import not_
 from pathlib import Path
-from typing import Literal, TypedDict
+from typing import Literal, NotRequired, TypedDict, get_args
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -22,6 +22,7 @@ from vtm.data.sampling import ClipProtocol
 from vtm.data.source import EncoderSpec, Source, Video, explain_absence
 from vtm.system.cells import from_cell
 from vtm.system.names import PathIndex
+from vtm.video.motion import MotionSource
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
@@ -40,6 +41,7 @@ class LoaderOptions(TypedDict):
     num_workers: int
     seed: int
     allow_missing: bool
+    motion_source: NotRequired[MotionSource]
 
 
 class VideoDataModule(LightningDataModule, ABC):
@@ -50,18 +52,20 @@ class VideoDataModule(LightningDataModule, ABC):
     Args:
         root: folder of the data set.
         protocol: clip protocol, which chooses the sampled times.
-        source: factory of the source of the inputs (frames or stored features), called with `root`, `encoder` and
-            `sampling`.
+        source: factory of the source of the inputs (frames or stored features), called with `root`, `encoder`,
+            `sampling` and `motion_source`.
         encoder: specification of the encoder of the frames or of the stored features.
         batch_size: number of clips per step, over all devices.
         num_workers: number of worker processes per device; 0 loads in the training process.
         seed: seed of the order of the training videos, together with the epoch.
         allow_missing: skip videos that are missing or that `python -m vtm.check_data` found unusable, and report them
             in every result. Otherwise a missing video stops a run before it starts.
+        motion_source: where the motion of tokens comes from, if it is read: the motion vectors of the codec, or the
+            difference of frames.
 
     Raises:
         NotADirectoryError: if the root is a file.
-        ValueError: if `batch_size` is less than 1 or `num_workers` is negative.
+        ValueError: if `batch_size` is less than 1, `num_workers` is negative or `motion_source` is unknown.
     """
 
     def __init__(
@@ -75,6 +79,7 @@ class VideoDataModule(LightningDataModule, ABC):
         num_workers: int,
         seed: int,
         allow_missing: bool,
+        motion_source: MotionSource = "codec",
     ) -> None:
         super().__init__()
         self.root = Path(root).expanduser()
@@ -85,8 +90,10 @@ class VideoDataModule(LightningDataModule, ABC):
                 f"expected data.batch_size of at least 1 and data.num_workers of at least 0, got {batch_size} and "
                 f"{num_workers}"
             )
+        if motion_source not in (known := get_args(MotionSource)):
+            raise ValueError(f"expected data.motion_source={' or '.join(known)}, got {motion_source}")
         self.protocol = protocol
-        self.source = source(root=self.root, encoder=encoder, sampling=protocol.sampling)
+        self.source = source(root=self.root, encoder=encoder, sampling=protocol.sampling, motion_source=motion_source)
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.seed = seed

@@ -104,8 +104,8 @@ class FeatureWriter:
             "from_codec": from_codec.to(torch.int8),
             "substituted": substituted,
         }
-        count = len(quantized.values)
-        steps["crc32"] = torch.tensor([_checksum(steps, row) for row in range(count)], dtype=torch.int64)
+        crc32 = [_checksum(steps, row) for row in range(len(quantized.values))]
+        steps["crc32"] = torch.tensor(crc32, dtype=torch.int64)
         for name, rows in steps.items():
             entry = self._tensors[name]
             if rows.dtype != entry.dtype or rows.shape[1:] != entry.shape[1:]:
@@ -118,7 +118,7 @@ class FeatureWriter:
                 )
             self._file.seek(entry.rows(self._done, self._done)[0])
             self._file.write(_bytes(rows))
-        self._done += count
+        self._done += len(crc32)
 
     def publish(self) -> None:
         """Move the complete file to its path, with the permissions of the umask.
@@ -170,6 +170,7 @@ class FeatureHeader(NamedTuple):
     key: str  # key of the encoder and sampling rule
     length: float  # length of the region of interest in seconds
     video_bytes: int  # size of the video file
+    motion_source: str  # "codec" or "difference"; "codec" if the file does not record it
     pixel_rule: int  # see `vtm.video.view`; 0 if the file does not record it
     times: NDArray[np.float64]  # (T,) times of the steps in seconds, ascending
     tensors: dict[str, _Tensor]
@@ -296,8 +297,9 @@ def _read_header(path: str, size: int, version: str, cache: Path) -> FeatureHead
     crc32 = int(facts.pop("crc32"))
     if crc32 != zlib.crc32(stamps, zlib.crc32(json.dumps([facts, entries], sort_keys=True).encode())):
         raise ValueError("its header has changed")
-    counts = float(facts["length"]), int(facts["video_bytes"]), int(facts.get("pixel_rule", 0))
-    return FeatureHeader(path, version, facts["id"], facts["key"], *counts, np.frombuffer(stamps, np.float64), tensors)
+    video = facts["id"], facts["key"], float(facts["length"]), int(facts["video_bytes"])
+    records = facts.get("motion_source", "codec"), int(facts.get("pixel_rule", 0))
+    return FeatureHeader(path, version, *video, *records, np.frombuffer(stamps, np.float64), tensors)
 
 
 def _is_finite(values: Tensor) -> bool:
@@ -310,9 +312,8 @@ def _is_finite(values: Tensor) -> bool:
 def _checksum(steps: dict[str, Tensor], row: int) -> int:
     """Compute the CRC-32 of all data of one step."""
     crc32 = 0
-    for name in _STEPS:
-        if name in steps:
-            crc32 = zlib.crc32(_bytes(steps[name][row]), crc32)
+    for name in (name for name in _STEPS if name in steps):
+        crc32 = zlib.crc32(_bytes(steps[name][row]), crc32)
     return crc32
 
 

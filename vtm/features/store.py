@@ -16,6 +16,7 @@ from vtm.data.source import EncoderSpec, StepData, Video, frames_of, region_leng
 from vtm.encoders.rounding import Quantized, StorageDtype, dequantize
 from vtm.features.file import FeatureError, FeatureHeader, FeatureWriter, OtherTimesError, read_header, read_steps
 from vtm.features.remote import size_and_version
+from vtm.video.motion import MotionSource
 from vtm.video.reading import has_plain_pixels
 from vtm.video.view import PIXEL_RULE, PYAV_VERSION
 
@@ -39,6 +40,7 @@ class FeatureStore:
         encoder: specification of the encoder of the features; its key is part of theirs.
         sampling: name of the rule of the stored times, the other part of the key.
         motion: read the motion of each token.
+        motion_source: where the stored motion must come from, if it is read.
         address: folder or fsspec address that contains `<key>` instead of `root/features`, such as
             "s3://bucket/lvu" or "https://host/lvu".
         cache: local folder for the cached blocks of remote files.
@@ -60,6 +62,7 @@ class FeatureStore:
         address: str | None,
         cache: str,
         cache_gb: float,
+        motion_source: MotionSource = "codec",
     ) -> None:
         self.key = f"{encoder.key}-{sampling}"
         base = address or str(root / "features")
@@ -68,6 +71,7 @@ class FeatureStore:
         frames_of(encoder)  # raises an error if the data are features already
         self.grid, self.channels, self.storage_dtype = encoder.grid, encoder.channels, encoder.storage_dtype
         self.motion = motion
+        self.motion_source = motion_source
         self.cache = Path(cache).expanduser()
         self.cache_bytes = int(cache_gb * 1e9)
 
@@ -162,6 +166,7 @@ class FeatureStore:
             "key": self.key,
             "length": length,
             "video_bytes": video.path.stat().st_size,
+            "motion_source": self.motion_source,
             "pixel_rule": PIXEL_RULE,
             "pyav": PYAV_VERSION,
         }
@@ -189,5 +194,10 @@ class FeatureStore:
             raise FeatureError(
                 f"{path}: expected the features {self.key} of {video.id}, got {header.key} of {header.id}; "
                 "the file was moved or renamed, so delete it and extract it again"
+            )
+        if self.motion and header.motion_source != self.motion_source:
+            raise FeatureError(
+                f"{path}: expected motion from data.motion_source={self.motion_source}, got {header.motion_source}; "
+                f"set data.motion_source={header.motion_source}, or extract again with {self.motion_source}"
             )
         return header

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -35,7 +35,7 @@ class EncodedVideo:
         path: video file.
         encoder: encoder of the frames.
         protocol: protocol that chooses the clips.
-        motion: whether to also measure how fast each token moves.
+        motion: whether to also measure how fast each token moves; "difference" to measure it by frame differences.
         device: device of the encoder.
 
     Attributes:
@@ -48,7 +48,13 @@ class EncodedVideo:
     """
 
     def __init__(
-        self, path: Path, encoder: Encoder | Precomputed, protocol: ClipProtocol, *, motion: bool, device: torch.device
+        self,
+        path: Path,
+        encoder: Encoder | Precomputed,
+        protocol: ClipProtocol,
+        *,
+        motion: bool | Literal["difference"],
+        device: torch.device,
     ) -> None:
         if not path.exists():
             raise FileNotFoundError(f"{path}: no such file{explain_path(path)}")
@@ -62,7 +68,13 @@ class EncodedVideo:
         self.protocol = protocol
         self.device = device
         self._video = Video(id=path.name, path=path, target=0)
-        self._source = VideoFiles(root=path.parent, encoder=encoder, sampling=protocol.sampling, motion=motion)
+        self._source = VideoFiles(
+            root=path.parent,
+            encoder=encoder,
+            sampling=protocol.sampling,
+            motion=bool(motion),
+            motion_source="difference" if motion == "difference" else "codec",
+        )
         self.seconds = self._source.length(self._video)
 
     def is_short(self, times: Sequence[float]) -> bool:

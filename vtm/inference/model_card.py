@@ -8,6 +8,11 @@ from typing import Any
 from huggingface_hub import ModelCardData
 from tabulate import tabulate
 
+_MOTION = {
+    False: "not used",
+    True: "of each token, from the video's codec",
+    "difference": "of each token, from the difference of frames",
+}
 _PAPER = "https://arxiv.org/abs/2410.23782"
 _CHOSEN = {
     ("best", "val"): "The epoch was chosen on the validation videos.",
@@ -45,7 +50,7 @@ def model_card(description: Mapping[str, Any], **metadata: Any) -> str:
         "output": "one number" if regression else f"probabilities of {description['num_outputs']} classes",
         "input": _protocol(description["protocol"]),
         "encoder": f"`{description['encoder_key']}`, frozen; its weights are not in this file",
-        "motion": "of each token, from the video's codec" if description["motion"] else "not used",
+        "motion": _MOTION[description["motion"]],
         "trained as": f"experiment `{training['experiment']}`, seed {training['seed']}, {training['epoch']} epochs",
     }
     if training["commit"] is not None:

@@ -5,12 +5,14 @@ two frames. The vectors of B-frames are ignored because FFmpeg does not export w
 """
 
 from bisect import bisect_right
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vtm.video.view import View
+
+MotionSource = Literal["codec", "difference"]
 
 # Number of P-frames for a reliable median, and their largest distance in frames: half a second at 30 frames per second.
 _ENOUGH = 4
@@ -143,7 +145,9 @@ def stop_plain_blocks(vectors: NDArray[Any], luma: NDArray[Any], *, depth: int) 
         (vectors[f"dst_{axis}"][moved, None] + vectors[side][moved, None] * _SAMPLES).astype(np.intp).clip(0, end - 1)
         for axis, side, end in (("y", "h", luma.shape[0]), ("x", "w", luma.shape[1]))
     )  # (N, 4)
-    samples = luma[lines[:, :, None], columns[:, None, :]].reshape(len(moved), -1).astype(np.float32)  # (N, 16)
+    samples = (
+        luma[lines[:, :, None], columns[:, None, :]].reshape(len(moved), len(_SAMPLES) ** 2).astype(np.float32)
+    )  # (N, 16)
     plain = moved[samples.std(1) < _TEXTURE * 2 ** (depth - 8)]
     stopped = vectors.copy()
     stopped["motion_x"][plain] = stopped["motion_y"][plain] = 0

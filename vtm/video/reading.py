@@ -16,7 +16,7 @@ from torch import Tensor
 from vtm.video.damage import Survey
 from vtm.video.decoding import TooShortError, VideoError, decode_frames, open_video
 from vtm.video.gop import decode_wanted, show_clean
-from vtm.video.motion import VectorMotion, difference_motion
+from vtm.video.motion import MotionSource, VectorMotion, difference_motion
 from vtm.video.packets import PacketTable
 from vtm.video.scanning import packet_table
 from vtm.video.view import Scaler, View
@@ -48,6 +48,7 @@ def read_frames(
     frames_per_step: int = 1,
     squash: bool = False,
     motion_grid: tuple[int, int] | None = None,
+    motion_source: MotionSource = "codec",
 ) -> VideoFrames:
     """Read the frames on screen at the given times as upright squares, and optionally the speed of their parts.
 
@@ -68,6 +69,7 @@ def read_frames(
             frame is repeated.
         squash: scale both sides to S; otherwise scale the shortest side to S and crop the center.
         motion_grid: H and W of the tokens for which to measure motion; None to skip it, which is faster.
+        motion_source: "difference" takes the difference of frames for all codecs and steps.
 
     Raises:
         VideoError: if the file cannot be opened, has no video stream or no frame can be decoded.
@@ -89,7 +91,7 @@ def read_frames(
     before = np.minimum(first, max(len(table.pts) - 2, 0))
     pairs = np.stack([before, np.minimum(before + 1, len(table.pts) - 1)], 1)  # (T, 2), frames for `difference_motion`
     vectors: VectorMotion | None = None
-    if motion_grid and table.codec in _HAS_VECTORS:
+    if motion_grid and motion_source == "codec" and table.codec in _HAS_VECTORS:
         vectors = VectorMotion(first, last, motion_grid, size=size, squash=squash)
     partners = set(pairs.flat) if motion_grid and not vectors else set()
 

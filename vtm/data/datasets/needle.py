@@ -20,6 +20,7 @@ from torch import Tensor
 from vtm.data.datamodule import SPLITS, LoaderOptions, Split, VideoDataModule
 from vtm.data.sampling import ClipProtocol
 from vtm.data.source import EncoderSpec, StepData, Video
+from vtm.video.motion import MotionSource
 
 _KEPT_BYTES = 2**29  # memory for clips in each process that loads them
 
@@ -152,11 +153,21 @@ class NeedleSource:
         encoder: specification of the features; not used.
         sampling: name of the sampling rule; not used.
         motion: return the motion too.
+        motion_source: source of the motion of videos; not used.
     """
 
     remedy = "they are drawn, not read"
 
-    def __init__(self, *, clips: Needles, root: Path, encoder: EncoderSpec, sampling: str, motion: bool) -> None:
+    def __init__(
+        self,
+        *,
+        clips: Needles,
+        root: Path,
+        encoder: EncoderSpec,
+        sampling: str,
+        motion: bool,
+        motion_source: MotionSource = "codec",
+    ) -> None:
         self.unusable = root / "unusable.csv"
         self.clips = clips
         self.motion = motion
