@@ -34,6 +34,10 @@ _MOVED = {
 }
 
 
+# Settings that results of earlier versions lack, with the values that they had.
+ADDED_SETTINGS = {"data.motion_source": "codec"}
+
+
 def with_current_names(config: Any) -> Any:
     """Return a configuration, in plain containers, with the current name of every `_target_`.
 

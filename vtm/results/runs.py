@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from omegaconf import OmegaConf
 
+from vtm.results.old_names import ADDED_SETTINGS
 from vtm.results.record import read_results
 from vtm.system.names import explain_path
 
@@ -64,7 +65,7 @@ class Run:
     def settings(self) -> dict[str, Any]:
         """Configuration by dotted keys, without paths, loggers and other settings that do not change the result."""
         config = self.content["config"]
-        settings = {}
+        settings: dict[str, Any] = dict(ADDED_SETTINGS)
         for key, value in _leaves(config):
             inside = isinstance(value, str) and value.startswith(str(config.get("run_dir", "\0")))
             if not (inside or self._resumes(key) or _is_ignored(key)):
