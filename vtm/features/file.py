@@ -53,13 +53,12 @@ class FeatureWriter:
     def __init__(
         self, path: Path, times: list[float], shape: tuple[int, int, int], storage: StorageDtype, facts: dict[str, Any]
     ) -> None:
-        steps, grid = len(times), shape[:2]
         layout: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {
-            "times": (torch.float64, (steps,)),  # in descending order of width, so that all are aligned
+            "times": (torch.float64, (steps := len(times),)),  # in descending order of width, so that all are aligned
             "crc32": (torch.int64, (steps,)),
             "substituted": (torch.int64, (steps,)),
-            **({"scale": (torch.float32, (steps, *grid))} if storage == "int8" else {}),
-            "motion": (torch.float32, (steps, *grid)),
+            **({"scale": (torch.float32, (steps, *shape[:2]))} if storage == "int8" else {}),
+            "motion": (torch.float32, (steps, *shape[:2])),
             "features": (getattr(torch, storage), (steps, *shape)),
             "from_codec": (torch.int8, (steps,)),
         }
