@@ -63,7 +63,7 @@ def test_plain_attention_needs_the_memory_of_its_matrices():
     assert needs(Row("none", plain=True, training=True), SMALL).memory_bytes > plain
 
 
-def test_what_must_move_is_inputs_weights_gradients_and_logits():
+def test_moved_bytes_are_inputs_weights_gradients_and_logits():
     workload = Workload(Row("none"), SMALL)
     features, weights = 4 * 60 * 4 * 16, 4 * sum(parameter.numel() for parameter in workload.model.parameters())
     assert needs(Row("none"), SMALL).moved_bytes == features + weights + 4 * CLASSES

@@ -73,7 +73,7 @@ def test_a_single_table_can_be_chosen(run, tmp_path):
         run("--only", "long")
 
 
-def test_an_interruption_leaves_what_was_measured(run, tmp_path):
+def test_an_interruption_keeps_the_measured_rows(run, tmp_path):
     with pytest.raises(SystemExit, match=r"interrupted; 2 rows are in .*out"):
         run("--threads", "1", stop_after=2)
     table = (tmp_path / "out" / "benchmark.md").read_text(encoding="utf-8")
@@ -89,7 +89,7 @@ def test_an_interruption_leaves_what_was_measured(run, tmp_path):
         (["--frames", "3"], "clips of 3 frames do not fit"),
     ],
 )
-def test_what_no_row_can_do_stops_the_command_at_its_start(run, tmp_path, arguments, message):
+def test_arguments_that_no_row_accepts_stop_the_command_at_its_start(run, tmp_path, arguments, message):
     with pytest.raises(SystemExit, match=message):
         run("--only", "merge count", *arguments)
     assert run.measured == []

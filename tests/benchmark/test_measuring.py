@@ -108,7 +108,7 @@ def test_compilation_is_told_apart_from_running(monkeypatch):
     assert result.details["s to compile"] > 0
 
 
-def test_what_does_not_fit_says_how_much_it_needs_and_is_not_tried(monkeypatch):
+def test_a_row_that_does_not_fit_reports_its_memory_and_is_not_run(monkeypatch):
     monkeypatch.setattr(measuring, "Workload", None)
     monkeypatch.setattr(measuring, "free_bytes", lambda device: 1000)
     result = last(Row("none", plain=True, batch=16), replace(SMALL, height=64, width=64))
@@ -117,7 +117,7 @@ def test_what_does_not_fit_says_how_much_it_needs_and_is_not_tried(monkeypatch):
     assert result.needed_bytes > 2 * 16 * 8 * 4 * (4 * 64 * 64) ** 2  # bytes of the N × N matrices
 
 
-def test_what_takes_too_long_is_left_out(monkeypatch):
+def test_a_row_that_takes_too_long_is_skipped(monkeypatch):
     monkeypatch.setattr(measuring, "Workload", None)
     result = last(Row("learnable"), rate=1.0)
     assert result.problem == f"skipped: its arithmetic alone takes over {result.flop} s per call (--limit)"

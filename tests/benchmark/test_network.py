@@ -37,7 +37,7 @@ def test_plain_attention_computes_in_the_row_s_precision(precision, training):
 
 
 @pytest.mark.parametrize("before", [False, True])
-def test_a_trial_leaves_the_settings_of_torch_as_they_were(before):
+def test_a_trial_restores_the_settings_of_torch(before):
     usual = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
     torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(before)
     try:

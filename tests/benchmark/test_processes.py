@@ -25,7 +25,7 @@ def test_the_last_result_counts():
     assert measured_apart(good, Result(flop=1), Result(flop=1, seconds=2.0)) == Result(flop=1, seconds=2.0)
 
 
-def test_a_killed_process_leaves_what_it_needed():
+def test_the_needs_of_a_killed_process_are_returned():
     result = measured_apart(killed, Result(flop=3, needed_bytes=5 * 10**9))
     assert result.flop == 3
     assert result.problem == "the process was killed (SIGKILL), probably because memory ran out; it needs about 5.0 GB"

@@ -92,7 +92,7 @@ def test_a_bar_in_a_name_does_not_divide_its_cell(report):
     assert row.replace(r"\|", "").count("|") == 11
 
 
-def test_the_legend_says_what_is_no_median(report):
+def test_the_legend_lists_numbers_that_are_not_medians(report):
     assert "for long videos the time of a single call after one with a short clip" in report.markdown()
 
 

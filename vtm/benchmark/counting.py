@@ -34,7 +34,7 @@ class Needs(NamedTuple):
             attention in the backward pass.
         moved_bytes: lower bound of the memory traffic: inputs and used weights once, logits, and in training the
             gradients of the weights.
-        memory_bytes: memory of model, inputs and intermediate tensors; for a stream, that of the whole clip.
+        memory_bytes: memory of model, inputs and intermediate tensors; for a stream, of the whole clip.
     """
 
     flop: int
@@ -89,7 +89,7 @@ class _LiveMemory(TorchDispatchMode):
     """A counter of the bytes of all tensors that are alive.
 
     Attributes:
-        peak: maximum of the bytes alive at a time.
+        peak: maximum number of bytes alive at the same time.
     """
 
     def __init__(self) -> None:

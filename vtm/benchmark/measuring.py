@@ -33,7 +33,7 @@ class Result:
 
     Attributes:
         seconds: median time of a call; None if it was not measured.
-        peak_bytes: peak memory beyond that of model and inputs; None where the system does not report it.
+        peak_bytes: peak memory in addition to model and inputs; None where the system does not report it.
         flop: floating-point operations, see `Needs`.
         moved_bytes: lower bound of the memory traffic, see `Needs`.
         needed_bytes: memory computed before the row ran, see `Needs.memory_bytes`.

@@ -29,7 +29,7 @@ class Setting:
         threads: number of CPU threads.
         repeats: timed calls of a row, of which the median is reported; at most 3 for slow rows.
         limit: seconds; a row whose arithmetic alone takes longer per call is skipped.
-        overrides: configuration overrides of all rows; a row's own come after them, and those of merging apply only
+        overrides: configuration overrides of all rows, before the overrides of a row; overrides of merging apply only
             to rows that merge.
     """
 
@@ -150,7 +150,7 @@ def full_tables(batches: tuple[int, ...], precisions: tuple[str, ...], *, encode
 
 
 def long_tables() -> dict[str, list[Row]]:
-    """Return a table of longer and longer videos, whole and as a stream, through five blocks."""
+    """Return a table of videos of increasing length, whole and as a stream, through five blocks."""
     whole = [Row("learnable", frames=frames, overrides=_LONG) for frames in _LONG_FRAMES]
     return {"Long videos": [*whole, *(replace(row, streaming=True) for row in whole)]}
 
