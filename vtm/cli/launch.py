@@ -60,7 +60,7 @@ except SignalException:
 
 
 def run_folder(name: str, *, train: bool, ckpt_path: str | None) -> str:
-    """Return the folder of a job: that of the run to resume if its checkpoint is still in it, else a new one.
+    """Return the folder of the run to resume if the checkpoint is still in it, else a new folder.
 
     The new folder is named by the time, or by the SLURM or torchrun job if this process is one of several of it.
 
