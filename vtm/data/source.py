@@ -129,7 +129,7 @@ class Source(Protocol):
         """Return the path or address of the file of a video, whether or not it exists."""
 
     def version(self, video: Video) -> str | None:
-        """Return a text that changes when the file of a video changes; None if the file does not exist."""
+        """Return a string that changes when the file of a video changes; None if the file does not exist."""
 
     def length(self, video: Video) -> float:
         """Return the length of the region of interest in seconds."""

@@ -1,4 +1,4 @@
-"""Synthetic clips of tokens of which very few show the class, as a benchmark of saliency without videos and encoder.
+"""Synthetic clips in which very few tokens show the class: a benchmark of saliency without videos or an encoder.
 
 The background is large and redundant: a few patterns per clip that drift over the grid. Clutter tokens are random, so
 that a needle is not found just by being different from the background. A needle is the code of its class plus a mark
