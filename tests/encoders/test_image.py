@@ -159,9 +159,9 @@ def test_a_failed_download_is_an_error_with_a_remedy(vit, frames, monkeypatch):
 
     monkeypatch.setattr("timm.create_model", unreachable)
     message = (
-        r"the weights vit_tiny_patch16_224\.augreg_in21k_ft_in1k can be neither found on this machine nor fetched "
+        r"the weights vit_tiny_patch16_224\.augreg_in21k_ft_in1k cannot be found on this machine or downloaded "
         r"\(.*no route to host.*\); "
-        r"fetch them elsewhere and give the file with encoder\.checkpoint=<file>"
+        r"download them elsewhere and give the file with encoder\.checkpoint=<file>"
     )
     with pytest.raises(RuntimeError, match=message):
         vit(pretrained=True)(frames(1, 1, 3, 32, 32))
@@ -192,7 +192,7 @@ def test_an_invalid_image_size_is_an_error_with_valid_sizes(image_encoder, name,
 
 
 def test_an_image_size_that_fails_only_in_the_model_is_refused(image_encoder):
-    message = r"efficientformer_l1 does not support encoder\.image_size = 192 \(.*\); its own is 224"
+    message = r"efficientformer_l1 does not support encoder\.image_size = 192 \(.*\); its default is 224"
     with pytest.raises(ValueError, match=message):
         image_encoder("efficientformer_l1", image_size=192)
 

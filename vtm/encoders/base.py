@@ -244,7 +244,7 @@ def fetching(weights: str) -> Iterator[None]:
     except OSError as error:
         reason = str(error).partition("\n")[0]
         raise RuntimeError(
-            f"the weights {weights} can be neither found on this machine nor fetched ({reason}); fetch them elsewhere "
+            f"the weights {weights} cannot be found on this machine or downloaded ({reason}); download them elsewhere "
             "and give the file with encoder.checkpoint=<file>, or use encoder=vit_tiny_random, which needs none"
         ) from error
 

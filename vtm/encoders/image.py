@@ -23,7 +23,7 @@ class ImageEncoder(Encoder):
 
     Args:
         model_name: timm name of the model, such as "vit_large_patch16_224.augreg_in21k".
-        cls_in_grid: whether to keep CLS and register tokens, in one row with the tokens of the frame after them;
+        cls_in_grid: whether to keep CLS and register tokens, in one row, followed by the tokens of the frame;
             otherwise, they are dropped.
         model_args: additional arguments of the timm model, such as {"depth": 2}.
         options: arguments of every encoder. A checkpoint may be any file of weights that timm can load, except those
@@ -74,8 +74,8 @@ class ImageEncoder(Encoder):
             )
         except (AssertionError, RuntimeError) as error:
             raise ValueError(
-                f"{model_name} does not support encoder.image_size = {options['image_size']} ({error}); its own is "
-                f"{config['input_size'][-1]}"
+                f"{model_name} does not support encoder.image_size = {options['image_size']} ({error}); "
+                f"its default is {config['input_size'][-1]}"
             ) from error
         if cls_in_grid:
             self.grid = FeatureGrid(self._side, self._side, prefix=self.grid.width - self._side**2)
