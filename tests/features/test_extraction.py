@@ -102,7 +102,7 @@ def test_the_work_is_estimated_for_all_processes(root, capsys, monkeypatch):
     assert (steps, processes) == (9 * len(Single(num_frames=6).stored(5.0, train=True)), 2)
 
 
-def test_what_is_stored_is_not_stored_again(root, capsys):
+def test_stored_videos_are_not_stored_twice(root, capsys):
     Dataset(root).extract()
     assert "9 of 9 videos are to be stored" in capsys.readouterr().out
     files = Dataset(root).files()

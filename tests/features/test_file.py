@@ -49,7 +49,7 @@ def read(path, rows):
 
 @pytest.mark.parametrize("storage", ["float32", "bfloat16", "float16", "int8"])
 @pytest.mark.parametrize("rows", [[0, 1, 2, 3, 4], [1, 2, 3], [4], [3, 0, 4, 4]])
-def test_what_was_written_is_read(tmp_path, storage, rows):
+def test_written_features_can_be_read(tmp_path, storage, rows):
     path = tmp_path / "sub" / "x.safetensors"
     quantized, motion, from_codec, substituted = write(path, storage)
     found = read(path, rows)
@@ -84,7 +84,7 @@ def test_times_are_found_wherever_they_are(tmp_path):
         assert header.find([0.25, absent]) is None
 
 
-def test_the_file_is_readable_as_the_umask_says(tmp_path):
+def test_the_permissions_of_the_file_follow_the_umask(tmp_path):
     before = os.umask(0o022)
     try:
         write(tmp_path / "x.safetensors")
@@ -141,7 +141,7 @@ def test_other_files_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_an_interrupted_write_leaves_nothing_and_spares_what_was_there(tmp_path, error):
+def test_an_interrupted_write_leaves_no_file_and_keeps_an_existing_one(tmp_path, error):
     path = tmp_path / "x.safetensors"
     write(path)
     before = path.read_bytes()

@@ -102,7 +102,7 @@ def test_a_dataset_reads_features_like_frames(make, video):
     assert not padded.inputs[10:].any()
 
 
-def test_the_key_tells_encoder_and_sampling_apart(make, video):
+def test_the_key_depends_on_encoder_and_sampling(make, video):
     fill(make(), video)
     assert make().version(video)
     assert not make(sampling="spread4").version(video)
@@ -291,7 +291,7 @@ def header_end(content):
     return 8 + int.from_bytes(content[:8], "little")
 
 
-def test_the_cache_forgets_what_was_not_read_for_longest(make, video, server, tmp_path, monkeypatch):
+def test_the_cache_removes_the_least_recently_used_blocks(make, video, server, tmp_path, monkeypatch):
     monkeypatch.setattr(ranges, "_BLOCK", 1000)
     monkeypatch.setattr(ranges, "_FETCHES", iter(range(0, 64 * 1000, 64)))
     fill(make(), video, count=400)
@@ -325,7 +325,7 @@ def test_loading_processes_read_from_an_address_after_their_parent_did(make, vid
     np.testing.assert_allclose(sums, [features.sum().item()] * 2, rtol=1e-5)
 
 
-def test_packed_int8_equals_what_an_encoder_hands_out(make, video):
+def test_stored_int8_equals_the_output_of_the_encoder(make, video):
     store = make(storage="int8")
     tokens = torch.randn(10, 3, 3, 4)
     fresh = quantize(tokens, "int8")

@@ -51,7 +51,7 @@ def test_videos_are_taken_in_order_with_their_times(tmp_path):
     assert ours.failed == {"broken": "broken: cannot be read"}
 
 
-def test_what_one_holds_another_passes_over(tmp_path):
+def test_a_process_skips_videos_held_by_another(tmp_path):
     ours, theirs = queue(tmp_path, "a", "b", "c"), queue(tmp_path, "a", "b", "c")
     first, second = ours.take(), theirs.take()
     assert [next(first)[0].id, next(second)[0].id, next(first)[0].id] == ["a", "b", "c"]
@@ -59,7 +59,7 @@ def test_what_one_holds_another_passes_over(tmp_path):
     assert (ours.passed, theirs.passed) == (1, 2)
 
 
-def test_what_a_dead_process_held_is_taken_in_the_end(tmp_path):
+def test_videos_of_a_dead_process_are_taken(tmp_path):
     ours, theirs = queue(tmp_path, "a", "b", "c"), queue(tmp_path, "a", "b", "c")
     dead = ours.take()
     video, *_ = next(dead)
@@ -70,7 +70,7 @@ def test_what_a_dead_process_held_is_taken_in_the_end(tmp_path):
     assert next(taken, None) is None
 
 
-def test_what_another_has_stored_meanwhile_is_not_taken(tmp_path):
+def test_videos_stored_by_another_process_are_not_taken(tmp_path):
     ours = queue(tmp_path, "a", "b")
     taken = ours.take()
     assert next(taken)[0].id == "a"

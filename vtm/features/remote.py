@@ -20,7 +20,7 @@ _FETCHES = itertools.count()
 
 
 def size_and_version(path: str) -> tuple[int, str]:
-    """Return the size of a file in bytes, and a text that changes when the file does.
+    """Return the size of a file in bytes, and a string that changes when the file does.
 
     Raises:
         FileNotFoundError: if the file does not exist.

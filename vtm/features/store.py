@@ -37,7 +37,7 @@ class FeatureStore:
 
     Args:
         root: folder of the data set, whose features are in `features/<key>`.
-        encoder: specification of the encoder of the features; its key is part of theirs.
+        encoder: specification of the encoder of the features; its key is part of the key of the features.
         sampling: name of the rule of the stored times, the other part of the key.
         motion: read the motion of each token.
         motion_source: where the stored motion must come from, if it is read.
@@ -83,7 +83,7 @@ class FeatureStore:
         )
 
     def version(self, video: Video) -> str | None:
-        """Return a text that changes when the file of a video changes; None if the file does not exist."""
+        """Return a string that changes when the file of a video changes; None if the file does not exist."""
         try:
             return "-".join(map(str, size_and_version(self.locate(video))))
         except (FileNotFoundError, NotADirectoryError):
