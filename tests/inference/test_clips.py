@@ -39,7 +39,7 @@ def test_a_clip_is_the_same_alone_and_among_the_others(path, encoder, motion):
         assert torch.equal(alone.motion, clips[1.0].motion)
 
 
-def test_what_is_missing_of_a_clip_is_masked(path, encoder):
+def test_missing_steps_of_a_clip_are_masked(path, encoder):
     clip, frames = opened(path, encoder, Windows(num_frames=8, stride=1)).clip(0.0)
     assert (len(frames), clip.mask.tolist()) == (6, [True] * 6 + [False] * 2)
     assert not clip.inputs[6:].any()
@@ -80,7 +80,7 @@ def test_a_video_is_short_of_frames_or_not(path, encoder, protocol, short):
     assert video.is_short(protocol.times(0.0, video.seconds)) == short
 
 
-def test_what_cannot_be_encoded_is_named(path, encoder):
+def test_the_message_names_a_video_that_cannot_be_encoded(path, encoder):
     with pytest.raises(FileNotFoundError, match=r"absent\.mp4: no such file"):
         opened(path.with_name("absent.mp4"), encoder, Single(num_frames=4))
     features = Precomputed("noise", channels=8, grid=(2, 2))

@@ -127,5 +127,5 @@ def test_build_makes_what_a_configuration_describes():
     ],
 )
 def test_a_file_cannot_have_anything_else_called(name):
-    with pytest.raises(ModelFileError, match="a model file can name no others"):
+    with pytest.raises(ModelFileError, match="a model file cannot name others"):
         build({"_target_": name})

@@ -74,7 +74,7 @@ def expected(model: Predictor, path: Path) -> tuple[list[float], list[list[float
     ],
     ids=["windows", "single", "motion", "sampling", "none"],
 )
-def test_a_video_gets_what_the_test_of_training_gives_it(model_of, folder, overrides, name):
+def test_a_video_is_predicted_as_in_the_test_of_training(model_of, folder, overrides, name):
     model = model_of(*overrides)
     prediction = model.predict(folder / name)
     votes, rows = expected(model, folder / name)
@@ -124,7 +124,7 @@ def test_a_stream_sees_the_whole_video_at_once(model, folder):
     assert [(w.start, w.end) for w in prediction.segments] == [(0.0, prediction.seconds)]
 
 
-def test_regression_gives_a_value(tmp_path, make_model, folder):
+def test_regression_predicts_a_value(tmp_path, make_model, folder):
     model = vtm.load(make_model(tmp_path / "model.safetensors", "task=regression", classes=None))
     prediction = model.predict(folder / "long.mp4")
     assert prediction.label is None

@@ -97,7 +97,7 @@ def test_another_number_of_classes_is_refused(path):
     assert path.read_bytes() == content
 
 
-def test_what_failed_is_tried_again_and_has_one_row(path):
+def test_a_failed_video_is_retried_and_has_one_row(path):
     with table_of(path) as table:
         table.add_failure(Path("a\n.mp4"), "broken")
         table.add(prediction("b.mp4"))
@@ -121,7 +121,7 @@ def test_failures_of_other_videos_are_kept(path):
     assert [(row["video"], row["error"]) for row in rows(path)] == [("A/x.mp4", "broken")]
 
 
-def test_trying_again_leaves_the_permissions(path):
+def test_a_retry_keeps_the_permissions(path):
     with table_of(path) as table:
         table.add_failure(Path("a.mp4"), "broken")
     for mode in (0o660, 0o600):
@@ -212,7 +212,7 @@ def test_a_video_is_let_go_after_its_turn(path, other):
         assert other.stdout.readline() == "b.mp4\n"
 
 
-def test_what_others_have_added_is_known_at_the_end(path, other):
+def test_rows_added_by_others_are_known_at_the_end(path, other):
     assert other.stdout.readline() == "a.mp4\n"
     with table_of(path) as table:
         for _ in table.take([Path("b.mp4")]):

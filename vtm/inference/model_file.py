@@ -110,8 +110,8 @@ def build(node: Any, *arguments: Any) -> Any:
     """Build the object that a configuration node describes, as Hydra's `instantiate` does.
 
     Args:
-        node: dictionary with `_target_`, its keyword arguments and optionally `_partial_`; anything else is returned,
-            with the nodes in it built.
+        node: dictionary with `_target_`, its keyword arguments and optionally `_partial_`; other values are returned,
+            with the nodes inside them built.
         arguments: positional arguments of the outermost target.
 
     Raises:

@@ -211,7 +211,7 @@ def predict_videos(
     stream: bool,
     seen: Callable[[Path, float, float], None],
 ) -> Iterator[tuple[Path, Prediction | str]]:
-    """Predict videos and add them to a table; yield each with its prediction, or with the reason of its failure.
+    """Predict videos and add them to a table; yield each with its prediction, or with the reason why it failed.
 
     Args:
         model: model to use.
