@@ -334,7 +334,7 @@ def test_uniform_partition_with_factor_two_is_tome(weighting: str, num_tokens: i
         torch.testing.assert_close(merged.size, size.gather(1, order))
 
 
-def test_saliency_weighting_gives_u_the_gradient_of_the_loops() -> None:
+def test_the_gradient_of_u_under_saliency_weighting_equals_the_loops() -> None:
     tokens, keys, grid = random_case(31, seed=0)
     merger = make_merger("saliency", weighting="saliency")
     u, keys = merger.saliency.u.weight, keys.requires_grad_()
@@ -347,7 +347,7 @@ def test_saliency_weighting_gives_u_the_gradient_of_the_loops() -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
 
 
-def test_plain_averaging_gives_u_no_gradient() -> None:
+def test_plain_averaging_has_no_gradient_for_u() -> None:
     tokens, keys, grid = random_case(31, seed=0)
     x = tokens.x.requires_grad_()
     merger = make_merger("saliency")

@@ -179,7 +179,7 @@ def test_clips_choose_their_own_targets(name: str) -> None:
 
 
 @pytest.mark.parametrize("sample", [False, True])
-def test_equal_motion_gives_distinct_targets_every_time(sample: bool) -> None:
+def test_targets_are_distinct_for_equal_motion(sample: bool) -> None:
     tokens = scored_tokens(torch.zeros(3, 24))
     first, second = (
         motion_partition(tokens, Grid(1, 1, 24), 4, sample=sample, generator=torch.Generator().manual_seed(0))

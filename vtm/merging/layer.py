@@ -124,7 +124,7 @@ class TokenMerger(nn.Module):
             return targets, int(self.merge_count * sources + 1e-9)
         if self.merge_count > sources:
             raise ValueError(
-                f"merge_count = {self.merge_count} tokens, but of {num_tokens} tokens only {sources} are sources "
+                f"merge_count = {self.merge_count} tokens, but only {sources} of the {num_tokens} tokens are sources "
                 f"(partition_factor = {self.partition_factor}); lower it or give a fraction such as 0.8"
             )
         return targets, self.merge_count
