@@ -141,7 +141,7 @@ class VTM(Head):
         merge_layer: function that creates the merger of a block for keys of a given width, such as a partial
             `TokenMerger` or `NoMerger`.
         time_embedding: module from features (B, T, H, W, C) and the index `first` of their first frame to features,
-            such as `SinusoidalTime()`; None for none.
+            such as `SinusoidalTime()`; None to add nothing.
 
     Raises:
         ValueError: if the window lengths do not divide one another, or the lists differ in length.
@@ -199,7 +199,7 @@ class VTM(Head):
         return self.eval()
 
     def plan(self, frames: int, height: int, width: int) -> list[BlockPlan]:
-        """Compute the shapes of the blocks for clips of T frames of H × W tokens, without blocks of longer windows.
+        """Compute the shapes of the blocks for clips of T frames of H × W tokens, skipping blocks with longer windows.
 
         Raises:
             ValueError: if T does not match the windows, or the merge count of a block exceeds its sources.
