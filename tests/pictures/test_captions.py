@@ -4,7 +4,7 @@ from vtm.pictures.captions import described
 from vtm.pictures.selection import Selection
 
 
-def test_facts_are_what_a_block_sees_and_merges(view):
+def test_facts_list_the_window_and_the_merge_of_a_block(view):
     first, second = (block.num_groups for block in view.blocks)
     of_first, of_second = (
         f"saliency {block.saliency.min():.2f} to {block.saliency.max():.2f}".replace("-", "−") for block in view.blocks

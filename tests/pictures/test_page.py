@@ -165,7 +165,7 @@ def test_a_click_on_a_layer_or_a_block_changes_the_picture(page, view):
     assert f"36 → {view.blocks[0].num_groups} tokens" in page.locator("#facts").inner_text()
 
 
-def test_the_page_draws_what_the_sheet_draws(page, view):
+def test_the_page_and_the_sheet_draw_the_same_layers(page, view):
     page.get_by_role("radio", name="Frames").click()
     plain = {token: color_at(page, "#view", *token) for token in np.ndindex(3, 3)}
     page.get_by_role("radio", name="Groups").click()
@@ -302,7 +302,7 @@ def test_it_opens_on_the_last_block_whose_saliency_varies_within_frames(show, vi
         assert page.get_by_role("radio", name="Groups").is_checked()
 
 
-def test_each_block_can_have_a_scale_of_its_own(show, view):
+def test_each_block_can_have_a_separate_scale(show, view):
     page = show(view, scale="block")
     page.get_by_role("radio", name="Saliency").click()
     for number, block in enumerate(view.blocks, 1):
@@ -310,7 +310,7 @@ def test_each_block_can_have_a_scale_of_its_own(show, view):
         bounds = [f"{value:.2f}".replace("-", "−") for value in Scale.of([block])]
         assert [page.locator(end).inner_text() for end in ("#low", "#high")] == bounds
         assert "this block" in page.locator("#scale h2").inner_text()
-    assert "a scale of its own for each block" in page.locator("#explanation").inner_text()
+    assert "a separate scale for each block" in page.locator("#explanation").inner_text()
 
 
 def test_a_picture_that_cannot_be_decoded_does_not_hide_the_others(show, view):

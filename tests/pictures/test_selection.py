@@ -59,7 +59,7 @@ def test_without_an_estimator_there_is_no_saliency(make_clip):
     [
         ({"layers": ("frames",)}, "layers: expected some of saliency,targets,groups, each at most once, got frames"),
         ({"layers": ()}, "layers: expected some of .*, got $"),
-        ({"frames": 0}, "frames: expected a number from 1 on, got 0"),
+        ({"frames": 0}, "frames: expected a whole number above 0, got 0"),
         ({"scale": "both"}, "scale: expected all or block, got both"),
         ({"blocks": (3,)}, "blocks: expected some of 1,2, each at most once, got 3"),
         ({"blocks": (0, 1)}, "blocks: expected some of 1,2, each at most once, got 0,1"),

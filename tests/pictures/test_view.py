@@ -71,7 +71,7 @@ def test_arguments_that_do_not_match_are_refused(clip):
         clip._replace(frames=clip.frames.float()).view()
     with pytest.raises(ValueError, match="1 to the 4 steps of 36 tokens in a grid of 9, got 4 frames and 3 times"):
         clip._replace(times=clip.times[:3]).view()
-    with pytest.raises(ValueError, match="got those of 2 clips"):
+    with pytest.raises(ValueError, match="got the outputs of 2 clips"):
         clip._replace(output=replace(clip.output, logits=torch.zeros(2, 3))).view()
     with pytest.raises(ValueError, match="36 tokens in a grid of 10, got"):
         clip.view(grid=FeatureGrid(2, 5))

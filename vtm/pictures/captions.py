@@ -1,4 +1,4 @@
-"""Write the words beside pictures: predictions, numbers, times, and facts about blocks."""
+"""Format the text beside pictures: predictions, numbers, times, and facts about blocks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from vtm.pictures.view import BlockView, Scores
 
 
 def described(scores: Scores, *, truth: str | None = None, count: int = 3) -> str:
-    """Describe what the network predicts, after the truth if it is known.
+    """Describe the prediction, after the true class or value if it is known.
 
     >>> described([("cooking", 0.914), ("riding", 0.05), ("reading", 0.03), ("singing", 0.006)])
     'predicted: cooking 0.91, riding 0.05, reading 0.03'
@@ -21,7 +21,7 @@ def described(scores: Scores, *, truth: str | None = None, count: int = 3) -> st
 
 
 def decimal(value: float) -> str:
-    """Write a number with two decimals and a true minus sign.
+    """Format a number with two decimals and a true minus sign.
 
     >>> decimal(-0.756), decimal(-0.001)
     ('−0.76', '0.00')
@@ -30,7 +30,7 @@ def decimal(value: float) -> str:
 
 
 def seconds(time: float) -> str:
-    """Write a time.
+    """Format a time in seconds.
 
     >>> seconds(3.0), seconds(3.25)
     ('3 s', '3.2 s')
@@ -39,7 +39,7 @@ def seconds(time: float) -> str:
 
 
 def labels(times: Sequence[float]) -> list[str]:
-    """Write times, and nothing for a time that reads like the one before it, as in short videos.
+    """Format times; a label that would repeat the one before it is empty, as in short videos.
 
     >>> labels([0.0, 1.5, 1.52])
     ['0 s', '1.5 s', '']
@@ -49,7 +49,7 @@ def labels(times: Sequence[float]) -> list[str]:
 
 
 def shortened(text: str, count: int) -> str:
-    """Leave out the end of a text that has more than `count` characters.
+    """Shorten a text to at most `count` characters.
 
     >>> shortened("a long name.mp4", 8), shortened("name.mp4", 8)
     ('a long …', 'name.mp4')
@@ -61,9 +61,9 @@ def describe_block(block: BlockView, *, entered: int, saliency: bool = True) -> 
     """List what a block sees, what it merges, and the range of the saliency that it estimates.
 
     Args:
-        block: what the block did.
-        entered: tokens of the clip before it.
-        saliency: whether to tell the range, if the block has an estimator.
+        block: view of the block.
+        entered: number of tokens of the clip before the block.
+        saliency: whether to include the range of saliency, if the block has an estimator.
     """
     frames = f"{block.window_frames} frame{'s' if block.window_frames > 1 else ''} at a time"
     tokens = f"{entered:,} → {block.num_groups:,} tokens".replace(",", "\N{NARROW NO-BREAK SPACE}")

@@ -38,7 +38,7 @@ class GroupColors(NamedTuple):
         size: tokens of each group in all frames, (G,) int64.
         fill: color inside each group, an index of `PALETTE`, (G,) int64. Groups of one token have one too, which is
             not drawn.
-        border: color of its border, likewise.
+        border: color of the border of each group, an index of `PALETTE`, (G,) int64.
     """
 
     size: Ints
@@ -47,15 +47,15 @@ class GroupColors(NamedTuple):
 
 
 def group_colors(frames: Tensor, block: BlockView) -> GroupColors:
-    """Choose the colors of all groups of a clip, always the same ones for the same clip.
+    """Choose the colors of all groups of a clip, the same ones each time for the same clip.
 
     Groups that touch, in a frame or from one frame to the next, get different borders and different fills as far as
-    possible. Groups of the same frame or of adjacent frames differ in one of the two. Among equal choices the one most
-    like the average hue of the group is taken.
+    possible. Groups of the same frame or of adjacent frames differ in one of the two. Ties go to the
+    color closest to the average hue of the group.
 
     Args:
         frames: frames of the clip, (T, 3, Y, X) uint8.
-        block: what a block did to them.
+        block: view of a block of this clip.
     """
     size = torch.bincount(block.group.flatten(), minlength=block.num_groups).numpy()
     return GroupColors(size, *_choose(block.group.numpy(), size, _likeness(frames, block)))
@@ -92,13 +92,13 @@ def _choose(group: Ints, size: Ints, likeness: NDArray[np.float64]) -> tuple[Int
 
 
 def _cost(colors: Ints, times: Ints) -> NDArray[np.float64]:
-    """Count how often each color, or one like it, is touched."""
+    """Count the contacts with each color, or one like it."""
     touched = np.bincount(colors, times, minlength=_COUNT + 1)[:_COUNT].astype(np.float64)
     return touched @ _ALIKE
 
 
 def _presence(group: Ints, count: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Find the frames (G, T) that a group is in, and those with the frames before and after them."""
+    """Return the frames (G, T) that contain each group, and the same with the adjacent frames added."""
     frames = np.zeros((count, len(group)), dtype=bool)
     frames[group.reshape(len(group), -1), np.arange(len(group))[:, None]] = True
     near = frames.copy()
@@ -108,9 +108,9 @@ def _presence(group: Ints, count: int) -> tuple[NDArray[np.bool_], NDArray[np.bo
 
 
 def _contacts(group: Ints, merged: NDArray[np.bool_]) -> tuple[Ints, Ints, Ints]:
-    """List the pairs of merged groups that touch, both ways and in order, and in how many places they do.
+    """List the pairs of merged groups that touch, in both directions and sorted, and the contacts of each pair.
 
-    Tokens touch that are at most one row, one column and one frame apart.
+    Tokens touch if they are at most one row, one column and one frame apart.
     """
     _, height, width = group.shape
     padded = np.pad(group, ((0, 1), (1, 1), (1, 1)), constant_values=-1)

@@ -24,7 +24,7 @@ HEAT_COLORS: Bytes = (matplotlib.colormaps["inferno"](np.arange(256))[:, :3] * 2
 HEAT_SHARE = 0.7  # of the color in the picture; the rest is the frame in gray
 FILL_SHARE = 0.6  # likewise, of the color of a group
 TARGET: Bytes = np.array([0, 0, 0], dtype=np.uint8)  # outlines a target
-FADED = 0.3  # what remains of the frame where there is no target; the rest is white
+FADED = 0.3  # share of the frame that is kept where there is no target; the rest is white
 
 
 class Scale(NamedTuple):
@@ -46,7 +46,7 @@ class Scale(NamedTuple):
 
 
 class Layer(NamedTuple):
-    """Pictures of one kind, one for each of some frames."""
+    """The pictures of one layer, one for each drawn frame."""
 
     name: str
     pictures: Bytes  # (T, Y, X, 3)
@@ -57,7 +57,7 @@ class Painter:
 
     Args:
         frames: frames of the whole clip, (T, 3, Y, X) uint8.
-        block: what the block did to them.
+        block: view of the block.
         scale: scale of saliency; without it, saliency is not drawn.
     """
 
@@ -109,7 +109,7 @@ def heat(pictures: Bytes, level: Bytes) -> Bytes:
 
 
 def heat_shades() -> Bytes:
-    """Return the colors of `heat` (256, 3) over medium gray, for a scale beside it."""
+    """Return the colors of `heat` (256, 3) over medium gray, for a color bar."""
     return _mix(HEAT_COLORS, 128.0, HEAT_SHARE)
 
 
@@ -151,7 +151,7 @@ def fill_shades() -> Bytes:
 
 
 def edges(number: Ints, width: int) -> NDArray[np.bool_]:
-    """Find the pixels (T, Y, X) that are at most `width` pixels away from another number or from the outside.
+    """Find the pixels (T, Y, X) that are at most `width` pixels away from another value or from the outside.
 
     >>> edges(np.array([[[0, 0, 0, 1, 1, 1]] * 5]), 1)[0, 2].astype(int)
     array([1, 0, 1, 1, 0, 1])

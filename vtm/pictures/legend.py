@@ -1,4 +1,4 @@
-"""Explain below pictures what their colors and numbers mean."""
+"""Draw a legend below pictures: what their colors and numbers mean."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Legend:
         layers: names of the layers.
         scale: scale of saliency that all blocks share; None if each has its own, or without saliency.
         width: width in pixels.
-        size: size of the type in pixels.
+        size: size of the font in pixels.
     """
 
     def __init__(self, layers: Sequence[str], scale: Scale | None, *, width: int, size: int) -> None:
@@ -44,7 +44,7 @@ class Legend:
         return round((_SYMBOL + 0.7) * self.size)
 
     def draw(self, canvas: Canvas, x: int, y: int) -> None:
-        """Draw it with its upper left corner at (x, y)."""
+        """Draw the legend with its upper left corner at (x, y)."""
         number = 0
         for symbol, lines in self.entries:
             if symbol is not None:

@@ -1,4 +1,4 @@
-"""Select what of a clip is drawn: blocks, layers, frames, and the scale of saliency."""
+"""Select the blocks, layers and frames of a clip to draw, and the scale of saliency."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from vtm.pictures.view import BlockView, ClipView
 
 @dataclass(frozen=True)
 class Selection:
-    """What of a clip is drawn.
+    """A choice of the blocks, layers and frames of a clip to draw.
 
     Attributes:
-        blocks: numbers of the blocks from 1 on, in the order in which they are drawn; None for all.
+        blocks: numbers of the blocks, counted from 1, in the order in which they are drawn; None for all.
         layers: some of `LAYERS`, in the order in which they are drawn; None for all that the model has.
-        frames: frames of a sheet at most, spread evenly over the clip.
-        scale: "all" for one scale of saliency for all blocks of the model, drawn or not; "block" for one for each.
+        frames: maximum number of frames of a sheet, spread evenly over the clip.
+        scale: "all" for one scale of saliency for all blocks of the model, drawn or not; "block" for a separate scale
+            for each block.
 
     Raises:
         ValueError: if a value is not one of these.
@@ -37,7 +38,7 @@ class Selection:
         if self.layers is not None:
             _check("layers", self.layers, LAYERS)
         if self.frames < 1:
-            raise ValueError(f"frames: expected a number from 1 on, got {self.frames}")
+            raise ValueError(f"frames: expected a whole number above 0, got {self.frames}")
         if self.scale not in ("all", "block"):
             raise ValueError(f"scale: expected all or block, got {self.scale}")
 
@@ -68,9 +69,9 @@ class Part(NamedTuple):
     """A block that is drawn.
 
     Attributes:
-        number: number of the block, from 1 on.
-        block: what it did.
-        facts: lines about it.
+        number: number of the block, counted from 1.
+        block: view of the block.
+        facts: lines of text about the block.
         scale: scale of its saliency; None without an estimator.
     """
 
@@ -99,9 +100,9 @@ class Selected(NamedTuple):
     def opening(self) -> int:
         """Index of the part to look at first: the last one whose saliency tells the tokens of a frame apart.
 
-        Later blocks merge more, but in the last ones saliency may be almost the same everywhere in a frame. The spread
-        within a frame has to be half of the largest one, as a standard deviation averaged over frames. Without an
-        estimator it is the last part.
+        Later blocks merge more, but in the last ones saliency may be almost the same everywhere in a frame. The
+        standard deviation within a frame, averaged over frames, must be at least half of the largest one. Without an
+        estimator, it is the last part.
         """
         spreads = [_spread(part.block) for part in self.parts]
         return max(index for index, spread in enumerate(spreads) if spread >= max(spreads) / 2)

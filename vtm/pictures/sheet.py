@@ -34,7 +34,7 @@ def draw_sheet(view: ClipView, *, title: str, truth: str | None = None, selectio
         view: clip to draw.
         title: title of the clip.
         truth: true class or value, if it is known.
-        selection: what of the clip to draw; None for all.
+        selection: blocks, layers, frames and scale to draw; None for all.
 
     Raises:
         ValueError: if the clip lacks a block or a layer that is selected.
@@ -43,13 +43,13 @@ def draw_sheet(view: ClipView, *, title: str, truth: str | None = None, selectio
 
 
 def write_sheet(path: Path, view: ClipView, *, title: str, selection: Selection | None = None) -> None:
-    """Draw the sheet and write it as a PNG file, and beside it as a PDF file for a paper.
+    """Draw the sheet and write it as a PNG file and, in the same folder, as a PDF file.
 
     Args:
         path: PNG file to write.
         view: clip to draw.
         title: title of the clip.
-        selection: what of the clip to draw; None for all.
+        selection: blocks, layers, frames and scale to draw; None for all.
 
     Raises:
         ValueError: if the clip lacks a block or a layer that is selected.

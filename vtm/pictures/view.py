@@ -24,7 +24,7 @@ class BlockView:
         target: which input tokens are at the positions of this block's targets, (T, H, W) bool.
         saliency: saliency that this block estimated for the token that held each input token when it entered the block,
             (T, H, W) float32; None without an estimator.
-        num_groups: tokens of the clip after this block, without those that hold no visible input token.
+        num_groups: number of tokens of the clip after this block that hold a visible input token.
         window_frames: frames that the block sees at a time, L.
     """
 
@@ -77,14 +77,14 @@ class ClipView:
             scores: scores of the clip, best first.
 
         Raises:
-            ValueError: if the arguments do not fit together.
+            ValueError: if the arguments do not match one another.
         """
         if frames.ndim != 4 or frames.shape[1] != 3 or frames.dtype != torch.uint8:
             raise ValueError(
                 f"expected frames (T, 3, Y, X) of dtype torch.uint8, got {tuple(frames.shape)} of dtype {frames.dtype}"
             )
         if len(output.logits) != 1:
-            raise ValueError(f"expected the outputs of one clip, got those of {len(output.logits)} clips")
+            raise ValueError(f"expected the outputs of one clip, got the outputs of {len(output.logits)} clips")
         num_tokens = output.blocks[0].grouping.index.numel()
         steps, left = divmod(num_tokens, grid.num_tokens)
         if left or not 0 < len(times) == len(frames) <= steps:
