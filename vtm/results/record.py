@@ -28,7 +28,7 @@ def describe_run(
     Args:
         experiment: name of the experiment.
         seed: seed of the run.
-        published: figures of others, as `ResultsWriter` describes them.
+        published: published figures, as described by `ResultsWriter`.
         source: file of the running code, whose commit is recorded.
     """
     import torch  # slow to import, and not needed to read results
