@@ -1,1 +1,1 @@
-"""Helpers for the machine that know nothing of videos and configs: files, locks, processes, progress, measurements."""
+"""Helpers that do not depend on videos or configurations: files, locks, processes, progress, measurements."""

@@ -140,7 +140,7 @@ class ByteLocks(Locks):
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
-        """Wait until no other process is in such a block, and hold it exclusively."""
+        """Wait until no other process is in this context for the file, then hold it exclusively."""
         self._lock(fcntl.LOCK_EX, _EXCLUSIVE)
         try:
             yield
@@ -165,7 +165,7 @@ class ByteLocks(Locks):
 
 @contextmanager
 def locked_folder(folder: Path) -> Iterator[None]:
-    """Wait until no other process is in such a block, and hold it exclusively if the file system supports locks.
+    """Wait until no other process holds the folder, then hold it if the file system supports locks.
 
     The folder itself is locked, because a lock file could never be removed.
     """

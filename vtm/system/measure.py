@@ -65,8 +65,8 @@ class PeakMemory:
 
     Attributes:
         bytes: increase in bytes, set after the block. On a GPU, memory of tensors in torch's allocator. On a CPU,
-            resident memory of the process, which follows that of the tensors only after `return_freed_memory`. None if
-            the system does not report it.
+            resident memory of the process, which follows the memory of the tensors only after `return_freed_memory`.
+            None if the system does not report it.
     """
 
     def __init__(self, device: torch.device | str) -> None:
@@ -92,7 +92,7 @@ class PeakMemory:
 
 
 def _resident_peak(*, reset: bool) -> int | None:
-    """Return the peak resident memory of this process in bytes since the last reset; None on systems but Linux.
+    """Return the peak resident memory of this process in bytes since the last reset; None on systems other than Linux.
 
     Args:
         reset: first reset the peak to the memory in use.
