@@ -190,13 +190,13 @@ def test_epochs_without_validation_are_passed_over(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_loss_that_is_no_number_gives_way(tmp_path: Path) -> None:
+def test_an_epoch_with_a_nan_loss_is_replaced_as_best(tmp_path: Path) -> None:
     told(tmp_path, [0.5] * 3, [float("nan"), 0.3, 0.2])
     assert best_epoch(tmp_path) == 2
 
 
 @pytest.mark.filterwarnings("ignore:The dirpath has changed")
-def test_the_best_epoch_stays_where_the_folder_has_another_name(tmp_path: Path) -> None:
+def test_the_best_epoch_is_kept_if_the_folder_is_renamed(tmp_path: Path) -> None:
     told(tmp_path / "old", [0.5, 1.0], [0.5, 0.5])
     (tmp_path / "old").rename(tmp_path / "new")
     last = tmp_path / "new" / "last.ckpt"

@@ -29,7 +29,7 @@ def test_another_file_than_a_checkpoint_is_named(tmp_path):
             read_checkpoint(tmp_path / name, key="finetune_from")
 
 
-def test_a_checkpoint_says_what_it_is_of(tmp_path, make_checkpoint):
+def test_a_checkpoint_describes_its_run(tmp_path, make_checkpoint):
     path = make_checkpoint(tmp_path / "best.ckpt")
     checkpoint = read_checkpoint(path)
     assert checkpoint.name == f"ckpt_path={path}"

@@ -29,7 +29,7 @@ def save_checkpoint(path: Path, steps: int) -> None:
     torch.save({"vtm": facts, "epoch": 0, "global_step": steps, "state_dict": {}}, path)
 
 
-def test_the_csv_of_a_resumed_run_keeps_what_was_there(tmp_path: Path) -> None:
+def test_the_csv_of_a_resumed_run_keeps_earlier_rows(tmp_path: Path) -> None:
     for loss in (1.0, 2.0, 3.0):
         logger = csv_logger(save_dir=tmp_path)
         logger.log_metrics({"loss": loss}, step=0)
@@ -94,7 +94,7 @@ def test_tensorboard_shows_a_resumed_run_without_what_came_after_the_checkpoint(
     assert [(event.step, event.value) for event in events] == [(0, 4.0), (1, 3.0), (2, 2.0), (4, 1.0)]
 
 
-def test_without_tensorboard_the_message_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_tensorboard_the_message_names_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(
         ModuleNotFoundError, match=r"logger=tensorboard needs .*; run pip install tensorboard, or use l"

@@ -142,7 +142,7 @@ def checkpoint(tmp_path_factory) -> Path:
     return folder / "last.ckpt"
 
 
-def test_a_checkpoint_is_plain_says_what_it_is_and_holds_no_encoder(checkpoint):
+def test_a_checkpoint_is_plain_describes_itself_and_holds_no_encoder(checkpoint):
     content = torch.load(checkpoint, weights_only=True)
     assert content["vtm"] == {
         "format": 2, "threads": 1, "encoder": PatchEncoder().key, "classes": ["dark", "bright"],
@@ -233,7 +233,7 @@ def test_fine_tuning_another_network_names_a_tensor(checkpoint):
         fine_tune(module(channels=8).model, checkpoint, encoder_key=PatchEncoder().key)
 
 
-def test_the_summary_has_what_a_score_needs(tmp_path):
+def test_the_summary_has_all_fields_of_a_score(tmp_path):
     lit = module()
     trainer(tmp_path).test(lit, Clips(), verbose=False)
     summary = lit.summary("test")
@@ -264,12 +264,12 @@ def test_ranks_that_see_other_videos_are_stopped(tmp_path, monkeypatch):
     run, lit = trainer(tmp_path), module()
     monkeypatch.setattr(type(run.strategy), "broadcast", lambda self, value, src=0: "what rank 0 sees")
     with pytest.raises(
-        RuntimeError, match=r"other processes see other train videos than this one, which sees 12; wait"
+        RuntimeError, match=r"other processes see different train videos from this one, which sees 12; wait"
     ):
         run.fit(lit, Clips())
 
 
-def test_a_partial_test_counts_what_it_saw(tmp_path):
+def test_a_partial_test_counts_only_its_videos(tmp_path):
     lit = module()
     trainer(tmp_path, limit_test_batches=2).test(lit, Clips(), verbose=False)
     assert (lit.summary("test")["n"], lit.summary("test")["missing"]) == (4, 8)
@@ -314,7 +314,7 @@ def test_sampling_in_evaluation_does_not_depend_on_the_batch(tmp_path):
     assert not torch.equal(other, together)
 
 
-def test_stored_features_give_what_their_frames_give(tmp_path):
+def test_stored_features_score_like_their_frames(tmp_path):
     lit = module().eval()
     batch = next(iter(Clips().val_dataloader()))
     features = lit.encoder(batch.inputs)

@@ -202,7 +202,7 @@ def test_a_regression_is_shown_with_its_value(tmp_path, root, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_the_sheet_says_the_true_class_beside_the_predicted_one(tmp_path, root, monkeypatch):
+def test_the_sheet_shows_the_true_and_the_predicted_class(tmp_path, root, monkeypatch):
     encoder, shown = Patches(), []
     monkeypatch.setattr(
         vtm.training.picture_logger, "draw_sheet", lambda view, **words: shown.append((view.scores, words))

@@ -265,7 +265,7 @@ def test_without_published_figures_there_is_no_note_on_them(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(("count", "batch_size"), [(14, 4), (4, 4), (3, 3)])
-def test_cost_says_how_fast_clips_of_what_kind_were_scored(tmp_path: Path, count: int, batch_size: int) -> None:
+def test_cost_has_the_speed_and_the_kind_of_inputs(tmp_path: Path, count: int, batch_size: int) -> None:
     results = writer(tmp_path / "results.json")
     clips = [Clip(torch.zeros(4), None, None, torch.tensor(i % 2), i, f"{i}", False, None) for i in range(count)]
     loader = DataLoader(clips, batch_size=4, collate_fn=collate)
@@ -306,7 +306,7 @@ def test_results_are_readable_by_others_and_never_half_written(tmp_path: Path) -
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_what_an_earlier_test_found_stays_until_the_next_is_complete(tmp_path: Path) -> None:
+def test_earlier_results_are_kept_until_the_next_test_is_complete(tmp_path: Path) -> None:
     results = writer(tmp_path / "results.json")
     results.path.write_text("earlier")
     trainer = make_trainer(tmp_path, results)

@@ -23,7 +23,7 @@ class Checkpoint(NamedTuple):
     """A checkpoint of `train.py`.
 
     Attributes:
-        name: how messages name the checkpoint, such as `ckpt_path=runs/…/best.ckpt`.
+        name: name of the checkpoint in messages, such as `ckpt_path=runs/…/best.ckpt`.
         epochs: number of epochs trained.
         steps: number of optimization steps taken.
         encoder_key: key of the encoder whose features the network was trained on.
@@ -48,7 +48,7 @@ class Checkpoint(NamedTuple):
 
         Args:
             content: what `torch.load` returned.
-            name: how messages name the checkpoint.
+            name: name of the checkpoint in messages.
 
         Raises:
             ValueError: if it is not a checkpoint of vtm, or has another format.

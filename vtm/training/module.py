@@ -73,7 +73,7 @@ class VTMModule(L.LightningModule):
             ids = ids_sha256(video.id for video in data.videos(split))
             if self.trainer.strategy.broadcast(ids) != ids:  # clips refer to their videos by position in this list
                 raise RuntimeError(
-                    f"other processes see other {split} videos than this one, which sees "
+                    f"other processes see different {split} videos from this one, which sees "
                     f"{len(data.videos(split))}; wait until no files are added or removed"
                 )
         shape = (data.protocol.num_frames, *self.encoder.grid.shape)

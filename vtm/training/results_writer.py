@@ -45,12 +45,12 @@ class ResultsWriter(Callback):
     - `cost`, what the evaluation took in the process that writes the file; with several processes, of its own clips:
 
       - `device`, by name, and the `inputs`, `frames`, which are encoded, or `features`;
-      - `batch_size`, the most clips in a step;
+      - `batch_size`, the maximum number of clips in a step;
       - `clips_per_second`, the median over steps, from inputs on the device to scores; the first step counts only if it
         is the only one;
-      - `peak_gb`, the most memory of a GPU that the first step took above what was in use; null on a CPU, whose peaks
+      - `peak_gb`, the peak GPU memory of the first step, in addition to what was in use; null on a CPU, whose peaks
         the benchmark measures in separate processes;
-      - `tokens` of a clip that enter each block, and last those that remain.
+      - `tokens`, how many tokens of a clip enter each block, followed by how many remain.
 
     The LightningModule must have `task.name`, the plain `config` of the run, and `summary(stage)`, which is called on
     every rank and returns these fields except for `checkpoint`, `epoch` and `cost`, but with `tokens` and with
@@ -60,7 +60,7 @@ class ResultsWriter(Callback):
         path: file to write.
         experiment: name of the experiment.
         seed: seed of the run.
-        published: figures of the same task by others: the `value` of each method and, where known, the number `n` of
+        published: published figures of the same task: the `value` of each method and, where known, the number `n` of
             its test videos and a `remark`.
     """
 
