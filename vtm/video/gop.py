@@ -30,7 +30,7 @@ def decode_wanted(
     """Yield each requested time stamp with its frame and the shape of its pixels, and False for a replacement.
 
     Each group of pictures takes one seek. A group that turns out to be damaged is surveyed and all of its frames are
-    yielded again: clean frames as they are, and for each damaged frame the nearest clean frame of the file. A later
+    yielded again: clean frames unchanged, and for each damaged frame the nearest clean frame of the file. A later
     yield for a time stamp supersedes an earlier one.
 
     Args:

@@ -114,7 +114,7 @@ def _preference(entry: os.DirEntry[str]) -> tuple[int, str]:
 
 
 def list_videos(names: Iterable[str]) -> list[Path]:
-    """List the videos that the names stand for, each once and in the order of the names.
+    """List the videos that match the names, each once and in the order of the names.
 
     Args:
         names: files, folders (the videos in and below them) and glob patterns (the videos that match).
