@@ -71,7 +71,7 @@ def listed(path):
         return {row["id"]: row["reason"] for row in csv.DictReader(file)}
 
 
-def test_the_list_of_the_unusable_keeps_what_was_not_checked_now(tmp_path):
+def test_the_list_of_unusable_videos_keeps_entries_that_were_not_checked(tmp_path):
     path = tmp_path / "new" / "unusable.csv"
     update_unusable(path, [finding("a", "sound"), finding("b", "missing")])
     assert not path.exists()  # nothing to list

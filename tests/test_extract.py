@@ -101,7 +101,7 @@ def test_features_are_enough(call, extracted, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_missing_features_stop_a_run_with_what_to_do(call, extracted, tmp_path):
+def test_missing_features_stop_a_run_with_a_remedy(call, extracted, tmp_path):
     overrides = [f"data.root={extracted[0] / 'demo'}", "data/source=features", "encoder.seed=5"]
     with pytest.raises(SystemExit, match=r"8 of the 8 train videos are missing.*extract them with `python -m vtm.extr"):
         call(train.main, tmp_path, *TINY, *overrides)

@@ -232,10 +232,10 @@ def test_9_no_network(refusal, tiny, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     said = refusal(*tiny, "encoder.pretrained=true", "encoder.model_args=null")
     assert said.startswith(
-        "the weights vit_tiny_patch16_224.augreg_in21k_ft_in1k can be neither found on this machine n"
+        "the weights vit_tiny_patch16_224.augreg_in21k_ft_in1k cannot be found on this machine or downloaded ("
     )
     assert said.endswith(
-        "fetch them elsewhere and give the file with encoder.checkpoint=<file>, or use encoder=vit_tiny_random, which "
+        "download them elsewhere and give the file with encoder.checkpoint=<file>, or use encoder=vit_tiny_random, which "
         "needs none"
     )
     assert "Retrying" not in caplog.text
@@ -312,7 +312,7 @@ def test_tensorboard_that_is_not_installed(refusal, tiny, monkeypatch):
 
 
 @pytest.mark.parametrize("main", [train.main, check_data.main, extract.main], ids=["train", "check_data", "extract"])
-def test_help_is_short_and_names_what_can_be_done(call, tmp_path, capsys, main):
+def test_help_is_short_and_lists_the_options(call, tmp_path, capsys, main):
     with pytest.raises(SystemExit) as stop:
         call(main, tmp_path, "--help")
     assert stop.value.code in (None, 0)

@@ -48,7 +48,7 @@ def names(tmp_path_factory, make_checkpoint, make_video) -> dict:
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.split("\n")[0])
-def test_the_python_gives_the_shapes_in_its_comments(block, names, monkeypatch):
+def test_the_python_code_returns_the_shapes_in_its_comments(block, names, monkeypatch):
     names = dict(names)
     monkeypatch.chdir(names["folder"])
     exec(block, names)

@@ -134,7 +134,7 @@ def test_a_killed_run_resumes_to_the_weights_of_an_uninterrupted_one(tmp_path, r
 
 
 @pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_an_interrupted_run_says_how_to_go_on(tmp_path, root, sent, status):
+def test_an_interrupted_run_prints_how_to_resume(tmp_path, root, sent, status):
     folder = tmp_path / "stopped"
     process = start(tmp_path, *TINY, root, "logger=csv", "trainer.max_epochs=9999", f"hydra.run.dir={folder}")
     deadline = time.monotonic() + 300
@@ -167,7 +167,7 @@ def test_two_processes_give_the_metrics_of_one(whole, tmp_path, root):
             assert list(map(float, together[3:])) == pytest.approx(list(map(float, alone[3:])), abs=1e-5)
 
 
-def test_a_sweep_on_two_processes_trains_what_was_asked_in_one_tree(tmp_path, root):
+def test_a_sweep_on_two_processes_trains_all_jobs_in_one_folder(tmp_path, root):
     sweep = ["merging.partition_factor=2,6", "trainer=ddp_cpu", "logger=csv", "trainer.max_epochs=1"]
     train(tmp_path, "-m", *TINY, root, *sweep)
     (tree,) = (tmp_path / "runs" / "demo").iterdir()
@@ -179,7 +179,7 @@ def test_a_sweep_on_two_processes_trains_what_was_asked_in_one_tree(tmp_path, ro
         assert torch.load(tree / job / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 2
 
 
-def test_a_launcher_runs_the_jobs_of_a_sweep_in_processes_of_its_own(tmp_path, root):
+def test_a_launcher_runs_the_jobs_of_a_sweep_in_separate_processes(tmp_path, root):
     launcher = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "logger=csv", "trainer.max_epochs=1"]
     train(tmp_path, "-m", *TINY, root, "merging.partition_factor=2,6", *launcher)
     (tree,) = (tmp_path / "runs" / "demo").iterdir()

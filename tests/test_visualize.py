@@ -99,8 +99,8 @@ def test_what_cannot_be_drawn_ends_in_one_sentence(call, tmp_path, files, argume
     ("arguments", "message"),
     [
         (["--blocks", "first"], "--blocks: expected numbers with commas between them, such as 1,3, got first"),
-        (["--frames", "0"], "--frames: expected a number from 1 on, got 0"),
-        (["--frames", "few"], "--frames: expected a number from 1 on, got few"),
+        (["--frames", "0"], "--frames: expected a whole number above 0, got 0"),
+        (["--frames", "few"], "--frames: expected a whole number above 0, got few"),
         (["--scale", "both"], "--scale: invalid choice: 'both' (choose from "),
     ],
 )

@@ -162,7 +162,7 @@ def _load(arguments: argparse.Namespace) -> Predictor:
 
 
 def _check(model: Predictor, arguments: argparse.Namespace) -> None:
-    """Raise the errors now that the model would raise for every video."""
+    """Raise the errors that would occur for every video."""
     if model.encoder.frames is None:
         raise ValueError(
             f"{arguments.model} was trained on features ({model.encoder.key}) and cannot read videos; use a model that "

@@ -59,9 +59,9 @@ def visualize(
         model: model that merges the tokens of the clip.
         video: video file.
         out: folder to write to.
-        start: start of the clip in seconds, for a model of windows.
+        start: start of the clip in seconds, for a model that uses windows.
         kinds: some of `KINDS`.
-        selection: what of the clip to draw; None for all.
+        selection: blocks, layers, frames and scale to draw; None for all.
 
     Raises:
         VideoError: if the video cannot be read.
@@ -91,7 +91,11 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("video", metavar="VIDEO", type=Path, help="a video file")
     parser.add_argument("--out", metavar="FOLDER", type=Path, required=True, help="folder to write to")
     parser.add_argument(
-        "--start", metavar="SECONDS", type=float, default=0.0, help="start of the clip, for a model of windows (0)"
+        "--start",
+        metavar="SECONDS",
+        type=float,
+        default=0.0,
+        help="start of the clip, for a model that uses windows (0)",
     )
     parser.add_argument("--only", choices=KINDS, help="one kind of picture; default: all")
     parser.add_argument(
@@ -108,13 +112,16 @@ def _arguments() -> argparse.Namespace:
         metavar="N",
         type=_count,
         default=8,
-        help="frames of the sheet at most, spread evenly over the clip (8); video and page always show all",
+        help="maximum number of frames of the sheet, spread evenly over the clip (8); video and page always show all",
     )
     parser.add_argument(
         "--scale",
         choices=("all", "block"),
         default="all",
-        help="draw saliency on one scale for all blocks of the model, or on one for each block (all)",
+        help="draw saliency on one scale for all blocks of the model, or a separate one for each (all)",
+    )
+    parser.add_argument(
+        "--encoder-checkpoint", metavar="FILE", help="file of the encoder's own weights, if it has moved since training"
     )
     parser.add_argument(
         "--encoder-checkpoint",
@@ -136,7 +143,7 @@ def _names(text: str) -> tuple[str, ...]:
 
 def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a number from 1 on, got {text}")
+        raise argparse.ArgumentTypeError(f"expected a whole number above 0, got {text}")
     return int(text)
 
 

@@ -87,7 +87,7 @@ def test_tasks_have_a_metric_and_a_baseline() -> None:
     assert values.baseline(torch.tensor([1.0, 3.0]), [2.0, 4.0]) == 2.0
 
 
-def test_scores_are_what_the_metric_takes() -> None:
+def test_the_metric_accepts_the_scores() -> None:
     for task, target in (
         (classification(), torch.tensor([0, 1])),
         (Regression(1, fusion=AuxiliaryLoss(1.0)), torch.tensor([0.5, 1])),
