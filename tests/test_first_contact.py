@@ -235,8 +235,8 @@ def test_9_no_network(refusal, tiny, tmp_path, monkeypatch, caplog):
         "the weights vit_tiny_patch16_224.augreg_in21k_ft_in1k cannot be found on this machine or downloaded ("
     )
     assert said.endswith(
-        "download them elsewhere and give the file with encoder.checkpoint=<file>, or use encoder=vit_tiny_random, which "
-        "needs none"
+        "download them elsewhere and give the file with encoder.checkpoint=<file>, or use encoder=vit_tiny_random, "
+        "which needs none"
     )
     assert "Retrying" not in caplog.text
 

@@ -169,8 +169,10 @@ def test_published_weights_are_loaded_by_torchvision(swin, frames, monkeypatch):
 
     monkeypatch.setattr("vtm.encoders.video_swin.swin3d_b", fetch)
     encoder = swin(pretrained=True)
-    message = r"the weights swin3d_b of Kinetics-400 cannot be found on this machine or downloaded "
+    message = (
+        r"the weights swin3d_b of Kinetics-400 cannot be found on this machine or downloaded "
         r".*no route to host.*encoder\.checkpoint=<file>"
+    )
     with pytest.raises(RuntimeError, match=message):
         encoder(frames(1, 4, 3, 32, 32))
 
