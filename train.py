@@ -1,8 +1,7 @@
 """Train and test a video token merging model: python train.py experiment=demo."""
 
-import sys
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +10,12 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from vtm.cli import launch
 from vtm.cli.errors import concise_errors, naming
-from vtm.cli.launch import (
-    end_with_launcher,
-    filter_warnings,
-    keep_configuration,
-    processes_to_start,
-    resumable,
-    run_folder,
-    start_processes,
-)
 from vtm.cli.naming import name_run
 from vtm.cli.overrides import check_overrides
 from vtm.cli.ownership import claimed
-from vtm.results.record import read_results
+from vtm.results.record import validation_score
 from vtm.system.processes import process_rank
 from vtm.system.threads import use_threads
 
@@ -40,7 +31,7 @@ def checked_run_folder(name: str, train: bool, ckpt_path: str | None, finetune_f
         for key, path in given.items():
             if path is not None:
                 read_checkpoint(path, key=key)
-        return run_folder(name, train=train, ckpt_path=ckpt_path)
+        return launch.run_folder(name, train=train, ckpt_path=ckpt_path)
 
 
 OmegaConf.register_new_resolver("run_folder", checked_run_folder, use_cache=True)
@@ -55,45 +46,41 @@ def main(cfg: DictConfig) -> float | None:
         The validation score of the best checkpoint, for sweepers that optimize it; None on all ranks except 0.
     """
     from vtm.training.checkpoint import read_checkpoint
+    from vtm.training.running import fit_and_test, logging_to
 
-    end_with_launcher()
-    run_dir, overrides = Path(cfg.run_dir), HydraConfig.get().overrides.task
-    resumes = cfg.train and cfg.ckpt_path is not None
-    with concise_errors(), ExitStack() as stack:
-        with claimed(run_dir, overrides, trains=cfg.train, ckpt_path=cfg.ckpt_path), filter_warnings(resumes=resumes):
+    launch.end_with_launcher()
+    run_dir, overrides, ckpt_path = Path(cfg.run_dir), HydraConfig.get().overrides.task, cfg.ckpt_path
+    resumes = cfg.train and ckpt_path is not None
+    with concise_errors(), launch.filter_warnings(resumes=resumes), ExitStack() as stack:
+        with claimed(run_dir, overrides, trains=cfg.train, ckpt_path=ckpt_path):
             name_run(cfg)
-            processes = processes_to_start(cfg.trainer)
-            trained_with = read_checkpoint(cfg.ckpt_path).threads if resumes else None
+            processes = launch.processes_to_start(cfg.trainer)
+            threads = read_checkpoint(ckpt_path).threads if resumes else None
             if processes == 1:
-                use_threads(trained_with)
-            encoder = instantiate(cfg.encoder)
-            data = instantiate(cfg.data, encoder=encoder)
-            task = instantiate(cfg.task, data.num_outputs)
-            data.check_videos(training=cfg.train)
-            module = build(cfg, encoder, data, task)
-            callbacks = instantiate(cfg.callbacks)
-            trainer = prepare(cfg, callbacks, module)
+                use_threads(threads)
+            module, callbacks, trainer = build(cfg)
             if processes == 1:
-                stack.enter_context(logging_to(cfg, trainer, module.config))
-            keep_configuration(cfg)
-        with filter_warnings(resumes=resumes), resumable(cfg.name, overrides, run_dir):
+                stack.enter_context(logging_to(trainer, partial(instantiate, cfg.logger), module.config))
+            launch.keep_configuration(cfg)
+        with launch.resumable(cfg.name, overrides, run_dir):
             if processes == 1:
-                run(cfg, trainer, callbacks, module, data)
+                fit_and_test(trainer, module, callbacks, trains=cfg.train, ckpt_path=ckpt_path)
             else:
-                start_processes(processes, Path(__file__), run_dir, trained_with=trained_with)
-        results = run_dir / "results.json"
-        if process_rank().rank > 0 or not results.is_file():  # +trainer.fast_dev_run=true writes no results
-            return None
-        score: float | None = read_results(results).get("val", {}).get("value")
-        return score
+                launch.start_processes(processes, Path(__file__), run_dir, trained_with=threads)
+        return validation_score(run_dir) if process_rank().rank == 0 else None
 
 
-def build(cfg: DictConfig, encoder: Any, data: Any, task: Any) -> Any:
-    """Build the module; check `ckpt_path` and load the network of `finetune_from`, where given."""
+def build(cfg: DictConfig) -> tuple[Any, Any, Any]:
+    """Build module, callbacks and trainer, and check with them that the run can start; load the given weights."""
     from vtm.training.callbacks import epoch_seed
     from vtm.training.checkpoint import fine_tune, read_checkpoint
     from vtm.training.module import VTMModule
+    from vtm.training.starting import check_callbacks, check_start
 
+    encoder = instantiate(cfg.encoder)
+    data = instantiate(cfg.data, encoder=encoder)
+    task = instantiate(cfg.task, data.num_outputs)
+    data.check_videos(training=cfg.train)
     with naming("seed"):
         epoch_seed(cfg.seed, epoch=0, rank=0)  # the same initial weights on every rank
     model = instantiate(cfg.model, encoder.channels, data.num_outputs, encoder.grid)
@@ -103,48 +90,10 @@ def build(cfg: DictConfig, encoder: Any, data: Any, task: Any) -> Any:
         module.check_checkpoint(read_checkpoint(cfg.ckpt_path), resumes=cfg.train)
     if cfg.finetune_from is not None:
         fine_tune(model, cfg.finetune_from, encoder_key=encoder.key)
-    return module
-
-
-def prepare(cfg: DictConfig, callbacks: Any, module: Any) -> Any:
-    """Build the trainer, and check with it that the run can start, also if other processes will run it."""
-    from vtm.training.checkpoint_io import AtomicCheckpointIO
-    from vtm.training.starting import check_callbacks, check_start, log_every_epoch
-
+    callbacks = instantiate(cfg.callbacks)
     trainer = instantiate(cfg.trainer, callbacks=check_callbacks(callbacks), logger=False)
-    trainer.strategy.checkpoint_io = AtomicCheckpointIO()
     check_start(trainer, module, trains=cfg.train)
-    if cfg.train:
-        log_every_epoch(trainer)
-    return trainer
-
-
-@contextmanager
-def logging_to(cfg: DictConfig, trainer: Any, config: dict[str, Any]) -> Iterator[None]:
-    """Start the loggers and log the configuration; on exit, close the W&B run, as failed after an error."""
-    from vtm.training.loggers import closing_wandb, log_configuration
-    from vtm.training.starting import check_loggers
-
-    with closing_wandb():
-        trainer.loggers = check_loggers(instantiate(cfg.logger))
-        log_configuration(trainer.loggers, config)
-        yield
-
-
-def run(cfg: DictConfig, trainer: Any, callbacks: Any, module: Any, data: Any) -> None:
-    """Fit, then test the best and the last checkpoint; or only test the given one."""
-    from vtm.training.loggers import log_tests_apart
-
-    checkpoints = {"given": cfg.ckpt_path}
-    if cfg.train:
-        trainer.fit(module, data, ckpt_path=cfg.ckpt_path)
-        checkpoints = {name: callbacks[name].best_model_path for name in ("best", "last")}
-    log_tests_apart(trainer.loggers)
-    for path in callbacks.results.each(checkpoints):
-        for evaluate in (trainer.validate, trainer.test):
-            if trainer.received_sigterm:
-                sys.exit(143)  # Lightning itself exits only before another batch
-            evaluate(module, data, ckpt_path=path, verbose=False)
+    return module, callbacks, trainer
 
 
 if __name__ == "__main__":

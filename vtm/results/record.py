@@ -81,6 +81,13 @@ def read_results(path: Path) -> dict[str, Any]:
     return results
 
 
+def validation_score(run_dir: Path) -> float | None:
+    """Return the validation score in the `results.json` of a run folder; None without one, as after `fast_dev_run`."""
+    path = run_dir / "results.json"
+    score: float | None = read_results(path).get("val", {}).get("value") if path.is_file() else None
+    return score
+
+
 def score_of(run: Mapping[str, Any], stage: str, epoch: int) -> dict[str, Any] | None:
     """Return the evaluation of an epoch in `results.json`, without its long fields; None if there is none."""
     for name in (stage, f"{stage}_last"):

@@ -12,6 +12,7 @@ from lightning.pytorch.trainer.states import RunningStage, TrainerFn
 
 from vtm.cli.errors import naming
 from vtm.data.datamodule import SPLITS
+from vtm.training.checkpoint_io import AtomicCheckpointIO
 from vtm.training.module import VTMModule
 
 _NEEDED = ("best", "last", "results")  # callbacks that train.py itself uses
@@ -39,7 +40,10 @@ def check_loggers(loggers: Mapping[str, Any]) -> list[Logger]:
 
 
 def check_start(trainer: Trainer, module: VTMModule, *, trains: bool) -> None:
-    """Check that a run can start, with the data as the trainer would load them; also if processes are to be started.
+    """Check that a run can start, with the data as the trainer would load them, and finish the settings of the trainer.
+
+    The check is the same if other processes will run it. The trainer will log every epoch, and write checkpoints in one
+    step.
 
     Args:
         trainer: trainer of the run, or one with the same settings.
@@ -50,6 +54,7 @@ def check_start(trainer: Trainer, module: VTMModule, *, trains: bool) -> None:
         ValueError: if settings do not fit together, or a split is empty.
     """
     data: LightningDataModule = module.data
+    trainer.strategy.checkpoint_io = AtomicCheckpointIO()
     trainer.strategy.connect(module)
     trainer._data_connector.attach_data(module, datamodule=data)
     for split in SPLITS if trains else SPLITS[1:]:
@@ -64,16 +69,13 @@ def check_start(trainer: Trainer, module: VTMModule, *, trains: bool) -> None:
             module.optimizer(module.model.parameters())
         with naming("scheduler"):
             module.configure_optimizers()
+        _log_every_epoch(trainer)
     data.setup("test")
     module.setup("test")
 
 
-def log_every_epoch(trainer: Any) -> None:
-    """Lower the number of steps between two logged ones, so that the loss of short epochs is logged too.
-
-    Args:
-        trainer: trainer that `check_start` has checked for training.
-    """
+def _log_every_epoch(trainer: Any) -> None:
+    """Lower the number of steps between two logged ones, so that the loss of short epochs is logged too."""
     steps = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
     trainer.log_every_n_steps = max(1, min(trainer.log_every_n_steps, steps))
 
