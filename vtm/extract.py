@@ -19,7 +19,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from vtm.cli.errors import concise_errors
-from vtm.cli.launch import end_with_launcher, processes_to_start, start_processes
+from vtm.cli.launch import end_with_launcher, filter_warnings, processes_to_start, start_processes
 from vtm.cli.overrides import check_overrides
 from vtm.data.source import VideoFiles
 from vtm.features.extraction import extract
@@ -53,7 +53,8 @@ def main(cfg: DictConfig) -> None:
         start_processes(processes, Path(__file__), run_dir)
     else:
         use_threads()
-        failed = extract(data, store, encoder, device=_device(cfg.trainer))
+        with filter_warnings(resumes=False):
+            failed = extract(data, store, encoder, device=_device(cfg.trainer))
         if failed:
             path = run_dir / f"failed.{host_name()}.{os.getpid()}.csv"
             with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:

@@ -184,7 +184,8 @@ def filter_warnings(*, resumes: bool) -> Iterator[None]:
     with warnings.catch_warnings():
         noise = ["Found .* in eval mode", ".*LeafSpec", ".*broadcast_buffers", "The dirpath has changed"]
         noise += ["The number of training batches", ".*does not have many workers", "This DataLoader will create"]
-        noise += ["Checkpoint directory .* exists and is not empty"] * resumes
+        if resumes:  # with other steps per epoch, Lightning misjudges where the checkpoint was written
+            noise += ["Checkpoint directory .* exists and is not empty", "You're resuming from a checkpoint that ended"]
         warnings.filterwarnings("ignore", "|".join(noise))
         yield
 
