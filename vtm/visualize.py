@@ -121,9 +121,6 @@ def _arguments() -> argparse.Namespace:
         help="draw saliency on one scale for all blocks of the model, or a separate one for each (all)",
     )
     parser.add_argument(
-        "--encoder-checkpoint", metavar="FILE", help="file of the encoder's own weights, if it has moved since training"
-    )
-    parser.add_argument(
         "--encoder-checkpoint",
         metavar="FILE",
         help="file of the encoder's weights, if the training used such a file",

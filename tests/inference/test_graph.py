@@ -71,7 +71,7 @@ def test_graphs_take_an_empty_batch_and_refuse_integers(load, tmp_path):
     assert graph(empty, None, None).shape == model(empty).shape == (0, 3)
     assert session.run(["scores"], {"features": empty.numpy()})[0].shape == (0, 3)
     integers = torch.ones(2, 4, 2, 2, 192, dtype=torch.int64)
-    with pytest.raises(RuntimeError, match="dtype mismatch! Expected: Float, Got: long"):
-        graph(integers, None, None)
+    with pytest.raises(RuntimeError, match="dtype mismatch! Expected: Float, Got: long"), torch.enable_grad():
+        graph(integers, None, None)  # which leaves gradients disabled when it raises
     with pytest.raises(InvalidArgument, match="Unexpected input data type"):
         session.run(["scores"], {"features": integers.numpy()})

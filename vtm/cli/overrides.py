@@ -124,7 +124,7 @@ def _wrong_options(override: Override, options: list[str]) -> list[str]:
             if not isinstance(option, str):
                 lines.append(f"{given!r} is not an option; {expected}")
             elif option not in options:
-                near = [f"{name}={close}" for close in difflib.get_close_matches(option, options, n=1, cutoff=0.7)]
+                near = [f"{name}={close}" for close in _close(option, options, cutoff=0.7)]
                 lines.append(_unknown(f"{name}={option}", near, expected))
     return lines
 
@@ -187,9 +187,9 @@ def _near(name: str, keys: list[str]) -> list[str]:
     return [key for end in elsewhere for key in ends[end]][:3]
 
 
-def _close(name: str, candidates: list[str]) -> list[str]:
+def _close(name: str, candidates: list[str], *, cutoff: float = 0.8) -> list[str]:
     alike = [candidate for candidate in candidates if fold(candidate) == fold(name)]
-    return alike[:1] or difflib.get_close_matches(name, candidates, n=1, cutoff=0.8)
+    return alike[:1] or difflib.get_close_matches(name, candidates, n=1, cutoff=cutoff)
 
 
 def _unknown(name: str, near: list[str], otherwise: str) -> str:

@@ -141,7 +141,7 @@ def find(name: str) -> Any:
     if not any(f"{getattr(found, '__module__', '')}.".startswith(f"{offered}.") for offered in _OFFERED):
         raise ModelFileError(
             f"{name if re.fullmatch(r'[a-zA-Z_.]{1,80}', name) else shown(name)} is not a class or function of "
-            f"{', '.join(_OFFERED)}; a model file can name no others, because it contains no code: move yours there"
+            f"{', '.join(_OFFERED)}; a model file cannot name others, because it contains no code: move yours there"
         )
     return found
 
