@@ -186,6 +186,16 @@ def test_a_checkpoint_of_other_settings_is_refused(checkpoint, tmp_path, what):
         getattr(trainer(tmp_path), what)(other, Clips(), ckpt_path=checkpoint)
 
 
+def test_a_run_is_resumed_with_its_seed_and_tested_with_any(checkpoint, tmp_path):
+    other = module()
+    other.config = {"seed": 1, "model": {"channels": [4, 4]}}
+    with pytest.raises(
+        ValueError, match=r"was trained with seed = 0, but this run has 1; a run is resumed with the se"
+    ):
+        trainer(tmp_path).fit(other, Clips(), ckpt_path=checkpoint)
+    trainer(tmp_path).test(other, Clips(), ckpt_path=checkpoint, verbose=False)
+
+
 def test_blocks_longer_than_the_clips_are_not_trained(tmp_path):
     lit = module()
     lit.model = VTM(

@@ -132,7 +132,7 @@ def check_same_run(
             f"the checkpoint was trained on other classes: it has {found} where the data have {expected}; use the "
             "data it was trained on (finetune_from= starts a new run)"
         )
-    groups = ("merging", "model", "task", *(("optimizer", "scheduler") if resumes else ()))
+    groups = ("merging", "model", "task", *(("optimizer", "scheduler", "seed") if resumes else ()))
     for key, trained, wanted in _differences(checkpoint.config, config, groups):
         raise ValueError(
             f"the checkpoint was trained with {key} = {trained}, but this run has {wanted}; a run is "
