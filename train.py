@@ -1,7 +1,6 @@
 """Train and test a video token merging model: python train.py experiment=demo."""
 
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from vtm.cli import launch
+from vtm.cli.encoder import build_encoder
 from vtm.cli.errors import concise_errors, naming
 from vtm.cli.naming import name_run
 from vtm.cli.overrides import check_overrides
@@ -60,7 +60,7 @@ def main(cfg: DictConfig) -> float | None:
                 use_threads(threads)
             module, callbacks, trainer = build(cfg)
             if processes == 1:
-                stack.enter_context(logging_to(trainer, partial(instantiate, cfg.logger), module.config))
+                stack.enter_context(logging_to(trainer, lambda: instantiate(cfg.logger), module.config))
             launch.keep_configuration(cfg)
         with launch.resumable(cfg.name, overrides, run_dir):
             if processes == 1:
@@ -77,7 +77,7 @@ def build(cfg: DictConfig) -> tuple[Any, Any, Any]:
     from vtm.training.module import VTMModule
     from vtm.training.starting import check_callbacks, check_start
 
-    encoder = instantiate(cfg.encoder)
+    encoder = build_encoder(cfg)
     data = instantiate(cfg.data, encoder=encoder)
     task = instantiate(cfg.task, data.num_outputs)
     data.check_videos(training=cfg.train)

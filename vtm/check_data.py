@@ -21,6 +21,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from tabulate import tabulate
 
+from vtm.cli.encoder import build_encoder
 from vtm.cli.errors import concise_errors
 from vtm.cli.overrides import check_overrides
 from vtm.data.datamodule import SPLITS, Split, VideoDataModule
@@ -42,7 +43,7 @@ STATES = ("sound", "missing", "unreadable", "too short")
 @concise_errors()
 def main(cfg: DictConfig) -> None:
     """Check all splits, print the counts, and list the videos that are not sound."""
-    data = instantiate(cfg.data, encoder=instantiate(cfg.encoder))
+    data = instantiate(cfg.data, encoder=build_encoder(cfg))
     findings = check(data)
     print(counts_table(findings))
     bad = [finding for finding in findings if finding.state != "sound"]

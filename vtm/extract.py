@@ -18,6 +18,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
+from vtm.cli.encoder import build_encoder
 from vtm.cli.errors import concise_errors
 from vtm.cli.launch import end_with_launcher, filter_warnings, processes_to_start, start_processes
 from vtm.cli.overrides import check_overrides
@@ -37,7 +38,7 @@ CONF = Path(__file__).parents[1] / "conf"
 def main(cfg: DictConfig) -> None:
     """Store the features of all splits, in one process per device."""
     end_with_launcher()
-    encoder = instantiate(cfg.encoder)
+    encoder = build_encoder(cfg)
     data = instantiate(cfg.data, encoder=encoder, source=partial(VideoFiles, motion=True))
     store = instantiate(cfg.data.source)(
         root=data.root,
@@ -54,7 +55,9 @@ def main(cfg: DictConfig) -> None:
     else:
         use_threads()
         with filter_warnings(resumes=False):
-            failed = extract(data, store, encoder, device=_device(cfg.trainer))
+            merges = encoder.merge is not None and encoder.merge.key
+            unmerged = partial(instantiate, cfg.encoder, merge=None) if merges else None
+            failed = extract(data, store, encoder, device=_device(cfg.trainer), build_unmerged=unmerged)
         if failed:
             path = run_dir / f"failed.{host_name()}.{os.getpid()}.csv"
             with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:

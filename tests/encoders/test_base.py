@@ -208,8 +208,8 @@ def test_the_key_of_random_weights_has_the_normalization_instead_of_the_tag(imag
 
 def test_an_unknown_option_is_an_error_that_lists_the_known_ones(vit):
     known = (
-        "checkpoint, cls_in_grid, image_size, model_args, model_name, normalize, precision, pretrained, seed, squash, "
-        "storage"
+        "checkpoint, cls_in_grid, image_size, merge, model_args, model_name, normalize, precision, pretrained, seed, "
+        "squash, storage"
     )
     with pytest.raises(ValueError, match=rf"encoder\.imagesize is unknown; the known ones are {known}"):
         vit(imagesize=48)

@@ -82,8 +82,17 @@ def test_any_wrong_value_is_one_error(write, place, value):
         (
             "model.dropout",
             {"_target_": "vtm.data.sampling.every_second", "start": 0, "num_frames": 10**6},
-            "as a class",
+            r"expected model\.dropout without a _target_",
         ),
+        (
+            "encoder.merge",
+            {"_target_": "vtm.patching.constant", "depth": 1, "count": 10**6},
+            r"expected encoder\.merge as a class",
+        ),
+        ("encoder.merge", {"_target_": "vtm.patching.DenseMerge", "count": 8.5}, r"merge\.count as int, got 8.5"),
+        ("encoder.merge", {"_target_": "vtm.patching.DenseMerge", "count": 8}, "missing 3 required keyword-only"),
+        ("encoder.merge", {"_target_": "vtm.merging.NoMerger", "dim": 8}, "DenseMerge, got a NoMerger"),
+        ("encoder.merge", {"_target_": "os.system"}, "is not a class or function of"),
         ("model.dropout", [MERGER], r"expected model\.dropout without a _target_"),
         ("encoder.image_size", MERGER, r"expected encoder\.image_size without a _target_"),
         ("encoder.model_args.x", [MERGER], r"expected encoder\.model_args without a _target_"),

@@ -5,17 +5,13 @@ from __future__ import annotations
 import hashlib
 import inspect
 import re
-import socket
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypedDict, Unpack, get_args
-from urllib.parse import urlsplit
-from urllib.request import getproxies
+from typing import Any, Literal, NamedTuple, NotRequired, Protocol, TypedDict, Unpack, get_args
 
 import torch
-from huggingface_hub import constants
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
@@ -28,7 +24,18 @@ from vtm.video.frames import FrameSpec
 
 Precision = Literal["float32", "bfloat16", "float16"]
 
-_HUB_TIMEOUT = 5.0  # seconds to wait for a connection
+
+class BackboneMerge(Protocol):
+    """Merging inside a backbone, which returns as many tokens as without it.
+
+    Attributes:
+        key: description for the key of the features; empty if nothing is merged.
+    """
+
+    key: str
+
+    def __call__(self, backbone: nn.Module, /) -> nn.Module:
+        """Change a backbone and return it; raise a TypeError if it is not supported."""
 
 
 class EncoderOptions(TypedDict):
@@ -42,6 +49,7 @@ class EncoderOptions(TypedDict):
     seed: int
     precision: Precision
     storage: StorageDtype
+    merge: NotRequired[BackboneMerge | None]
 
 
 class Encoder(nn.Module, ABC):
@@ -68,11 +76,13 @@ class Encoder(nn.Module, ABC):
         seed: seed of random weights; they depend on nothing else.
         precision: precision of the arithmetic of the backbone.
         storage: number format to which the tokens are rounded.
+        merge: merging inside the backbone; None for none.
 
     Raises:
         FileNotFoundError: if the checkpoint does not exist.
         ValueError: if an option, the precision or the storage format is unknown, or the checkpoint is damaged or a web
             page.
+        TypeError: if the backbone does not support the merging.
     """
 
     def __init__(
@@ -105,6 +115,11 @@ class Encoder(nn.Module, ABC):
         self.seed = options["seed"]
         self.precision: Precision = options["precision"]
         self.storage_dtype: StorageDtype = options["storage"]
+        self.merge = options.get("merge")
+        if self.merge is not None and not isinstance(getattr(self.merge, "key", None), str):
+            raise TypeError(
+                f"expected encoder.merge to have a key, like vtm.patching.DenseMerge, got a {type(self.merge).__name__}"
+            )
         tagged = "/" in name or (self.pretrained and self.checkpoint is None)
         named, tag = (name, "") if tagged else name.partition(".")[::2]
         parts = [
@@ -115,13 +130,17 @@ class Encoder(nn.Module, ABC):
             *(() if options["normalize"] else ("unnormalized",)),
             *((f"mean{_join(mean)}", f"std{_join(std)}") if tag and options["normalize"] else ()),
             *details,
+            *((self.merge.key,) if self.merge and self.merge.key else ()),
             self.precision,
             self.storage_dtype,
         ]
         self.key = re.sub(r"[^\w.=+-]+", "_", "-".join(parts), flags=re.ASCII)
         with torch.device("meta"), torch.no_grad():
             frames = torch.empty(frames_per_step, 3, self.frames.image_size, self.frames.image_size)
-            _, height, width, self.channels = self.encode(self.build(load=False).eval(), frames).shape
+            backbone = self.build(load=False).eval()
+            _, height, width, self.channels = self.encode(backbone, frames).shape
+            if self.merge:
+                self._check_merge(name, backbone)
         self.grid = FeatureGrid(height, width)
         self._loaded: _Loaded | None = None
 
@@ -179,11 +198,21 @@ class Encoder(nn.Module, ABC):
             with torch.device("cpu"), torch.autocast("cpu", enabled=False), torch.random.fork_rng(devices=[]):
                 torch.default_generator.manual_seed(self.seed)  # torch.manual_seed would also seed the GPUs
                 backbone = self.build(load=True).eval().requires_grad_(False)
+                if self.merge:
+                    backbone = self.merge(backbone)
             mean, std = (torch.tensor(values).reshape(3, 1, 1) for values in (self.mean, self.std))
             self._loaded = _Loaded(backbone, mean, std)
         if self._loaded.mean.device != device:
             self._loaded = _Loaded(*(part.to(device) for part in self._loaded))
         return self._loaded
+
+    def _check_merge(self, name: str, backbone: nn.Module) -> None:
+        """Merge inside a backbone without weights, so that errors do not come with the first frames."""
+        assert self.merge is not None
+        try:
+            self.merge(backbone)
+        except TypeError as error:
+            raise TypeError(f"encoder.merge does not support {name}; set encoder/merge=none: {error}") from error
 
     def _weights(self, name: str) -> str:
         """Return the name of the weights for the key; for a file, the start of its SHA-256 hash."""
@@ -229,43 +258,6 @@ def check_image_size(size: int, pixels: int, model: str) -> None:
             f"encoder.image_size = {size} is not a multiple of the {pixels} px per token of {model}; "
             f"use {f'{below} or ' if below else ''}{below + pixels}"
         )
-
-
-@contextmanager
-def fetching(weights: str) -> Iterator[None]:
-    """Turn a failed download of published weights into an error with a remedy, without waiting for repeated attempts.
-
-    Raises:
-        RuntimeError: if the weights cannot be downloaded.
-    """
-    try:
-        with _offline_without_hub():
-            yield
-    except OSError as error:
-        reason = str(error).partition("\n")[0]
-        raise RuntimeError(
-            f"the weights {weights} cannot be found on this machine or downloaded ({reason}); download them elsewhere "
-            "and give the file with encoder.checkpoint=<file>, or use encoder=vit_tiny_random, which needs none"
-        ) from error
-
-
-@contextmanager
-def _offline_without_hub() -> Iterator[None]:
-    """Set huggingface_hub to its offline mode if its server cannot be reached; it would try again for a minute.
-
-    A connection through a proxy is not tested.
-    """
-    server = urlsplit(constants.ENDPOINT)
-    before = constants.HF_HUB_OFFLINE
-    if not before and not getproxies():
-        try:
-            socket.create_connection((server.hostname, server.port or 443), timeout=_HUB_TIMEOUT).close()
-        except OSError:
-            constants.HF_HUB_OFFLINE = True
-    try:
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE = before
 
 
 @contextmanager

@@ -11,8 +11,8 @@ import timm
 import torch
 from torch import Tensor
 
-from vtm.encoders.base import Encoder, EncoderOptions, check_image_size, fetching
-from vtm.encoders.weights import is_plain_name, read_weights
+from vtm.encoders.base import Encoder, EncoderOptions, check_image_size
+from vtm.encoders.weights import fetching, is_plain_name, read_weights
 from vtm.merging import FeatureGrid
 
 _CHUNK = 16  # frames

@@ -8,8 +8,8 @@ from typing import Any, Unpack
 from torch import Tensor, nn
 from torchvision.models.video import Swin3D_B_Weights, swin3d_b
 
-from vtm.encoders.base import Encoder, EncoderOptions, check_image_size, fetching
-from vtm.encoders.weights import read_weights
+from vtm.encoders.base import Encoder, EncoderOptions, check_image_size
+from vtm.encoders.weights import fetching, read_weights
 
 _PATCH = 32  # pixels per token: patches of 4 pixels, merged in pairs three times
 _CHUNK = 4  # clips

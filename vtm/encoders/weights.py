@@ -1,17 +1,23 @@
-"""Read files of weights without running code that they may contain, and tell names of models from addresses."""
+"""Read files of weights without running code that they may contain, and download published weights."""
 
 from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Mapping
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import torch
+from huggingface_hub import constants
 from safetensors.torch import load_file
 
 from vtm.system.downloads import describe_bad_download
 
+_HUB_TIMEOUT = 5.0  # seconds to wait for a connection
 _NESTED = ("state_dict_ema", "model_ema", "state_dict", "model")  # keys of training checkpoints, preferred first
 _PREFIXES = ("_orig_mod.", "module.", "_orig_mod.")  # of torch.compile and DistributedDataParallel
 
@@ -73,3 +79,40 @@ def _clean(name: str) -> str:
     for prefix in _PREFIXES:
         name = name.removeprefix(prefix)
     return name
+
+
+@contextmanager
+def fetching(weights: str) -> Iterator[None]:
+    """Turn a failed download of published weights into an error with a remedy, without waiting for repeated attempts.
+
+    Raises:
+        RuntimeError: if the weights cannot be downloaded.
+    """
+    try:
+        with _offline_without_hub():
+            yield
+    except OSError as error:
+        reason = str(error).partition("\n")[0]
+        raise RuntimeError(
+            f"the weights {weights} cannot be found on this machine or downloaded ({reason}); download them elsewhere "
+            "and give the file with encoder.checkpoint=<file>, or use encoder=vit_tiny_random, which needs none"
+        ) from error
+
+
+@contextmanager
+def _offline_without_hub() -> Iterator[None]:
+    """Set huggingface_hub to its offline mode if its server cannot be reached; it would try again for a minute.
+
+    A connection through a proxy is not tested.
+    """
+    server = urlsplit(constants.ENDPOINT)
+    before = constants.HF_HUB_OFFLINE
+    if not before and not getproxies():
+        try:
+            socket.create_connection((server.hostname, server.port or 443), timeout=_HUB_TIMEOUT).close()
+        except OSError:
+            constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before

@@ -29,7 +29,14 @@ from vtm.video.decoding import VideoError
 _FRAMES = 64  # minimum number of frames to decode at a time
 
 
-def extract(data: VideoDataModule, store: FeatureStore, encoder: Encoder, *, device: torch.device) -> dict[str, str]:
+def extract(
+    data: VideoDataModule,
+    store: FeatureStore,
+    encoder: Encoder,
+    *,
+    device: torch.device,
+    build_unmerged: Callable[[], Encoder] | None = None,
+) -> dict[str, str]:
     """Store the features of all videos of a data set that are not stored yet and not held by another process.
 
     Args:
@@ -37,6 +44,8 @@ def extract(data: VideoDataModule, store: FeatureStore, encoder: Encoder, *, dev
         store: store to write the features to.
         encoder: encoder of the features.
         device: device of the encoder.
+        build_unmerged: function that builds the encoder without merging inside, if it merges; the error of merging is
+            measured with it on a few frames.
 
     Returns:
         Error messages of the videos that could not be stored, by video id.
@@ -49,7 +58,7 @@ def extract(data: VideoDataModule, store: FeatureStore, encoder: Encoder, *, dev
     remove_leftovers(Path(store.folder))
     queue = WorkQueue(data, store)
     steps = -(-_FRAMES // encoder.chunk) * encoder.chunk // encoder.frames.frames_per_step
-    _estimate(queue, encoder, device, steps)
+    _estimate(queue, encoder, device, steps, build_unmerged)
     loader: DataLoader[_Chunk] = DataLoader(
         _Chunks(data.source.read),
         batch_size=None,
@@ -162,8 +171,16 @@ def _write(writer: FeatureWriter, encoder: Encoder, content: StepData, device: t
     writer.add(Quantized(values, scale), content.motion, content.from_codec, content.substituted)
 
 
-def _estimate(queue: WorkQueue, encoder: Encoder, device: torch.device, steps: int) -> None:
+def _estimate(
+    queue: WorkQueue,
+    encoder: Encoder,
+    device: torch.device,
+    steps: int,
+    build_unmerged: Callable[[], Encoder] | None,
+) -> None:
     """Print the estimated disk space and time, from the lengths of a sample of videos and a trial on one of them.
+
+    With merging inside the encoder, print also its error on the frames of the trial.
 
     Raises:
         OSError: if the disk has too little space.
@@ -210,6 +227,9 @@ def _estimate(queue: WorkQueue, encoder: Encoder, device: torch.device, steps: i
             + ", ".join(f"{storage} {_error(tokens, storage):.2g}" for storage in ("bfloat16", "float16", "int8"))
             + f"; chosen: {encoder.storage_dtype}"
         )
+        if build_unmerged is not None:
+            expected = build_unmerged().tokens(frames[:, : encoder.chunk]).cpu()
+            _report_merging(tokens[:, : expected.shape[1]], expected)
     if needed > free:
         raise OSError(
             f"{folder}: expected about {needed / 1e9:.3g} GB of free space for the features, got {free / 1e9:.3g} GB; "
@@ -217,10 +237,22 @@ def _estimate(queue: WorkQueue, encoder: Encoder, device: torch.device, steps: i
         )
 
 
+def _report_merging(tokens: Tensor, expected: Tensor) -> None:
+    """Print the difference between the tokens with and without merging inside the encoder, (1, T, H, W, C)."""
+    cosine = torch.cosine_similarity(tokens, expected, dim=-1).mean()
+    print(
+        f"merging inside the encoder, on {tokens.shape[1]} steps of one video: relative error of the tokens (RMS) "
+        f"{_relative_error(tokens, expected):.2g}, cosine {cosine:.3f}"
+    )
+
+
 def _error(tokens: Tensor, storage: StorageDtype) -> float:
     """Return the RMS error of the tokens in storage relative to their RMS; infinite if they exceed its range."""
     try:
-        difference = dequantize(quantize(tokens, storage)) - tokens
+        return _relative_error(dequantize(quantize(tokens, storage)), tokens)
     except ValueError:
         return float("inf")
-    return float(difference.square().mean().sqrt() / tokens.square().mean().sqrt())
+
+
+def _relative_error(found: Tensor, expected: Tensor) -> float:
+    return float((found - expected).square().mean().sqrt() / expected.square().mean().sqrt())

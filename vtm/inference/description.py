@@ -6,7 +6,7 @@ import json
 import math
 import threading
 import typing
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, Unpack, get_args, get_origin
@@ -19,6 +19,7 @@ from torch.nn.modules.module import (
 
 from vtm.encoders.weights import is_plain_name
 
+_IN_JSON = (int, float, bool, str, dict, list, Sequence, Mapping)
 _DEPTH = 20  # levels of nested lists and dictionaries
 _LARGEST = {
     "num_frames": 86_400, "stride": 86_400, "image_size": 2048, "frames_per_step": 256, "depth": 1000, "depths": 1000,
@@ -86,7 +87,7 @@ def check_description(
     for name, kind in facts.items():
         _check_type(f"training.{name}", description["training"].get(name), kind)
     for name in ("encoder", "model", "protocol"):
-        _check_node(name, description[name], find, nested=name == "model")
+        _check_node(name, description[name], find)
         _check_numbers(name, description[name])
     outputs, classes, bias = description["num_outputs"], description["classes"], weights.get("head.bias")
     if classes and len(classes) != outputs:
@@ -176,7 +177,7 @@ def limited_size() -> Iterator[None]:
             hook.remove()
 
 
-def _check_node(name: str, node: Any, find: Callable[[str], Any], *, nested: bool) -> None:
+def _check_node(name: str, node: Any, find: Callable[[str], Any]) -> None:
     """Check a node of a configuration: its target, and the types of its arguments as the target declares them."""
     if not isinstance(node, dict) or not isinstance(node.get("_target_"), str):
         raise ValueError(f"expected {name} as an object with a _target_, got {shown(node)}")
@@ -191,8 +192,8 @@ def _check_node(name: str, node: Any, find: Callable[[str], Any], *, nested: boo
             continue
         if key not in hints:
             raise ValueError(f"{path} is unknown")
-        if nested and isinstance(value, dict) and "_target_" in value:
-            _check_node(path, value, find, nested=True)
+        if isinstance(value, dict) and "_target_" in value and _is_object(hints[key]):
+            _check_node(path, value, find)
         elif _has_target(value):
             raise ValueError(f"expected {path} without a _target_, got {shown(value)}")
         else:
@@ -225,6 +226,14 @@ def _check_type(name: str, value: Any, kind: Any) -> None:
         raise ValueError(f"expected {name} as {wanted}, got {shown(value)}")
 
 
+def _is_object(kind: Any) -> bool:
+    """Return whether a declared type is, or may be, one that JSON does not have, so that a node describes its value."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        return any(map(_is_object, arguments))
+    return (origin or kind) not in (*_IN_JSON, None, NoneType, Literal, Any)
+
+
 def _fits(value: Any, kind: Any) -> bool:
     """Return whether a value in JSON is of a declared type; types that JSON does not have are only null or objects."""
     origin, arguments = get_origin(kind), get_args(kind)
@@ -238,9 +247,9 @@ def _fits(value: Any, kind: Any) -> bool:
         return isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
     if kind in (bool, str, dict):
         return isinstance(value, kind)
-    if origin in (list, typing.get_origin(typing.Sequence[int])):
+    if origin in (list, Sequence):
         return isinstance(value, list) and all(_fits(item, arguments[0]) for item in value)
-    if origin is typing.get_origin(typing.Mapping[str, int]):
+    if origin is Mapping:
         return isinstance(value, dict)
     return kind is Any
 

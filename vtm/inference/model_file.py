@@ -29,7 +29,7 @@ from vtm.system.names import explain_path
 
 FORMAT = 1
 PARTS = ("task", "classes", "num_outputs", "encoder", "encoder_key", "model", "protocol", "motion", "training")
-_OFFERED = ("vtm.encoders", "vtm.merging", "vtm.models", "vtm.data.sampling")
+_OFFERED = ("vtm.encoders", "vtm.merging", "vtm.models", "vtm.patching", "vtm.data.sampling")
 _KEY, _CHECKSUM = "vtm", "vtm_sha256"  # keys of the file's metadata
 
 

@@ -1,11 +1,13 @@
 """Training-free token merging inside ready transformers (Pollard and Wray 2025; Bolya et al. 2023)."""
 
 from vtm.patching.block import Trace
+from vtm.patching.dense import DenseMerge
 from vtm.patching.patch import patch, recording, unpatch
 from vtm.patching.reduction import drop_random, drop_similar, merge_hybrid, merge_random, merge_similar
 from vtm.patching.schedules import constant, decreasing, equal_compute, increasing
 
 __all__ = [
+    "DenseMerge",
     "Trace",
     "constant",
     "decreasing",

@@ -6,10 +6,13 @@ of tokens left, `token_counts`, may be larger than the schedule alone suggests.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import Literal
 
 from vtm.patching.reduction import most_reduced
+
+Shape = Literal["constant", "decreasing", "increasing"]
 
 
 def constant(depth: int, count: int) -> list[int]:
@@ -72,11 +75,15 @@ def multiply_adds(schedule: Sequence[int], num_tokens: int, dim: int, *, protect
     return sum(4 * n * dim**2 + 2 * n**2 * dim + 8 * left * dim**2 for n, left in pairwise(counts))
 
 
-_SHAPES = {"constant": constant, "decreasing": decreasing, "increasing": increasing}
+SHAPES: dict[Shape, Callable[[int, int], list[int]]] = {
+    "constant": constant,
+    "decreasing": decreasing,
+    "increasing": increasing,
+}
 
 
 def equal_compute(
-    num_tokens: int, depth: int, dim: int, *, ratio: float, shape: str = "constant", protected: int = 0
+    num_tokens: int, depth: int, dim: int, *, ratio: float, shape: Shape = "constant", protected: int = 0
 ) -> list[int]:
     """Return the schedule of a shape whose multiply-adds come closest under a share of those without reduction.
 
@@ -97,14 +104,14 @@ def equal_compute(
     >>> equal_compute(197, 12, 768, ratio=0.6, protected=1)
     [13, 13, 13, 13, 13, 13, 13, 13, 13, 13, 13, 13]
     """
-    if shape not in _SHAPES:
-        raise ValueError(f"expected shape to be one of {', '.join(_SHAPES)}, got {shape!r}")
+    if shape not in SHAPES:
+        raise ValueError(f"expected shape to be one of {', '.join(SHAPES)}, got {shape!r}")
     if not 0 < ratio <= 1:
         raise ValueError(f"expected ratio in (0, 1], got {ratio}")
     whole = multiply_adds([0] * depth, num_tokens, dim, protected=protected)
     lowest = 1.0
     for count in range(num_tokens + 1):  # the cost falls with the count
-        schedule = _SHAPES[shape](depth, count)
+        schedule = SHAPES[shape](depth, count)
         share = multiply_adds(schedule, num_tokens, dim, protected=protected) / whole
         if share <= ratio:
             return schedule

@@ -7,12 +7,12 @@ import warnings
 from fractions import Fraction
 from typing import Any
 
-import torch
 from lightning import Trainer
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from vtm.system.bfloat16 import has_bfloat16
 from vtm.system.processes import process_rank
 
 
@@ -85,5 +85,4 @@ def has_finite_weights(module: nn.Module) -> bool:
 
 def auto_precision() -> str:
     """Return bf16 mixed precision if the GPU supports it in hardware, else fp32."""
-    native = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
-    return "bf16-mixed" if native else "32-true"
+    return "bf16-mixed" if has_bfloat16("cuda") else "32-true"
