@@ -115,6 +115,22 @@ def test_every_encoder_knows_its_shapes_without_its_weights(name):
     assert (encoder.frames.frames_per_step, encoder.grid.shape, encoder.channels) == SHAPES[name]
 
 
+@pytest.mark.parametrize("name", ["vit_l16", "vis4mer", "vit_tiny_random"])
+def test_tokens_can_be_merged_inside_image_encoders(name):
+    plain = composed("experiment=demo", f"encoder={name}").encoder
+    assert plain.merge is None
+    config = composed("experiment=demo", f"encoder={name}", "encoder/merge=tome", "encoder.merge.count=6")
+    assert "-merge_similar-constant6-" in encoder(OmegaConf.to_yaml(config.encoder, resolve=True)).key
+    config = composed("experiment=demo", f"encoder={name}", "encoder/merge=tome", "encoder.merge.count=0")
+    assert instantiate(config.encoder).key == instantiate(plain).key
+
+
+def test_tokens_cannot_be_merged_inside_a_hierarchical_encoder():
+    config = composed("experiment=demo", "encoder=swin3d_b", "encoder/merge=tome")
+    with pytest.raises(InstantiationException, match=r"merge does not support swin3d_b; set encoder/merge=none"):
+        instantiate(config.encoder)
+
+
 def test_vis4mer_s_frames_are_squashed_and_not_normalized():
     for name, plain in (("vis4mer", "vit_l16"), ("vis4mer_swin", "swin3d_b")):
         theirs, ours = (composed("experiment=demo", f"encoder={option}").encoder for option in (name, plain))

@@ -20,6 +20,7 @@ from vtm.encoders import ImageEncoder
 from vtm.features.extraction import extract
 from vtm.features.file import FeatureWriter
 from vtm.features.store import FeatureStore
+from vtm.patching import DenseMerge, merge_similar
 
 SCENE = Scene(
     num_classes=2, seconds=5, fps=4, height=48, width=64, object_size=16, min_visible=0.3, max_visible=0.4,
@@ -34,12 +35,18 @@ class Dataset:
     """A demonstration set of nine videos with its encoder and store."""
 
     def __init__(
-        self, root: Path, *, storage: str = "bfloat16", protocol: Any = None, allow_missing: bool = False
+        self,
+        root: Path,
+        *,
+        storage: str = "bfloat16",
+        protocol: Any = None,
+        allow_missing: bool = False,
+        merge: DenseMerge | None = None,
     ) -> None:
         self.encoder = ImageEncoder(
             "vit_tiny_patch16_224", image_size=32, pretrained=False, checkpoint=None, seed=0,
             model_args={"depth": 1}, squash=False, normalize=True, cls_in_grid=False, precision="float32",
-            storage=storage,
+            storage=storage, merge=merge,
         )  # fmt: skip
         self.protocol = protocol or Single(num_frames=6)
         self.data = DemoDataModule(
@@ -100,6 +107,34 @@ def test_the_work_is_estimated_for_all_processes(root, capsys, monkeypatch):
         re.search(r"9 of 9 videos are to be stored: about (\d+) .* for (\d) process", capsys.readouterr().out).groups(),
     )
     assert (steps, processes) == (9 * len(Single(num_frames=6).stored(5.0, train=True)), 2)
+
+
+def test_the_error_of_merging_inside_the_encoder_is_reported(root, capsys):
+    merge = DenseMerge(count=1, shape="constant", proportional=True, reduce=merge_similar)
+    dataset, plain = Dataset(root, merge=merge), Dataset(root)
+    seen = []
+
+    def remember(frames: torch.Tensor) -> torch.Tensor:
+        seen.append(frames)
+        return plain.encoder.tokens(frames)
+
+    unmerged: Any = SimpleNamespace(tokens=remember)
+    extract(dataset.data, dataset.store, dataset.encoder, device=CPU, build_unmerged=lambda: unmerged)
+    printed = re.search(
+        r"merging inside the encoder, on (\d+) steps of one video: relative error of the tokens \(RMS\) ([\d.e-]+), "
+        r"cosine ([\d.]+)",
+        capsys.readouterr().out,
+    )
+    assert printed is not None
+    (frames,) = seen
+    assert int(printed[1]) == frames.shape[1] == 5
+    found, expected = dataset.encoder.tokens(frames).flatten(0, 3), plain.encoder.tokens(frames).flatten(0, 3)
+    assert float(printed[2]) == pytest.approx(float((found - expected).norm() / expected.norm()), rel=0.01)
+    cosines = [float(a @ b / (a.norm() * b.norm())) for a, b in zip(found, expected, strict=True)]
+    assert float(printed[3]) == pytest.approx(sum(cosines) / len(cosines), abs=0.001)
+    assert dataset.store.folder != plain.store.folder
+    plain.extract()
+    assert "merging inside" not in capsys.readouterr().out
 
 
 def test_stored_videos_are_not_stored_twice(root, capsys):

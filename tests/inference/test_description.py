@@ -20,6 +20,10 @@ from vtm.inference.model_file import ModelFileError, read_model, weights_sha256
 
 WEIGHTS, DESCRIPTION = read_model(Path(__file__).parents[1] / "old_files" / "classes.safetensors")
 DEEP = json.loads("[" * 30 + "]" * 30)
+MERGE = {
+    "_target_": "vtm.patching.DenseMerge", "count": 8, "shape": "constant", "proportional": True,
+    "reduce": {"_target_": "vtm.patching.merge_similar", "_partial_": True},
+}  # fmt: skip
 MERGER = {"_target_": "vtm.merging.TokenMerger", "dim": 10**6}
 
 
@@ -39,7 +43,7 @@ def changed(place: str, value: Any) -> str:
     node: Any = description
     *parents, last = place.split(".")
     for key in parents:
-        node = node[key]
+        node = node.setdefault(key, dict(MERGE))
     node[last] = value
     return json.dumps(description)
 
@@ -49,13 +53,14 @@ def changed(place: str, value: Any) -> str:
     "place",
     [
         "format", "task", "num_outputs", "encoder", "encoder._target_", "encoder.image_size", "encoder.model_name",
-        "encoder.precision", "encoder.storage", "encoder.squash", "encoder.model_args.depth", "encoder.model_args.x",
+        "encoder.precision", "encoder.merge", "encoder.merge.count", "encoder.storage", "encoder.squash",
+        "encoder.model_args.depth", "encoder.model_args.x",
         "model", "model.window_frames", "model.channels", "model.num_heads", "model.merge_layer", "model.x",
         "model.merge_layer.partition", "model.merge_layer.partition_factor", "protocol", "protocol.num_frames",
     ],
 )  # fmt: skip
 def test_any_wrong_value_is_one_error(write, place, value):
-    if place == "encoder.squash" and isinstance(value, bool):
+    if (place == "encoder.squash" and isinstance(value, bool)) or (place == "encoder.merge" and value is None):
         return
     with pytest.raises(ModelFileError, match=r"model\.safetensors") as raised:
         vtm.load(write(changed(place, value)))

@@ -23,6 +23,9 @@ from vtm.video.decoding import VideoError
 WINDOWS = ("data/protocol=windows", "data.protocol.num_frames=4", "data.protocol.stride=1")
 
 
+_MERGES = [("encoder/merge=tome", f"encoder.merge.count={count}") for count in (0, 1)]
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, make_video):
     """A video of 9.5 s, one of 2.4 s, and one of a single frame."""
@@ -70,9 +73,10 @@ def expected(model: Predictor, path: Path) -> tuple[list[float], list[list[float
         ("data/protocol=single",),
         (*WINDOWS, "merging=motion"),
         (*WINDOWS, "merging.sample_in_eval=true"),
+        (*WINDOWS, "encoder/merge=tome", "encoder.merge.count=1"),
         (*WINDOWS, "merging=none", "model.time_embedding={_target_: vtm.models.SinusoidalTime}"),
     ],
-    ids=["windows", "single", "motion", "sampling", "none"],
+    ids=["windows", "single", "motion", "sampling", "merging encoder", "none"],
 )
 def test_a_video_is_predicted_as_in_the_test_of_training(model_of, folder, overrides, name):
     model = model_of(*overrides)
@@ -83,6 +87,15 @@ def test_a_video_is_predicted_as_in_the_test_of_training(model_of, folder, overr
         assert window.scores == pytest.approx(row, abs=1e-6)
     assert prediction.scores == pytest.approx(votes, abs=1e-6)
     assert prediction.label == ["dark", "light", "red"][votes.index(max(votes))]
+
+
+def test_a_model_has_the_merging_of_its_encoder(model_of, folder):
+    frames = torch.randint(0, 256, (1, 2, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    plain, zero, merged = (model_of(*WINDOWS, *overrides).encoder for overrides in ((), *_MERGES))
+    assert zero.key == plain.key
+    assert torch.equal(zero(frames), plain(frames))
+    assert merged.key == plain.key.replace("-depth=1-", "-depth=1-merge_similar-constant1-")
+    assert not torch.equal(merged(frames), plain(frames))
 
 
 @pytest.mark.parametrize("stream", [False, True])
