@@ -55,9 +55,7 @@ def main(cfg: DictConfig) -> None:
     else:
         use_threads()
         with filter_warnings(resumes=False):
-            merges = encoder.merge is not None and encoder.merge.key
-            unmerged = partial(instantiate, cfg.encoder, merge=None) if merges else None
-            failed = extract(data, store, encoder, device=_device(cfg.trainer), build_unmerged=unmerged)
+            failed = extract(data, store, encoder, device=_device(cfg.trainer))
         if failed:
             path = run_dir / f"failed.{host_name()}.{os.getpid()}.csv"
             with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from vtm.encoders import Encoder
 from vtm.encoders.rounding import dequantize, quantize
+from vtm.patching import DenseMerge, merge_similar
 
 
 class Patches(Encoder):
@@ -213,3 +214,21 @@ def test_an_unknown_option_is_an_error_that_lists_the_known_ones(vit):
     )
     with pytest.raises(ValueError, match=rf"encoder\.imagesize is unknown; the known ones are {known}"):
         vit(imagesize=48)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_merging_inside_can_be_compared_with_the_encoder_without_it(vit, frames, precision):
+    merge = DenseMerge(count=1, shape="constant", proportional=True, reduce=merge_similar)
+    clip = frames(1, 3, 3, 32, 32)
+    plain, merged = vit(precision=precision), vit(precision=precision, merge=merge)
+    before = merged(clip)
+    tolerance = {"atol": 1e-5, "rtol": 0} if precision == "float32" else {"atol": 0.1, "rtol": 0.1}
+    torch.testing.assert_close(merged.unmerged_tokens(clip), plain(clip), **tolerance)
+    assert (before - plain(clip)).abs().max() > 0.1
+    assert torch.equal(merged(clip), before)
+    torch.testing.assert_close(plain.unmerged_tokens(clip), plain(clip), **tolerance)
+
+
+def test_what_is_not_merging_is_an_error(vit):
+    with pytest.raises(TypeError, match=r"expected encoder\.merge to have a key, like .*DenseMerge, got a function"):
+        vit(merge=merge_similar)

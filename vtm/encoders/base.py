@@ -37,6 +37,9 @@ class BackboneMerge(Protocol):
     def __call__(self, backbone: nn.Module, /) -> nn.Module:
         """Change a backbone and return it; raise a TypeError if it is not supported."""
 
+    def undo(self, backbone: nn.Module, /) -> None:
+        """Change a backbone back."""
+
 
 class EncoderOptions(TypedDict):
     """The arguments of every encoder, documented in `Encoder`."""
@@ -160,7 +163,17 @@ class Encoder(nn.Module, ABC):
         """Encode uint8 frames (B, T·f, 3, S, S) to tokens (B, T, H, W, C) in the storage format."""
         return quantize(self.tokens(frames), self.storage_dtype)
 
-    @torch.no_grad()
+    def unmerged_tokens(self, frames: Tensor) -> Tensor:
+        """Return what `tokens` would return without merging inside the backbone, up to rounding, for a comparison."""
+        merge, backbone = self.merge, self._on(frames.device).backbone
+        if merge is None:
+            return self._tokens(frames, chunk=self.frames.frames_per_step)
+        merge.undo(backbone)
+        try:
+            return self._tokens(frames, chunk=self.frames.frames_per_step)
+        finally:
+            merge(backbone)
+
     def tokens(self, frames: Tensor) -> Tensor:
         """Encode uint8 frames (B, T·f, 3, S, S) to tokens (B, T, H, W, C) without rounding.
 
@@ -177,6 +190,11 @@ class Encoder(nn.Module, ABC):
                 f"expected frames (B, T·{self.frames.frames_per_step}, {', '.join(map(str, expected))}), "
                 f"got {tuple(frames.shape)}"
             )
+        return self._tokens(frames, chunk=self.chunk)
+
+    @torch.no_grad()
+    def _tokens(self, frames: Tensor, *, chunk: int) -> Tensor:
+        """Encode frames, `chunk` at a time."""
         device = frames.device.type
         arithmetic = torch.autocast(
             device, dtype=getattr(torch, self.precision), enabled=self.precision != "float32", cache_enabled=False
@@ -184,8 +202,8 @@ class Encoder(nn.Module, ABC):
         with _float32_by_default(), arithmetic:
             backbone, mean, std = self._on(frames.device)
             tokens: list[Tensor] = []
-            for part in frames.flatten(0, 1).split(self.chunk):
-                full = pad(part, (0,) * 7 + (self.chunk - len(part),))  # (chunk, 3, S, S)
+            for part in frames.flatten(0, 1).split(chunk):
+                full = pad(part, (0,) * 7 + (chunk - len(part),))  # (chunk, 3, S, S)
                 encoded = self.encode(backbone, (full.float() / 255 - mean) / std).float()
                 tokens.append(encoded[: len(part) // self.frames.frames_per_step])
         steps = frames.shape[1] // self.frames.frames_per_step

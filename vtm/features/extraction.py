@@ -27,16 +27,10 @@ from vtm.system.progress import Progress
 from vtm.video.decoding import VideoError
 
 _FRAMES = 64  # minimum number of frames to decode at a time
+_COMPARED = 4  # steps to compare with and without merging inside the encoder
 
 
-def extract(
-    data: VideoDataModule,
-    store: FeatureStore,
-    encoder: Encoder,
-    *,
-    device: torch.device,
-    build_unmerged: Callable[[], Encoder] | None = None,
-) -> dict[str, str]:
+def extract(data: VideoDataModule, store: FeatureStore, encoder: Encoder, *, device: torch.device) -> dict[str, str]:
     """Store the features of all videos of a data set that are not stored yet and not held by another process.
 
     Args:
@@ -44,8 +38,6 @@ def extract(
         store: store to write the features to.
         encoder: encoder of the features.
         device: device of the encoder.
-        build_unmerged: function that builds the encoder without merging inside, if it merges; the error of merging is
-            measured with it on a few frames.
 
     Returns:
         Error messages of the videos that could not be stored, by video id.
@@ -58,7 +50,7 @@ def extract(
     remove_leftovers(Path(store.folder))
     queue = WorkQueue(data, store)
     steps = -(-_FRAMES // encoder.chunk) * encoder.chunk // encoder.frames.frames_per_step
-    _estimate(queue, encoder, device, steps, build_unmerged)
+    _estimate(queue, encoder, device, steps)
     loader: DataLoader[_Chunk] = DataLoader(
         _Chunks(data.source.read),
         batch_size=None,
@@ -171,13 +163,7 @@ def _write(writer: FeatureWriter, encoder: Encoder, content: StepData, device: t
     writer.add(Quantized(values, scale), content.motion, content.from_codec, content.substituted)
 
 
-def _estimate(
-    queue: WorkQueue,
-    encoder: Encoder,
-    device: torch.device,
-    steps: int,
-    build_unmerged: Callable[[], Encoder] | None,
-) -> None:
+def _estimate(queue: WorkQueue, encoder: Encoder, device: torch.device, steps: int) -> None:
     """Print the estimated disk space and time, from the lengths of a sample of videos and a trial on one of them.
 
     With merging inside the encoder, print also its error on the frames of the trial.
@@ -200,11 +186,11 @@ def _estimate(
             continue
     if trial is None:
         return
-    frames = trial.inputs.to(device)[None]
+    frames = trial.inputs[: encoder.chunk].to(device)[None]
     tokens = encoder.tokens(frames)  # the first call loads the weights and is not timed
     start = time.perf_counter()
     tokens = encoder.tokens(frames).cpu()
-    encoding = (time.perf_counter() - start) / len(trial.substituted)
+    encoding = (time.perf_counter() - start) / tokens.shape[1]
     total = len(todo) * sum(lengths) / len(lengths)
     cells = encoder.grid.num_tokens
     needed = total * cells * (encoder.channels * getattr(torch, encoder.storage_dtype).itemsize + 8)
@@ -227,8 +213,8 @@ def _estimate(
             + ", ".join(f"{storage} {_error(tokens, storage):.2g}" for storage in ("bfloat16", "float16", "int8"))
             + f"; chosen: {encoder.storage_dtype}"
         )
-        if build_unmerged is not None:
-            expected = build_unmerged().tokens(frames[:, : encoder.chunk]).cpu()
+        if encoder.merge and encoder.merge.key:
+            expected = encoder.unmerged_tokens(frames[:, : _COMPARED * encoder.frames.frames_per_step]).cpu()
             _report_merging(tokens[:, : expected.shape[1]], expected)
     if needed > free:
         raise OSError(

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from vtm.merging import unmerge
-from vtm.patching.patch import patch, recording
+from vtm.patching.patch import patch, recording, unpatch
 from vtm.patching.reduction import Reduction, drop_random, merge_random
 from vtm.patching.schedules import SHAPES, Shape
 
@@ -53,6 +53,11 @@ class DenseMerge:
         patch(model, self._schedule, reduce=self.reduce, proportional=self.proportional)
         model.forward_features = _DenseFeatures(model)  # type: ignore[assignment]
         return model
+
+    def undo(self, model: Any) -> None:
+        """Undo the patch of a model in place."""
+        del model.forward_features
+        unpatch(model)
 
     def _schedule(self, model: Any) -> list[int]:
         return SHAPES[self.shape](len(model.blocks), self.count)
