@@ -100,6 +100,15 @@ def test_nothing_is_said_of_what_is_right(arguments):
         (["entirely_different_words=1"], "'entirely_different_words' is unknown; --cfg job shows all keys"),
         (["experiment=lvu_scene", "num_classes=6"], "'num_classes' is unknown; the number of classes is read from"),
         (["merging=none", "merging.gamma=3"], "'merging.gamma' is unknown; --cfg job"),
+        (
+            ["encoder.merge.count=4"],
+            "'encoder.merge.count' is unknown, because encoder.merge is null; add encoder/merge=tome",
+        ),
+        (
+            ["encoder/merge=tome", "encoder.merge.cout=4"],
+            "'encoder.merge.cout' is unknown; did you mean 'encoder.merge.c",
+        ),
+        (["encoder/merge=tom"], "'encoder/merge=tom' is unknown; did you mean 'encoder/merge=tome'?"),
         (["merging=xyz"], "'merging=xyz' is unknown; expected one of boundary, center, learnable, "),
         (["demo"], "'demo' is not an override; write key=value, such as experiment=demo"),
         (["trainer.max_epochs=abc"], "trainer.max_epochs=abc: expected a whole number, such as 8"),

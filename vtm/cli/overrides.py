@@ -84,7 +84,7 @@ def near_misses(arguments: list[str], config_dir: Path, config_name: str) -> lis
             lines += _wrong_options(override, options[name])
         elif keys and not (override.is_add() or override.is_force_add() or override.is_delete()):
             if name not in keys:
-                lines.append(_unknown_key(override, keys))
+                lines.append(_unknown_key(override, keys, options))
             else:
                 found = [_wrong_kind(override, value, keys[name]) for value in _values(override)]
                 lines += [line for line in found if line]
@@ -129,10 +129,13 @@ def _wrong_options(override: Override, options: list[str]) -> list[str]:
     return lines
 
 
-def _unknown_key(override: Override, keys: dict[str, Any]) -> str:
+def _unknown_key(override: Override, keys: dict[str, Any], options: dict[str, list[str]]) -> str:
     """Describe a key that the configuration does not have, with those that resemble it and can be set."""
     name = override.key_or_group
     parent, _, last = name.rpartition(".")
+    if (group := parent.replace(".", "/")) in options and keys.get(parent, parent) is None:
+        choices = " or ".join(f"{group}={option}" for option in options[group] if option != "none")
+        return f"{name!r} is unknown, because {parent} is null; add {choices}"
     place = parent or "trainer"  # most arguments that people add are those of Lightning's Trainer
     arguments = _arguments(keys.get(place))
     if last in arguments and f"{place}.{last}" not in keys:
