@@ -7,6 +7,7 @@ second forward, or another thread could mix up. In half precision a number takes
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -18,6 +19,9 @@ from vtm.merging.merge import average, group_sum
 from vtm.patching.reduction import Reduction, most_reduced
 
 Heads = Literal["mean", "concat"]
+
+_HALF = (torch.float16, torch.bfloat16)
+_kept = threading.local()  # .output: the last (module, output) that `keep_output` kept in this thread
 
 
 class State(NamedTuple):
@@ -73,8 +77,10 @@ class Merging:
         heads: "mean" to average the keys over the heads, "concat" to concatenate them.
         proportional: whether to add the logarithm of the sizes to the attention logits.
         frames: number of frames whose tokens are kept apart; None if all tokens may meet.
+        whole: number of tokens that the first block must be given if tokens are kept apart; None for any.
         space_major: whether the tokens are ordered by place and then by frame, not by frame and then by place.
         last: whether this is the last block.
+        pooled: whether this is the last block and the sizes are needed after it, for `pool="size"`.
         trace: where to record; None outside of `recording`.
         checked: whether the block may leave the work to the original forward; False during the self-check.
     """
@@ -87,35 +93,46 @@ class Merging:
     heads: Heads
     proportional: bool
     frames: int | None
+    whole: int | None
     space_major: bool
     last: bool
+    pooled: bool
     trace: Trace | None = None
     checked: bool = True
 
     def is_idle(self, x: Tensor) -> bool:
         """Return whether the original forward does all there is to do: no state yet, and nothing to take away."""
-        return self.checked and x.shape[-1] == self.width and self._count(x.shape[1]) == 0
+        return self.checked and not self.pooled and x.shape[-1] == self.width and self._count(x.shape[1]) == 0
 
     def enter(self, x: Tensor) -> State:
-        """Split the state off x (B, N, C + channels of the state); without a state, start one."""
+        """Split the state off x (B, N, C + channels of the state); without a state, start one.
+
+        Raises:
+            ValueError: if x without a state has too many tokens, or not all tokens of the frames.
+        """
         batch, num_tokens, channels = x.shape
-        exact = torch.promote_types(x.dtype, torch.float32)
-        if channels == self.width:
-            place = torch.arange(num_tokens, device=x.device).expand(batch, num_tokens)
-            return State(x, x.new_ones(batch, num_tokens, dtype=exact), place)
-        x, state = x.split([self.width, channels - self.width], dim=-1)
-        size, place = (part.to(exact).sum(-1) for part in state.detach().chunk(2, dim=-1))
-        return State(x, size, place.round().to(torch.int64))
+        if channels != self.width:
+            tokens, size, place = split_state(x, self.width)
+            return State(tokens, size, place)
+        if self.frames is not None and self.checked and num_tokens != (self.whole or num_tokens):
+            raise ValueError(
+                f'groups="frame" needs all {self.whole} tokens of a clip, got {num_tokens}: masking has taken tokens '
+                'away without regard to frames; patch with groups="clip"'
+            )
+        if x.dtype in _HALF and num_tokens > 65_504:
+            raise ValueError(f"in {x.dtype} a clip can have up to 65,504 tokens while it is merged, got {num_tokens}")
+        place = torch.arange(num_tokens, device=x.device).expand(batch, num_tokens)
+        return State(x, x.new_ones(batch, num_tokens, dtype=torch.promote_types(x.dtype, torch.float32)), place)
 
     def leave(self, state: State) -> Tensor:
         """Join the state to x, for the next block; the last block returns x alone."""
-        if self.last:
+        if self.last and not self.pooled:
             return state.x
         parts = [state.x]
         for value in (state.size, state.place):
             high = value.to(state.x.dtype)
             parts.append(high[..., None])
-            if state.x.dtype in (torch.float16, torch.bfloat16):
+            if state.x.dtype in _HALF:
                 parts.append((value - high.to(torch.float32)).to(state.x.dtype)[..., None])
         return torch.cat(parts, dim=-1)
 
@@ -146,11 +163,14 @@ class Merging:
         Raises:
             RuntimeError: if keys are needed, and None is given.
         """
-        count = self._count(state.x.shape[1])
+        num_tokens = state.x.shape[1]
+        count = self._count(num_tokens)
+        if not count and self.checked:
+            return state
+        if keys is None or keys.ndim != 4 or keys.shape[2] != num_tokens:
+            raise RuntimeError(f"block {self.block} computes its keys in another way than vtm expects; it cannot merge")
         if not count:
             return state
-        if keys is None:
-            raise RuntimeError(f"block {self.block} computes its keys in another way than vtm expects; it cannot merge")
         keys = keys.detach()
         keys = keys.mean(1) if self.heads == "mean" else keys.transpose(1, 2).flatten(2)
         grouping, weights = self._reduce(keys, state.size, count)
@@ -203,15 +223,23 @@ class Merging:
         return (values.transpose(1, 2) if self.space_major else values).flatten(1)
 
 
+def split_state(x: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Split x (B, N, C + channels of the state) into tokens (B, N, C), sizes and places (B, N); see `State`."""
+    exact = torch.promote_types(x.dtype, torch.float32)
+    size, place = (part.to(exact).sum(-1) for part in x[..., width:].detach().chunk(2, dim=-1))
+    return x[..., :width], size, place.round().to(torch.int64)
+
+
 def keep_output(module: nn.Module, args: Any, output: Tensor) -> None:
-    """Keep the output of a module until `take_output`: a forward hook."""
-    module.kept_output = output
+    """Keep the output of a module until `take_output`, for this thread alone: a forward hook."""
+    _kept.output = (module, output)
 
 
 def take_output(module: nn.Module) -> Tensor | None:
-    """Return the output that `keep_output` kept, and forget it; None if it kept none."""
-    output: Tensor | None = module.__dict__.pop("kept_output", None)
-    return output
+    """Return the output of a module that `keep_output` kept, and forget it; None if it kept none."""
+    kept, output = getattr(_kept, "output", (None, None))
+    _kept.output = (None, None)
+    return output if kept is module else None
 
 
 def split_heads(keys: Tensor | None, num_heads: int) -> Tensor | None:

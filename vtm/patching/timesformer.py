@@ -13,7 +13,8 @@ from torch import Tensor
 from transformers.models.timesformer.modeling_timesformer import TimesformerLayer, TimesformerModel
 
 from vtm.patching.block import Merging, State, take_output
-from vtm.patching.patch import Facts, Host
+from vtm.patching.host import Facts, Host
+from vtm.patching.pooling import TakeState
 
 
 class MergingTimesformerLayer(TimesformerLayer):  # type: ignore[misc]
@@ -91,8 +92,19 @@ def _facts(model: Any) -> Facts:
     )
 
 
+def _take_off(model: Any) -> None:
+    model.layernorm.register_forward_pre_hook(TakeState(model.config.hidden_size))
+
+
 HOSTS = (
     Host(
-        TimesformerModel, "encoder.layer", TimesformerLayer, MergingTimesformerLayer, "attention.attention.qkv", _facts
+        TimesformerModel,
+        "encoder.layer",
+        TimesformerLayer,
+        MergingTimesformerLayer,
+        "attention.attention.qkv",
+        _facts,
+        _take_off,
+        returns_hidden=True,
     ),
 )

@@ -9,7 +9,8 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor
 
 from vtm.patching.block import Merging, take_output
-from vtm.patching.patch import Facts, Host
+from vtm.patching.host import Averaging, Facts, Host
+from vtm.patching.pooling import TakeState, check_mean, mean_by_size, pass_sizes
 
 
 class MergingBlock(Block):
@@ -54,6 +55,55 @@ class MergingEvaBlock(EvaBlock):
         return merging.leave(state._replace(x=x))
 
 
+class WeighingVisionTransformer(VisionTransformer):
+    """A ViT of timm that weighs each token by its size where it averages the tokens."""
+
+    def pool(self, x: Tensor, pool_type: str | None = None) -> Tensor:
+        """Pool tokens (B, N, C) to (B, C)."""
+        if not _averages(self, pool_type):
+            return super().pool(x, pool_type)
+        return mean_by_size(x, skip=0 if self.pool_include_prefix else self.num_prefix_tokens)
+
+
+class WeighingEva(Eva):
+    """An EVA model of timm that weighs each token by its size where it averages the tokens."""
+
+    def pool(self, x: Tensor, pool_type: str | None = None) -> Tensor:
+        """Pool tokens (B, N, C) to (B, C)."""
+        return (
+            mean_by_size(x, skip=self.num_prefix_tokens) if _averages(self, pool_type) else super().pool(x, pool_type)
+        )
+
+
+def _averages(model: Any, pool_type: str | None) -> bool:
+    """Return whether the model averages its tokens, which `reset_classifier` may have changed since it was patched."""
+    pool_type = model.global_pool if pool_type is None else pool_type
+    if pool_type == "avgmax":
+        raise ValueError('pool="size" does not weigh the mean of global_pool = avgmax; patch with pool="plain"')
+    return model.attn_pool is None and pool_type == "avg"
+
+
+def _pooling_problem(model: Any) -> str | None:
+    if model.attn_pool is not None:
+        return f"pools them by attention (global_pool = {model.global_pool})"
+    if model.global_pool == "token":
+        return "takes the class token (global_pool = token)"
+    return None if model.global_pool == "avg" else f"has global_pool = {model.global_pool or 'none'}"
+
+
+def _take_off(model: Any) -> None:
+    model.norm.register_forward_pre_hook(TakeState(model.embed_dim))
+    model.norm.register_forward_hook(pass_sizes)
+
+
+def _averaging(model: Any, weighing: Any) -> Averaging:
+    def check(patched: Any) -> None:
+        pools = [lambda x, kind=kind: kind.pool(patched, x) for kind in (weighing, model)]
+        check_mean(model.__name__, patched.embed_dim, *pools)
+
+    return Averaging(model, weighing, _pooling_problem, check)
+
+
 def _refuse_causal(is_causal: bool) -> None:
     if is_causal:
         raise ValueError(
@@ -62,13 +112,25 @@ def _refuse_causal(is_causal: bool) -> None:
 
 
 def _rope_at_places(rope: Tensor, place: Tensor, protected: int) -> Tensor:
-    """Take the rotary embedding (N0 − p, E) of each token at its place: (B, 1, N − p, E)."""
-    if rope.ndim != 2:
-        raise ValueError(
-            f"expected rotary embeddings (N, E) that all heads and blocks share, got shape {tuple(rope.shape)}; models "
-            "with mixed rotary embeddings cannot be patched"
-        )
-    return rope[place[:, protected:] - protected][:, None]
+    """Take the rotary embedding of each token at its place: (B, 1, N − p, E).
+
+    Args:
+        rope: (N0 − p, E), or (B, 1, N0 − p, E) after patch dropout.
+        place: (B, N).
+        protected: p.
+
+    Raises:
+        ValueError: if the heads have rotary embeddings of their own.
+    """
+    place = place[:, protected:] - protected
+    if rope.ndim == 2:
+        return rope[place][:, None]
+    if rope.ndim == 4 and rope.shape[:2] == (len(place), 1):
+        return rope.gather(2, place[:, None, :, None].expand(-1, -1, -1, rope.shape[-1]))
+    raise ValueError(
+        f"expected rotary embeddings (N, E) or (B, 1, N, E) that all heads and blocks share, got shape "
+        f"{tuple(rope.shape)}; models with mixed rotary embeddings cannot be patched"
+    )
 
 
 def _facts(model: Any) -> Facts:
@@ -80,9 +142,16 @@ _REST: Any = {
     "blocks": "blocks",
     "key_layer": "attn.k_norm",
     "facts": _facts,
+    "take_off": _take_off,
     "unusable": ("forward_intermediates", "get_intermediate_layers", "prune_intermediate_layers"),
 }
 HOSTS = (
-    Host(VisionTransformer, block=Block, merging=MergingBlock, **_REST),
-    Host(Eva, block=EvaBlock, merging=MergingEvaBlock, **_REST),
+    Host(
+        VisionTransformer,
+        block=Block,
+        merging=MergingBlock,
+        averaging=_averaging(VisionTransformer, WeighingVisionTransformer),
+        **_REST,
+    ),
+    Host(Eva, block=EvaBlock, merging=MergingEvaBlock, averaging=_averaging(Eva, WeighingEva), **_REST),
 )

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import threading
 from copy import copy
+from functools import partial
 from typing import Any
 
-from torch import Tensor
-from transformers import AttentionInterface
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, VideoMAEConfig
+from transformers.modeling_outputs import BaseModelOutput, ImageClassifierOutput
+from transformers.models.videomae import modeling_videomae
 from transformers.models.videomae.modeling_videomae import (
+    VideoMAEForPreTraining,
     VideoMAELayer,
     VideoMAEModel,
     eager_attention_forward,
 )
+from transformers.utils.generic import can_return_tuple
 
 from vtm.patching.block import Merging, split_heads, take_output
-from vtm.patching.patch import Facts, Host
+from vtm.patching.host import Averaging, Facts, Host, check_implementation
+from vtm.patching.pooling import TakeStateOfOutput, check_mean, mean_by_size
 
 _ATTENTION = "vtm_proportional"
+_given = threading.local()  # .bias: attention that is running in this thread, and what to add to its logits
 
 
 class MergingVideoMAELayer(VideoMAELayer):  # type: ignore[misc]
@@ -32,21 +41,45 @@ class MergingVideoMAELayer(VideoMAELayer):  # type: ignore[misc]
             return output
         state = merging.enter(hidden_states)
         attention = self.attention.attention
-        attention.kept_bias = merging.bias(state, None)  # the attention of VideoMAE passes no mask
+        _given.bias = (attention, merging.bias(state, None))  # the attention of VideoMAE passes no mask
         try:
             attended = self.attention(self.layernorm_before(state.x), **kwargs)
         finally:
-            del attention.kept_bias
+            _given.bias = (None, None)
         keys = split_heads(take_output(attention.key), attention.num_attention_heads)
         state = merging.apply(state._replace(x=attended + state.x), keys)
         x = self.output(self.intermediate(self.layernorm_after(state.x)), state.x)
         return merging.leave(state._replace(x=x))
 
 
+class VideoMAEForVideoClassification(modeling_videomae.VideoMAEForVideoClassification):  # type: ignore[misc]
+    """A VideoMAE that weighs each token by its size where it averages the tokens.
+
+    It has the name of the original class, because `save_pretrained` writes the name into the configuration.
+    """
+
+    @can_return_tuple  # type: ignore[untyped-decorator]
+    def forward(self, pixel_values: Tensor | None = None, labels: Tensor | None = None, **kwargs: Any) -> Any:
+        """Classify clips (B, T, 3, H, W)."""
+        outputs = self.videomae(pixel_values, **kwargs)
+        logits = self.classifier(self.fc_norm(mean_by_size(outputs.last_hidden_state)))
+        return ImageClassifierOutput(
+            loss=None if labels is None else self.loss_function(labels, logits, self.config, **kwargs),
+            logits=logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
 def attend_proportionally(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: None, **kwargs: Any) -> Any:
-    """Attend as the model's own implementation does, with the bias that the block has left on the module."""
-    attend = AttentionInterface().get_interface(module.own_attention, eager_attention_forward)
-    return attend(module, query, key, value, getattr(module, "kept_bias", None), **kwargs)
+    """Attend as the model's own implementation does, with the bias that the block has given.
+
+    Raises:
+        ValueError: if that implementation takes no bias.
+    """
+    attend = AttentionInterface().get_interface(check_implementation(module.own_config), eager_attention_forward)
+    attention, bias = getattr(_given, "bias", (None, None))
+    return attend(module, query, key, value, bias if attention is module else None, **kwargs)
 
 
 AttentionInterface.register(_ATTENTION, attend_proportionally)  # at import, so that a pickled model finds it
@@ -55,7 +88,7 @@ AttentionInterface.register(_ATTENTION, attend_proportionally)  # at import, so 
 def _prepare(block: Any) -> None:
     """Let the attention of a block take a bias; the configuration is copied, because all blocks share it."""
     attention = block.attention.attention
-    attention.own_config, attention.own_attention = attention.config, attention.config._attn_implementation
+    attention.own_config = attention.config
     attention.config = copy(attention.config)
     attention.config._attn_implementation = _ATTENTION
 
@@ -64,13 +97,50 @@ def _restore(block: Any) -> None:
     attention = block.attention.attention
     if hasattr(attention, "own_config"):
         attention.config = attention.own_config
-        del attention.own_config, attention.own_attention
+        del attention.own_config
+
+
+def _pooling_problem(model: Any) -> str | None:
+    return "takes the first token (use_mean_pooling = False)" if model.fc_norm is None else None
+
+
+def _take_off(model: Any) -> None:
+    model.encoder.register_forward_hook(TakeStateOfOutput(model.config.hidden_size))
+
+
+class _Given(nn.Module):
+    """A model that returns given tokens."""
+
+    tokens: Tensor
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Return them."""
+        return BaseModelOutput(last_hidden_state=self.tokens)
+
+
+def _check(patched: Any) -> None:
+    """Compare the logits of a tiny model of the library with those of the same model that weighs the tokens."""
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        config = VideoMAEConfig(image_size=16, num_frames=2, num_hidden_layers=0, hidden_size=12)
+        model = modeling_videomae.VideoMAEForVideoClassification(config).eval()
+    model.videomae = given = _Given()
+
+    def logits(kind: Any, tokens: Tensor) -> Any:
+        given.tokens = tokens
+        return kind.forward(model, None).logits
+
+    weighing, plain = VideoMAEForVideoClassification, modeling_videomae.VideoMAEForVideoClassification
+    check_mean(plain.__name__, config.hidden_size, partial(logits, weighing), partial(logits, plain))
 
 
 def _facts(model: Any) -> Facts:
     config = model.config
-    frames = config.num_frames // config.tubelet_size
-    return Facts(config.hidden_size, frames=frames, attention=config._attn_implementation)
+    return Facts(
+        config.hidden_size,
+        frames=config.num_frames // config.tubelet_size,
+        whole=model.embeddings.num_patches,
+        config=config,
+    )
 
 
 HOSTS = (
@@ -81,6 +151,15 @@ HOSTS = (
         MergingVideoMAELayer,
         "attention.attention.key",
         _facts,
+        _take_off,
+        returns_hidden=True,
+        averaging=Averaging(
+            modeling_videomae.VideoMAEForVideoClassification,
+            VideoMAEForVideoClassification,
+            _pooling_problem,
+            _check,
+        ),
+        unsuited=(VideoMAEForPreTraining,),
         prepare=_prepare,
         restore=_restore,
     ),

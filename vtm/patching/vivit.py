@@ -8,7 +8,8 @@ from torch import Tensor
 from transformers.models.vivit.modeling_vivit import VivitLayer, VivitModel
 
 from vtm.patching.block import Merging, split_heads, take_output
-from vtm.patching.patch import Facts, Host
+from vtm.patching.host import Facts, Host, check_implementation
+from vtm.patching.pooling import TakeState
 
 
 class MergingVivitLayer(VivitLayer):  # type: ignore[misc]
@@ -23,6 +24,8 @@ class MergingVivitLayer(VivitLayer):  # type: ignore[misc]
             output: Tensor = super().forward(hidden_states, attention_mask, **kwargs)
             return output
         state = merging.enter(hidden_states)
+        if attention_mask is not None or merging.proportional:
+            check_implementation(self.attention.config)
         attended, _ = self.attention(self.layernorm_before(state.x), merging.bias(state, attention_mask), **kwargs)
         x = self.dropout(attended) + state.x
         keys = split_heads(take_output(self.attention.k_proj), self.attention.num_attention_heads)
@@ -34,7 +37,15 @@ class MergingVivitLayer(VivitLayer):  # type: ignore[misc]
 def _facts(model: Any) -> Facts:
     config = model.config
     frames = config.num_frames // config.tubelet_size[0]
-    return Facts(config.hidden_size, protected=1, frames=frames, attention=config._attn_implementation)
+    return Facts(config.hidden_size, protected=1, frames=frames, config=config)
 
 
-HOSTS = (Host(VivitModel, "layers", VivitLayer, MergingVivitLayer, "attention.k_proj", _facts),)
+def _take_off(model: Any) -> None:
+    model.layernorm.register_forward_pre_hook(TakeState(model.config.hidden_size))
+
+
+HOSTS = (
+    Host(
+        VivitModel, "layers", VivitLayer, MergingVivitLayer, "attention.k_proj", _facts, _take_off, returns_hidden=True
+    ),
+)
