@@ -11,11 +11,17 @@ from torch import Tensor
 
 
 class Reduced(NamedTuple):
-    """The tokens of one clip that are left: x (N', C), size (N'), and of each the indices of the tokens it holds."""
+    """The tokens of one clip that are left: x (N', C), size (N'), and of each the indices of the tokens it holds.
+
+    The anchors are the indices of the tokens that the others were merged into; the similarities are those of the tokens
+    that were taken away.
+    """
 
     x: Tensor
     size: Tensor
     members: list[list[int]]
+    anchors: list[int]
+    similarities: list[float]
 
 
 def cosine(a: Tensor, b: Tensor) -> float:
@@ -24,7 +30,15 @@ def cosine(a: Tensor, b: Tensor) -> float:
 
 
 def reduce_loops(
-    keys: Tensor, x: Tensor, size: Tensor, count: int, *, mode: str, protected: int = 0, threshold: float = 0.0
+    keys: Tensor,
+    x: Tensor,
+    size: Tensor,
+    count: int,
+    *,
+    mode: str,
+    protected: int = 0,
+    threshold: float = 0.0,
+    scores: Tensor | None = None,
 ) -> Reduced:
     """Reduce one clip.
 
@@ -36,17 +50,22 @@ def reduce_loops(
         mode: "merge", "drop" or "hybrid".
         protected: number of leading tokens that stay.
         threshold: similarity below which a source replaces its target, for "hybrid".
+        scores: (⌈N/2⌉, ⌊N/2⌋), scores of the even and the odd tokens in place of the similarities of their keys.
     """
     num_tokens = len(keys)
     sources = [n for n in range(protected, num_tokens) if n % 2 == 0]
     targets = [n for n in range(protected, num_tokens) if n % 2 == 1]
     best: dict[int, tuple[float, int]] = {}
     for source in sources:
-        best[source] = max(((cosine(keys[source], keys[target]), -target) for target in targets), default=(0.0, 0))
+        found = (
+            cosine(keys[source], keys[target]) if scores is None else float(scores[source // 2, target // 2])
+            for target in targets
+        )
+        best[source] = max(zip(found, (-target for target in targets), strict=True), default=(0.0, 0))
     by_similarity = sorted(sources, key=lambda source: -best[source][0])
     taken, kept = by_similarity[:count], by_similarity[count:]
     if not count:  # nothing changes, not even the order
-        return Reduced(x, size, [[n] for n in range(num_tokens)])
+        return Reduced(x, size, [[n] for n in range(num_tokens)], list(range(num_tokens)), [])
     if protected:
         kept = sorted(kept)
     left = [*range(protected), *kept, *targets]
@@ -68,4 +87,6 @@ def reduce_loops(
         torch.stack([total / weight for total, weight, _ in rows]),
         torch.stack([weight for _, weight, _ in rows]),
         [sorted(members) for *_, members in rows],
+        left,
+        [best[source][0] for source in taken],
     )
