@@ -90,3 +90,27 @@ def reduce_loops(
         left,
         [best[source][0] for source in taken],
     )
+
+
+def tome_order(keys: Tensor, count: int, *, cls: bool, distilled: bool) -> list[list[int]]:
+    """Return the indices of the tokens of each group, in the order of ToMe (its code; Bolya et al. 2023, section 3).
+
+    CLS is one of the even tokens and the distillation token one of the odd ones, and neither is similar to any token.
+    """
+    even, odd = range(0, len(keys), 2), range(1, len(keys), 2)
+    scores = {
+        (a, b): -math.inf if (cls and a == 0) or (distilled and b == 1) else cosine(keys[a], keys[b])
+        for a in even
+        for b in odd
+    }
+    best = {a: max(odd, key=lambda b, a=a: scores[a, b]) for a in even}
+    order = sorted(even, key=lambda a: -scores[a, best[a]])
+    taken, kept = order[:count], order[count:]
+    if cls:
+        kept = sorted(kept)
+    groups = {n: [n] for n in [*kept, *odd]}
+    for a in taken:
+        groups[best[a]].append(a)
+    targets = list(odd)
+    left = [kept[0], targets[0], *kept[1:], *targets[1:]] if distilled else [*kept, *targets]
+    return [sorted(groups[n]) for n in left]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.patching.loops import reduce_loops
+from tests.patching.loops import reduce_loops, tome_order
 from vtm.merging import Grouping, Tokens, merge
 from vtm.patching.reduction import (
     drop_random,
@@ -56,6 +56,17 @@ def test_reductions_equal_the_loops(mode: str, protected: int, num_tokens: int) 
             assert members(grouping, row) == expected.members  # in the same order
             torch.testing.assert_close(reduced.x[row], expected.x)
             assert torch.equal(reduced.size[row] if count else weights[row], expected.size)
+
+
+@pytest.mark.parametrize("protected", [0, 1, 2])
+@pytest.mark.parametrize("num_tokens", [4, 5, 11, 18, 31])
+def test_protected_tokens_in_front_leave_the_order_of_tome(protected: int, num_tokens: int) -> None:
+    keys, _, size = random_case(num_tokens, seed=num_tokens + 1)
+    for count in range(1, most_reduced(num_tokens, protected) + 1):
+        grouping, _ = merge_similar(keys, size, count, protected=protected)
+        for row in range(2):
+            expected = tome_order(keys[row], count, cls=protected > 0, distilled=protected > 1)
+            assert members(grouping, row) == expected
 
 
 @pytest.mark.parametrize("reduce", ALL)
