@@ -8,7 +8,7 @@ import torch
 
 from vtm.benchmark.measuring import Result
 from vtm.benchmark.report import Report, machine
-from vtm.benchmark.rows import Row, Setting
+from vtm.benchmark.rows import Row
 
 PLAIN = Row("none", plain=True), Result(8.0, 4 * 10**9, 800 * 10**9, 10**8, 5 * 10**9, 200e9)
 FUSED = Row("none"), Result(4.0, 10**9, 800 * 10**9, 10**8, 2 * 10**9, 200e9)
@@ -112,7 +112,7 @@ def test_the_files_are_replaced_whole(report, tmp_path):
 
 
 def test_the_machine_is_named():
-    named = machine(Setting(4, 2, 2, 8, "cpu", threads=3, repeats=1, limit=1), "abc")
+    named = machine("cpu", 3, "abc")
     assert named["cpu"].endswith("cores")
     assert named["threads"] == "3 threads"
     assert named["python"] == f"Python {platform.python_version()}"

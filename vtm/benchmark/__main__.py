@@ -7,17 +7,17 @@ channels, and the rest as in `conf/`. It prints each row when it is measured, an
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from collections.abc import Collection
 from contextlib import suppress
-from datetime import datetime, timedelta
+from datetime import timedelta
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from hydra.errors import InstantiationException
 
+from vtm.benchmark.options import chosen_device, count_option, counts_option, device_option, stamped_folder
 from vtm.benchmark.rows import Row, Setting, default_tables, full_tables, long_tables
 from vtm.cli.errors import concise_errors
 from vtm.system.progress import Progress
@@ -25,6 +25,11 @@ from vtm.system.progress import Progress
 
 def main() -> None:
     """Measure the tables chosen on the command line."""
+    if sys.argv[1:2] == ["merging"]:  # overrides contain "="
+        from vtm.benchmark.merging import command
+
+        command.main(sys.argv[2:])
+        return
     given = _arguments()
     with concise_errors():
         _run(given)
@@ -41,15 +46,11 @@ def _run(given: dict[str, Any]) -> None:
     from vtm.benchmark.report import Report, machine
     from vtm.results.record import source_commit
 
-    device = given.pop("device") or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = chosen_device(given.pop("device"))
     kinds = {"batches": given.pop("batch"), "precisions": given.pop("precision")}
     full, long, encoder, only, out = (given.pop(name) for name in ("full", "long", "encoder", "only", "out"))
     setting = Setting(**given | {"device": device, "threads": given["threads"] or torch.get_num_threads()})
     gpu = torch.device(device).type != "cpu"
-    if gpu and (torch.device(device).index or 0) >= torch.cuda.device_count():
-        raise ValueError(
-            f"--device {device} does not exist: torch finds {torch.cuda.device_count()} GPUs; choose another"
-        )
     if full:
         tables = full_tables(**kinds, encoder=encoder or gpu)
     else:
@@ -62,7 +63,7 @@ def _run(given: dict[str, Any]) -> None:
     rows = {identity(row, setting): row for row in chain.from_iterable(tables.values())}  # raises for wrong overrides
     needs(next(row for row in rows.values() if row.strategy == "learnable"), setting)
 
-    report = Report(machine(setting, source_commit(Path(__file__))), _shape(setting))
+    report = Report(machine(device, setting.threads, source_commit(Path(__file__))), _shape(setting))
     print("; ".join(report.machine.values()), report.shape, f"written to {out}", sep="\n")
     least = _least_seconds(rows.values(), setting)
     print(f"{len(rows)} rows, which take at least {timedelta(seconds=round(least))} on this machine", flush=True)
@@ -115,7 +116,8 @@ def _arguments() -> dict[str, Any]:
         description="Measure time and memory of the network on this machine, and count its arithmetic, for each "
         "strategy, γ, L, R, batch size, precision and torch.compile.",
         epilog="A small example: python -m vtm.benchmark --only strategies --height 4 --width 4 "
-        "--channels 256 --batch 1 --precision 32-true",
+        "--channels 256 --batch 1 --precision 32-true. Training-free merging has a benchmark of its own: "
+        "python -m vtm.benchmark merging --help",
     )
     parser.add_argument("overrides", nargs="*", help="overrides of conf/train.yaml, such as merging.partition_factor=4")
     parser.add_argument("--full", action="store_true", help="measure all combinations, not one factor at a time")
@@ -124,18 +126,20 @@ def _arguments() -> dict[str, Any]:
     )
     parser.add_argument("--encoder", action="store_true", help="also measure with the encoder (always on a GPU)")
     parser.add_argument("--only", default="", help=f"only tables with this text in the title: {_titles()}")
-    parser.add_argument("--device", type=_device, help="cpu, cuda or cuda:1 (default: cuda if available)")
-    parser.add_argument("--threads", type=_count, help="number of CPU threads (default: torch's choice)")
+    parser.add_argument("--device", type=device_option, help="cpu, cuda or cuda:1 (default: cuda if available)")
+    parser.add_argument("--threads", type=count_option, help="number of CPU threads (default: torch's choice)")
     parser.add_argument(
-        "--repeats", type=_count, default=5, help="timed calls per row (default: 5; slow rows: at most 3)"
+        "--repeats", type=count_option, default=5, help="timed calls per row (default: 5; slow rows: at most 3)"
     )
     parser.add_argument(
         "--limit", type=float, default=20.0, help="skip rows whose calls take more seconds than this (default: 20)"
     )
     for name, size in {"frames": 60, "height": 16, "width": 16, "channels": 1024}.items():
-        parser.add_argument(f"--{name}", type=_count, default=size, help=f"{name} of the features (default: {size})")
+        parser.add_argument(
+            f"--{name}", type=count_option, default=size, help=f"{name} of the features (default: {size})"
+        )
     parser.add_argument(
-        "--batch", type=_counts, default="1,16", help="batch sizes; most tables use the first (default: 1,16)"
+        "--batch", type=counts_option, default="1,16", help="batch sizes; most tables use the first (default: 1,16)"
     )
     parser.add_argument(
         "--precision",
@@ -145,30 +149,16 @@ def _arguments() -> dict[str, Any]:
     )
     parser.add_argument("--out", type=Path, help="output folder (default: runs/benchmark/<stamp>)")
     given = vars(parser.parse_intermixed_args())
+    if "merging" in given["overrides"]:
+        parser.error("merging must come first: python -m vtm.benchmark merging …")
     given["overrides"] = tuple(given["overrides"])
-    given["out"] = given["out"] or Path("runs/benchmark") / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    given["out"] = given["out"] or stamped_folder()
     return given
 
 
 def _titles() -> str:
     tables = default_tables((1, 16), ("32-true", "bf16-mixed"), plain_everywhere=True, encoder=True)
     return ", ".join([*tables, *long_tables()])
-
-
-def _device(text: str) -> str:
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", text):
-        raise argparse.ArgumentTypeError(f"expected cpu, cuda or cuda:1, got {text}")
-    return text
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"expected a whole number above 0, got {text}")
-    return int(text)
-
-
-def _counts(text: str) -> tuple[int, ...]:
-    return tuple(_count(part) for part in text.split(","))
 
 
 def _precisions(text: str) -> tuple[str, ...]:

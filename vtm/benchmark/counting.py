@@ -55,7 +55,7 @@ def needs(row: Row, setting: Setting) -> Needs:
         assert workload.inputs is not None  # None only for a stream
         flop = _flop_as_plain(workload)
         workload.model.zero_grad(set_to_none=True)
-        with _LiveMemory() as memory, workload.mode(), FlopCounterMode(display=False):  # decomposes operations
+        with LiveMemory() as memory, workload.mode(), FlopCounterMode(display=False):  # decomposes operations
             workload()
         moved = (1 + row.training) * _bytes(workload.model.parameters()) + 4 * row.batch * CLASSES
         moved += 0 if workload.motion is None else workload.motion.nbytes
@@ -66,7 +66,7 @@ def needs(row: Row, setting: Setting) -> Needs:
     with torch.device("meta"), torch.no_grad():
         backbone = encoder.build(load=False).eval()
         chunk = torch.empty(encoder.chunk, 3, encoder.frames.image_size, encoder.frames.image_size)
-        with _LiveMemory() as memory, sdpa_kernel(FUSED), FlopCounterMode(display=False) as counter:
+        with LiveMemory() as memory, sdpa_kernel(FUSED), FlopCounterMode(display=False) as counter:
             encoder.encode(backbone, chunk)
     frames = chunk[0].numel() * steps  # bytes, as uint8
     weights = _bytes(backbone.parameters())
@@ -85,7 +85,7 @@ def free_bytes(device: torch.device | str) -> int | None:
     return None if found is None else 1024 * int(found[1])
 
 
-class _LiveMemory(TorchDispatchMode):
+class LiveMemory(TorchDispatchMode):
     """A counter of the bytes of all tensors that are alive.
 
     Attributes:

@@ -13,7 +13,7 @@ import torch
 from tabulate import tabulate
 
 from vtm.benchmark.measuring import Result
-from vtm.benchmark.rows import Row, Setting
+from vtm.benchmark.rows import Row
 from vtm.system.atomic import write_atomically
 from vtm.system.measure import device_name
 
@@ -74,7 +74,7 @@ class Report:
         """Format a table in Markdown."""
         rows = []
         for row, result in (entry[1:] for entry in self.entries if entry[0] == title):
-            cells = ["" if value is None else _short(value) for value in self.cells(row, result).values()]
+            cells = ["" if value is None else short(value) for value in self.cells(row, result).values()]
             remarks = [f"{value:.3g} {name}" for name, value in result.details.items()]
             texts = [row.name, *cells, "; ".join([*remarks, result.problem]).strip("; ")]
             rows.append([text.replace("|", r"\|") for text in texts])  # else R/|S| would be three cells
@@ -117,28 +117,29 @@ class Report:
         return found.get(replace(same, overrides=windows), found.get(replace(same, overrides=())))
 
 
-def machine(setting: Setting, commit: str | None) -> dict[str, str]:
+def machine(device: torch.device | str, threads: int, commit: str | None) -> dict[str, str]:
     """Describe the machine and the versions.
 
     Args:
-        setting: setting with the device and the number of threads.
+        device: torch device.
+        threads: number of CPU threads.
         commit: commit of the source; None if unknown.
     """
-    device = torch.device(setting.device)
+    device = torch.device(device)
     gpu = {"gpu": f"{device_name(device)}, CUDA {torch.version.cuda}"} if device.type == "cuda" else {}
     return gpu | {
         "cpu": f"{device_name('cpu')}, {os.cpu_count()} cores",
-        "threads": f"{setting.threads} threads",
+        "threads": f"{threads} threads",
         "python": f"Python {platform.python_version()}",
         "torch": f"torch {torch.__version__}",
         "commit": f"vtm {commit or 'of unknown commit'}",
     }
 
 
-def _short(value: float) -> str:
+def short(value: float) -> str:
     """Round to three significant digits, but never above the decimal point.
 
-    >>> _short(1234.5), _short(12.345), _short(0.012345)
+    >>> short(1234.5), short(12.345), short(0.012345)
     ('1234', '12.3', '0.0123')
     """
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"

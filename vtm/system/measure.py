@@ -37,6 +37,18 @@ def median_seconds(call: Callable[[], Any], *, device: torch.device | str, repea
     return statistics.median(seconds)
 
 
+def clock_seconds(device: torch.device | str) -> float:
+    """Read the clock of a device in seconds, to take differences.
+
+    On a CPU it is the CPU time of this process, which other processes do not change; for a GPU it is the wall time once
+    its work is done.
+    """
+    if torch.device(device).type == "cpu":
+        return time.process_time()
+    synchronize(device)
+    return time.perf_counter()
+
+
 def device_name(device: torch.device | str) -> str:
     """Return the name of the GPU, or the model of the CPU."""
     if torch.device(device).type == "cuda":
