@@ -93,21 +93,19 @@ class Row:
 
 
 class Trained(NamedTuple):
-    """A trained model and its test.
+    """A trained model and its answers.
 
     Attributes:
-        seed: seed of the random modes.
+        seed: seed of the test clips and of the random modes.
         model: model, in evaluation mode.
-        clips: test clips (N, T, 3, S, S).
+        logits: logits (N, classes) of the test clips without merging.
         labels: (N,).
-        logits: logits (N, classes) without merging.
     """
 
     seed: int
     model: nn.Module
-    clips: Tensor
-    labels: Tensor
     logits: Tensor
+    labels: Tensor
 
 
 def tables() -> dict[str, list[Row]]:
@@ -145,18 +143,16 @@ def measure(
     trained = []
     for seed in range(seeds):
         model = train(recipe, seed=seed, device=device, after_step=after_step)
-        clips, labels = _test_clips(recipe, seed)
-        trained.append(Trained(seed, model, clips, labels, predict(model, clips, device=device)))
+        trained.append(Trained(seed, model, *_test(model, recipe, seed, device=device)))
     top1 = Spread.of(_percent(one.logits.argmax(1) == one.labels) for one in trained)
     yield "Without merging", {"model": "trained on the clips", "top-1 %": top1, "chance %": 100 / NUM_CLASSES}
     control = train(recipe, seed=0, device=device, after_step=after_step, still=True)
-    clips, labels = _test_clips(recipe, 0, still=True)
-    share = _percent(predict(control, clips, device=device).argmax(1) == labels)
+    logits, labels = _test(control, recipe, 0, device=device, still=True)
     cells: dict[str, Cell] = {"model": "trained and tested on one frame of each clip, repeated; one seed"}
-    yield "Without merging", cells | {"top-1 %": share, "chance %": 100 / NUM_CLASSES}
+    yield "Without merging", cells | {"top-1 %": _percent(logits.argmax(1) == labels), "chance %": 100 / NUM_CLASSES}
     for title, rows in tables().items():
         for row in rows:
-            yield title, evaluate(row, trained, device=device)
+            yield title, evaluate(row, trained, recipe, device=device)
             progress.advance(row.mode, to=progress.done + seeds * recipe.test_clips)
 
 
@@ -166,7 +162,7 @@ def work(recipe: Recipe, seeds: int) -> int:
     return (seeds + 1) * training + seeds * recipe.test_clips * sum(map(len, tables().values()))
 
 
-def evaluate(row: Row, trained: list[Trained], *, device: torch.device | str) -> dict[str, Cell]:
+def evaluate(row: Row, trained: list[Trained], recipe: Recipe, *, device: torch.device | str) -> dict[str, Cell]:
     """Test all models with the merging of a row, and return its cells."""
     cells: dict[str, Cell] = {"mode": row.name, "schedule": row.shape}
     try:
@@ -175,11 +171,11 @@ def evaluate(row: Row, trained: list[Trained], *, device: torch.device | str) ->
         empty = dict.fromkeys(("multiply-adds %", "top-1 %", "change, % points", "agreement %", "logit error"))
         return cells | {"tokens": ""} | empty | {"remarks": "not reached; " + str(error).rpartition("; ")[2]}
     tops, changes, agreements, errors = [], [], [], []
-    for seed, model, clips, labels, logits in trained:
+    for seed, model, logits, labels in trained:
         reduce = partial(MODES[row.mode], generator=torch.Generator().manual_seed(seed))
         patch(model, schedule, reduce=reduce, keys=row.keys, proportional=row.proportional)
         with recording(model) as trace:
-            merged = predict(model, clips, device=device)
+            merged, _ = _test(model, recipe, seed, device=device)
         unpatch(model)
         tops.append(_percent(merged.argmax(1) == labels))
         changes.append(tops[-1] - _percent(logits.argmax(1) == labels))
@@ -202,9 +198,13 @@ def evaluate(row: Row, trained: list[Trained], *, device: torch.device | str) ->
     }
 
 
-def _test_clips(recipe: Recipe, seed: int, *, still: bool = False) -> tuple[Tensor, Tensor]:
-    """Draw clips that training has not seen."""
-    return moving_squares(recipe.test_clips, generator=torch.Generator().manual_seed(2**32 + seed), still=still)
+def _test(
+    model: nn.Module, recipe: Recipe, seed: int, *, device: torch.device | str, still: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Return the logits (N, classes) and labels (N,) of clips that training has not seen."""
+    generator = torch.Generator().manual_seed(2**32 + seed)  # drawn anew each time, to save memory
+    clips, labels = moving_squares(recipe.test_clips, generator=generator, still=still)
+    return predict(model, clips, device=device), labels
 
 
 def _percent(values: Tensor) -> float:
