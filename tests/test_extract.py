@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import train
-from vtm import check_data
+from vtm import check_data, extract
 
 TINY = [
     "experiment=demo", "data.num_train=8", "data.num_val=4", "data.num_test=6", "data.scene.seconds=6",
@@ -108,7 +108,7 @@ def test_missing_features_stop_a_run_with_a_remedy(call, extracted, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_killed_extraction_leaves_nothing_wrong_and_is_gone_on_with(extracted, unstored, tmp_path):
+def test_a_killed_extraction_leaves_nothing_wrong_and_is_gone_on_with(call, extracted, unstored, tmp_path, capfd):
     cwd, _ = extracted
     root = unstored
     right = {path.name: path.read_bytes() for path in stored(cwd / "demo")}
@@ -120,8 +120,8 @@ def test_a_killed_extraction_leaves_nothing_wrong_and_is_gone_on_with(extracted,
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
         assert all(path.read_bytes() == right[path.name] for path in stored(root))
-    output = run(tmp_path, EXTRACT, f"data.root={root}")
-    assert "18 of 18 videos are stored" in output
+    call(extract.main, tmp_path, *TINY, f"data.root={root}")
+    assert "18 of 18 videos are stored" in "".join(capfd.readouterr())
     assert {path.name: path.read_bytes() for path in stored(root)} == right
     assert not list((root / "features").rglob(".*.part"))
 

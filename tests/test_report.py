@@ -1,6 +1,5 @@
 """The command `python -m vtm.report`, as a user calls it, on handwritten runs and on a real sweep."""
 
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -8,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+import train
 from vtm.report import main
 
-ROOT = Path(__file__).parents[1]
 TINY = [
     "experiment=needle", "data.clips.frames=4", "data.clips.height=4", "data.clips.width=4", "data.clips.channels=16",
     "data.clips.num_decoys=2", "data.num_train=16", "data.num_val=8", "data.num_test=8", "model.window_frames=[2,4]",
@@ -79,9 +78,8 @@ def test_help_is_light() -> None:
 def test_a_real_sweep_gives_a_row_for_each_setting(
     tmp_path: Path, call: Call, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = [sys.executable, str(ROOT / "train.py"), "-m", *TINY, "merging=none,uniform", "seed=0,1"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True, timeout=600)
+    call(train.main, tmp_path, "-m", *TINY, "merging=none,uniform", "seed=0,1")
+    capsys.readouterr()
     call(main, tmp_path, "runs")
     rows = [
         [cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines() if "|" in line
