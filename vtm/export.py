@@ -64,7 +64,7 @@ def export(checkpoint: Path, out: Path, formats: str, *, encoder_checkpoint: str
     Raises:
         ModelFileError: if a format is unknown or cannot hold a setting of the model.
     """
-    from vtm.inference.graph import check_traceable, write_graph
+    from vtm.inference.graph import check_traceable, trace, write_graph
     from vtm.inference.model_file import ModelFileError, write_model
     from vtm.inference.predictor import Predictor
 
@@ -80,13 +80,14 @@ def export(checkpoint: Path, out: Path, formats: str, *, encoder_checkpoint: str
     weights = model.network.state_dict()
     if graphs := [name for name in chosen if name != "safetensors"]:
         check_traceable(model, graphs[0])
+        graph = trace(model)
     for name in chosen:
         path = out if name == given else out.with_name(f"{out.name}.{name}")
         if name == "safetensors":
             write_model(path, weights, description)
             summary = f"{sum(value.numel() for value in weights.values()) / 1e6:.2f} million weights"
         else:
-            summary = write_graph(model, path, name)
+            summary = write_graph(model, graph, path, name)
         yield f"{path}: {summary}, {path.stat().st_size / 1e6:.1f} MB; {_origin(description)}"
 
 

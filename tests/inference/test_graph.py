@@ -9,7 +9,7 @@ from onnxruntime import InferenceSession
 from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 
 import vtm
-from vtm.inference.graph import check_traceable, inputs_of, write_graph
+from vtm.inference.graph import check_traceable, inputs_of, trace, write_graph
 from vtm.inference.model_file import ModelFileError
 from vtm.inference.predictor import Predictor
 
@@ -49,14 +49,16 @@ def test_a_graph_that_disagrees_is_not_written(load, tmp_path, monkeypatch, diff
         return scores + difference if torch.compiler.is_compiling() else scores
 
     monkeypatch.setattr(Predictor, "forward", traced_wrong)
+    model = load(*ONE_BLOCK)
     with pytest.raises(ModelFileError, match=r"m\.pt2 was not written: its scores differ from the model's by up to"):
-        write_graph(load(*ONE_BLOCK), tmp_path / "m.pt2", "pt2")
+        write_graph(model, trace(model), tmp_path / "m.pt2", "pt2")
     assert not (tmp_path / "m.pt2").exists()
 
 
 def test_a_graph_is_written_without_a_change_of_the_log(load, tmp_path):
     level = logging.getLogger("torch.onnx").level
-    note = write_graph(load(*ONE_BLOCK), tmp_path / "m.onnx", "onnx")
+    model = load(*ONE_BLOCK)
+    note = write_graph(model, trace(model), tmp_path / "m.onnx", "onnx")
     assert re.fullmatch(r"agrees with the model to \de[-+]\d\d at batch sizes 1 and 3", note)
     assert (tmp_path / "m.onnx").is_file()
     assert logging.getLogger("torch.onnx").level == level
@@ -64,8 +66,9 @@ def test_a_graph_is_written_without_a_change_of_the_log(load, tmp_path):
 
 def test_graphs_take_an_empty_batch_and_refuse_integers(load, tmp_path):
     model = load(*ONE_BLOCK)
+    traced = trace(model)
     for name in ("pt2", "onnx"):
-        write_graph(model, tmp_path / f"m.{name}", name)
+        write_graph(model, traced, tmp_path / f"m.{name}", name)
     graph, session = torch.export.load(tmp_path / "m.pt2").module(), InferenceSession(tmp_path / "m.onnx")
     empty = torch.zeros(0, 4, 2, 2, 192)
     assert graph(empty, None, None).shape == model(empty).shape == (0, 3)

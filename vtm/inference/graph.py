@@ -43,11 +43,24 @@ def check_traceable(model: Predictor, name: str) -> None:
         )
 
 
-def write_graph(model: Predictor, path: Path, name: str) -> str:
+def trace(model: Predictor) -> Any:
+    """Trace the graph of a model, for batches of any size."""
+    example = _example(model, 2)
+    arguments = {name: example.get(name) for name in ("features", "motion", "mask")}
+    batch = torch.export.Dim("batch")
+    shapes = {name: None if value is None else {0: batch} for name, value in arguments.items()}
+    with _silent_exporters():
+        graph = torch.export.export(model, tuple(arguments.values()), dynamic_shapes=shapes)
+    graph.example_inputs = None  # they would be most of a .pt2 file
+    return graph
+
+
+def write_graph(model: Predictor, graph: Any, path: Path, name: str) -> str:
     """Write the graph of a model if it agrees with the model; return a note on how closely.
 
     Args:
         model: model whose network is exported.
+        graph: graph that `trace` returned for the model.
         path: file to write.
         name: format, `onnx` or `pt2`.
 
@@ -57,7 +70,7 @@ def write_graph(model: Predictor, path: Path, name: str) -> str:
     convert = _to_onnx if name == "onnx" else _to_pt2
     about = {**model.description, "inputs": inputs_of(model)}
     with _silent_exporters():
-        content, run = convert(model, _example(model, 2), to_json(about))
+        content, run = convert(graph, list(_example(model, 1)), to_json(about))
         differences = []
         for batch in _BATCHES:
             example = _example(model, batch)
@@ -119,40 +132,28 @@ def _example(model: Predictor, batch: int) -> dict[str, Tensor]:
     return example
 
 
-def _trace(model: Predictor, example: dict[str, Tensor]) -> Any:
-    """Trace the graph of a model for batches of any size."""
-    arguments = {name: example.get(name) for name in ("features", "motion", "mask")}
-    batch = torch.export.Dim("batch")
-    shapes = {name: None if value is None else {0: batch} for name, value in arguments.items()}
-    return torch.export.export(model, tuple(arguments.values()), dynamic_shapes=shapes)
-
-
-def _to_pt2(model: Predictor, example: dict[str, Tensor], about: str) -> tuple[bytes, Callable[..., Tensor]]:
+def _to_pt2(graph: Any, inputs: list[str], about: str) -> tuple[bytes, Callable[..., Tensor]]:
     """Return the content of a .pt2 file, and a function that runs it."""
     file = io.BytesIO()
-    program = _trace(model, example)
-    program.example_inputs = None  # they would be most of the file
-    torch.export.save(program, file, extra_files={"vtm.json": about})
+    torch.export.save(graph, file, extra_files={"vtm.json": about})
     file.seek(0)
-    graph = torch.export.load(file).module()
+    loaded = torch.export.load(file).module()
 
     def run(example: Mapping[str, Tensor]) -> Tensor:
-        scores: Tensor = graph(example["features"], example.get("motion"), example.get("mask"))
+        scores: Tensor = loaded(example["features"], example.get("motion"), example.get("mask"))
         return scores
 
     return file.getvalue(), run
 
 
-def _to_onnx(model: Predictor, example: dict[str, Tensor], about: str) -> tuple[bytes, Callable[..., Tensor]]:
+def _to_onnx(graph: Any, inputs: list[str], about: str) -> tuple[bytes, Callable[..., Tensor]]:
     """Return the content of an .onnx file, and a function that runs it in onnxruntime."""
     try:
         import onnxruntime
         import onnxscript  # noqa: F401  used by torch.onnx.export
     except ImportError as error:
         raise ModelFileError(f"format onnx needs {error.name}: pip install onnx onnxruntime onnxscript") from None
-    program: Any = torch.onnx.export(
-        _trace(model, example), input_names=list(example), output_names=["scores"], dynamo=True, verbose=False
-    )
+    program: Any = torch.onnx.export(graph, input_names=inputs, output_names=["scores"], dynamo=True, verbose=False)
     proto = program.model_proto
     entry = proto.metadata_props.add()
     entry.key, entry.value = "vtm", about
