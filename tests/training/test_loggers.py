@@ -202,7 +202,7 @@ def test_a_key_without_a_network_falls_back_soon(tmp_path: Path, monkeypatch: py
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     script = (
         "import sys; from vtm.training import loggers as l; "
-        "l.wandb_logger(project='p', save_dir=sys.argv[1]); l.finish_wandb()"
+        "l.wandb_logger(project='p', save_dir=sys.argv[1], init_timeout=1); l.finish_wandb()"
     )
     command = [sys.executable, "-c", script, str(tmp_path)]
     done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=tmp_path, timeout=80)
