@@ -1,5 +1,6 @@
 """Fixtures for all tests, and one thread each, because the machine may be small and busy."""
 
+import gc
 import logging
 import sys
 import traceback
@@ -45,6 +46,12 @@ def _text(item: object) -> str:
     if item is None or isinstance(item, str | int | float | torch.dtype | np.dtype):
         return str(item).removeprefix("torch.")
     return getattr(item.func if isinstance(item, partial) else item, "__name__", type(item).__name__)
+
+
+def pytest_collection_finish() -> None:
+    """Exempt what is imported from garbage collection, whose every full pass over it would take half a second."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
