@@ -187,3 +187,10 @@ def test_a_patched_model_equals_the_loops(host: str, recipe: str) -> None:
 def test_a_patched_model_in_float32_equals_the_loops(host: str, recipe: str) -> None:
     how, counts = RECIPES[recipe]
     check(HOSTS[host], replace(how, counts=counts), torch.float32, 1e-5)
+
+
+@pytest.mark.parametrize("mode", ["random merge", "random drop"])
+@pytest.mark.parametrize("counts", [[5, 0, 3, 6], constant(DEPTH, 100)], ids=["list", "half"])
+@pytest.mark.parametrize("host", HOSTS)
+def test_random_reductions_draw_what_the_loops_draw(host: str, counts: list[int], mode: str) -> None:
+    check(HOSTS[host], Recipe(counts, mode, seed=3), torch.float64, 1e-10)

@@ -170,15 +170,16 @@ def _match(keys: Tensor, protected: int) -> tuple[Tensor, Tensor]:
 
 
 def _draw(keys: Tensor, protected: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-    """Return a random score of each source and the index of a random target; both (B, S)."""
+    """Draw a score for each pair of a source and a target, and return the best target of each source like `_match`.
+
+    The scores are drawn for all even and odd tokens, protected ones included, as the code of Pollard and Wray does, so
+    that the same seed takes the same tokens away.
+    """
     batch, num_tokens, _ = keys.shape
-    targets = _targets(num_tokens, protected, keys.device)
-    num_sources = num_tokens - protected - len(targets)
     device = keys.device if generator is None else generator.device
-    score = torch.rand(batch, num_sources, device=device, generator=generator)
-    choice = torch.rand(batch, num_sources, device=device, generator=generator) * len(targets)
-    choice = choice.to(keys.device, torch.int64).clamp(max=len(targets) - 1)
-    return score.to(keys.device), targets[choice]
+    scores = torch.rand(batch, (num_tokens + 1) // 2, num_tokens // 2, device=device, generator=generator)
+    score, choice = scores[:, (protected + 1) // 2 :, protected // 2 :].to(keys.device).max(-1)
+    return score, _targets(num_tokens, protected, keys.device)[choice]
 
 
 def _group(score: Tensor, target: Tensor, count: int, num_tokens: int, protected: int) -> Grouping:
