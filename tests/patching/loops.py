@@ -4,6 +4,7 @@ Bolya et al. 2023, section 3 (bipartite soft matching), and Pollard and Wray 202
 """
 
 import math
+from operator import mul
 from typing import NamedTuple
 
 import torch
@@ -24,9 +25,9 @@ class Reduced(NamedTuple):
     similarities: list[float]
 
 
-def cosine(a: Tensor, b: Tensor) -> float:
-    lengths = math.sqrt(float(a @ a)) * math.sqrt(float(b @ b))
-    return float(a @ b) / lengths if lengths else 0.0
+def cosine(a: list[float], b: list[float]) -> float:
+    lengths = math.hypot(*a) * math.hypot(*b)
+    return sum(map(mul, a, b)) / lengths if lengths else 0.0
 
 
 def reduce_loops(
@@ -52,13 +53,15 @@ def reduce_loops(
         threshold: similarity below which a source replaces its target, for "hybrid".
         scores: (⌈N/2⌉, ⌊N/2⌋), scores of the even and the odd tokens in place of the similarities of their keys.
     """
-    num_tokens = len(keys)
+    num_tokens, rows_of_keys = len(keys), keys.tolist()
     sources = [n for n in range(protected, num_tokens) if n % 2 == 0]
     targets = [n for n in range(protected, num_tokens) if n % 2 == 1]
     best: dict[int, tuple[float, int]] = {}
     for source in sources:
         found = (
-            cosine(keys[source], keys[target]) if scores is None else float(scores[source // 2, target // 2])
+            cosine(rows_of_keys[source], rows_of_keys[target])
+            if scores is None
+            else float(scores[source // 2, target // 2])
             for target in targets
         )
         best[source] = max(zip(found, (-target for target in targets), strict=True), default=(0.0, 0))
@@ -97,9 +100,10 @@ def tome_order(keys: Tensor, count: int, *, cls: bool, distilled: bool) -> list[
 
     CLS is one of the even tokens and the distillation token one of the odd ones, and neither is similar to any token.
     """
+    rows_of_keys = keys.tolist()
     even, odd = range(0, len(keys), 2), range(1, len(keys), 2)
     scores = {
-        (a, b): -math.inf if (cls and a == 0) or (distilled and b == 1) else cosine(keys[a], keys[b])
+        (a, b): -math.inf if (cls and a == 0) or (distilled and b == 1) else cosine(rows_of_keys[a], rows_of_keys[b])
         for a in even
         for b in odd
     }
