@@ -160,8 +160,8 @@ def _cells(
     peak = peaks[name]
     return {
         "merging": name,
-        "batch": float(batch),
-        "tokens at the end": float(token_counts(schedule, host.num_tokens, protected=host.protected)[-1]),
+        "batch": batch,
+        "tokens at the end": token_counts(schedule, host.num_tokens, protected=host.protected)[-1],
         "seconds": statistics.median(seconds[name]),
         "slowest round": max(seconds[name]),
         "speed-up": speed_up,
@@ -169,7 +169,7 @@ def _cells(
         "% reached": 100 * speed_up / allowed,
         "peak MB": None if peak is None else peak / 1e6,
         "% matching and merging": statistics.median(shares[name]) if name in shares else None,
-        "rounds": float(len(seconds[name])),
+        "rounds": len(seconds[name]),
     }
 
 
