@@ -142,8 +142,8 @@ class Encoder(nn.Module, ABC):
             frames = torch.empty(frames_per_step, 3, self.frames.image_size, self.frames.image_size)
             backbone = self.build(load=False).eval()
             _, height, width, self.channels = self.encode(backbone, frames).shape
-            if self.merge:
-                self._check_merge(name, backbone)
+        if self.merge:
+            self._check_merge(name, backbone)
         self.grid = FeatureGrid(height, width)
         self._loaded: _Loaded | None = None
 
@@ -229,7 +229,7 @@ class Encoder(nn.Module, ABC):
         assert self.merge is not None
         try:
             self.merge(backbone)
-        except TypeError as error:
+        except (RuntimeError, TypeError) as error:
             raise TypeError(f"encoder.merge does not support {name}; set encoder/merge=none: {error}") from error
 
     def _weights(self, name: str) -> str:

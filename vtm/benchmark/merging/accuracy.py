@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,7 @@ from vtm.patching import (
 )
 from vtm.patching.block import Heads
 from vtm.patching.reduction import Reduction
-from vtm.patching.schedules import multiply_adds
+from vtm.patching.schedules import SHAPES, Shape, multiply_adds
 from vtm.system.progress import Progress
 
 LEGEND = (
@@ -48,7 +48,6 @@ MODES: dict[str, Reduction] = {
     "merge_random": merge_random,
     "drop_random": drop_random,
 }
-SHAPES = ("constant", "decreasing", "increasing")
 RATIOS = (0.8, 0.6, 0.4)
 _TRAINING = 3  # cost of a clip in training, relative to one in the test
 
@@ -66,7 +65,7 @@ class Row:
     """
 
     mode: str
-    shape: str
+    shape: Shape | Literal["first"]
     ratio: float = 1.0
     proportional: bool = False
     keys: Heads = "mean"
