@@ -79,7 +79,7 @@ class Merging:
         frames: number of frames whose tokens are kept apart; None if all tokens may meet.
         whole: number of tokens that the first block must be given if tokens are kept apart; None for any.
         space_major: whether the tokens are ordered by place and then by frame, not by frame and then by place.
-        last: whether this is the last block.
+        last: whether this is the last block, and returns the tokens without the state.
         pooled: whether this is the last block and the sizes are needed after it, for `pool="size"`.
         trace: where to record; None outside of `recording`.
         checked: whether the block may leave the work to the original forward; False during the self-check.

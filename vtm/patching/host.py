@@ -119,7 +119,9 @@ def find_host(model: nn.Module) -> tuple[Host, nn.Module, list[nn.Module]]:
         )
     (owner,) = owners
     host = next(host for host in hosts if isinstance(owner, host.model))
-    blocks = list(owner.get_submodule(host.blocks).children())
+    blocks = [block for block in owner.get_submodule(host.blocks)._modules.values() if block is not None]
+    if len(set(blocks)) < len(blocks):
+        raise TypeError(f"{class_path(type(owner))} runs one of its blocks several times, so it cannot be patched")
     if not blocks or any(type(b) not in (host.block, host.merging) or "forward" in vars(b) for b in blocks):
         classes = ", ".join(sorted({class_path(type(block)) for block in blocks})) or "no class"
         raise TypeError(

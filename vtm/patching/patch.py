@@ -127,7 +127,18 @@ def unpatch(model: nn.Module) -> nn.Module:
 
     Returns:
         the same model.
+
+    Raises:
+        TypeError: if a patched block has another class since, as `fully_shard` gives it; nothing is undone then.
     """
+    classes = [host.merging for host in known_hosts()]
+    classes += [host.averaging.weighing for host in known_hosts() if host.averaging is not None]
+    for module in model.modules():
+        if isinstance(module, tuple(classes)) and type(module) not in classes:
+            raise TypeError(
+                f"a patched part of the model has become a {type(module).__name__}, so the patch cannot be undone; "
+                "undo what has changed it first, or make the model anew"
+            )
     for host in known_hosts():
         for module in list(model.modules()):
             if type(module) is host.merging:
@@ -152,6 +163,8 @@ def unpatch(model: nn.Module) -> nn.Module:
 @contextmanager
 def recording(model: nn.Module) -> Iterator[Trace]:
     """Record what the blocks of a patched model merge in its last forward: `with recording(model) as trace: model(x)`.
+
+    The trace belongs to the model, so other threads must not run the model meanwhile.
 
     Raises:
         ValueError: if the model is not patched.
