@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Literal, NoReturn
 
+import torch
 from torch import Tensor, nn
 
 from vtm.patching.block import Heads, Merging, State, Trace, keep_output
@@ -110,12 +111,13 @@ def patch(
         setattr(owner, name, _Refusal(name))
     if takes_off:
         host.take_off(owner)
+    if averaging is not None:
+        averaging[1].__class__ = averaging[0].weighing
     try:
-        check_blocks(host, blocks, facts, proportional=proportional)
-        if averaging is not None:
-            kind, module = averaging
-            module.__class__ = kind.weighing
-            kind.check(module)
+        with torch.device("cpu"):  # whatever the default device is
+            check_blocks(host, blocks, facts, proportional=proportional)
+            if averaging is not None:
+                averaging[0].check(averaging[1])
     except BaseException:
         unpatch(model)
         raise

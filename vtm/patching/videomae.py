@@ -120,7 +120,7 @@ class _Given(nn.Module):
 
 def _check(patched: Any) -> None:
     """Compare the logits of a tiny model of the library with those of the same model that weighs the tokens."""
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+    with torch.random.fork_rng(devices=[]):
         config = VideoMAEConfig(image_size=16, num_frames=2, num_hidden_layers=0, hidden_size=12)
         model = modeling_videomae.VideoMAEForVideoClassification(config).eval()
     model.videomae = given = _Given()
