@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.patching.test_patch import SCHEDULE, vit
-from vtm.patching import patch, unpatch
+from vtm.patching import patch, recording, unpatch
 
 
 def test_a_block_that_runs_several_times_is_refused() -> None:
@@ -40,3 +40,15 @@ def test_sizes_and_places_pass_between_blocks_exactly(dtype: torch.dtype) -> Non
     passed = merging.enter(merging.leave(state))
     assert torch.equal(passed.size, state.size)
     assert torch.equal(passed.place, state.place)
+
+
+def test_a_recording_goes_on_after_one_inside_it() -> None:
+    model, x = patch(vit(), SCHEDULE), torch.randn(1, 3, 64, 64)
+    with recording(model) as outer:
+        with recording(model) as inner:
+            model(x)
+        assert not outer.groupings
+        model(2 * x)
+    assert set(outer.groupings) == set(inner.groupings) == {0, 1, 2}
+    model(x)
+    assert torch.equal(outer.sizes[2].sum(1), torch.tensor([17.0]))

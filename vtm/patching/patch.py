@@ -172,14 +172,15 @@ def recording(model: nn.Module) -> Iterator[Trace]:
         ValueError: if the model is not patched.
     """
     blocks = _mergings(model)
+    outer = [merging.trace for merging in blocks]
     trace = Trace()
     for merging in blocks:
         merging.trace = trace
     try:
         yield trace
     finally:
-        for merging in blocks:
-            merging.trace = None
+        for merging, before in zip(blocks, outer, strict=True):
+            merging.trace = before
 
 
 def _mergings(model: nn.Module) -> list[Merging]:
