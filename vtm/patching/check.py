@@ -1,7 +1,8 @@
 """The self-check of patched blocks: without merging, they must compute what the library's own blocks compute.
 
-It protects against a library whose forward is not the one that vtm was written for. Each block is run on the CPU with
-random parameters, as those of the model may hide a difference: a LayerScale of 1e-5, or layers initialized to zero.
+It protects against a library whose forward is not the one that vtm was written for. Each kind of block in the model is
+run on the CPU with random parameters, as those of the model may hide a difference: a LayerScale of 1e-5, or layers
+initialized to zero.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from vtm.patching.host import Facts, Host
 
 
 def check_blocks(host: Host, blocks: Sequence[nn.Module], facts: Facts, *, proportional: bool) -> None:
-    """Compare the forward of each patched block, with nothing to take away, with that of the library.
+    """Compare the forward of each kind of patched block, with nothing to take away, with that of the library.
 
     With proportional attention, a token of size n must also count as much as n equal tokens.
 
@@ -33,19 +34,18 @@ def check_blocks(host: Host, blocks: Sequence[nn.Module], facts: Facts, *, propo
     x = torch.randn(2, facts.num_tokens, facts.width, generator=generator)
     size = torch.randint(1, 4, (facts.num_tokens,), generator=generator)
     merged = torch.cat([x, torch.stack([size, size], dim=-1).expand(2, -1, -1)], dim=-1)
-    drawn: dict[Any, dict[str, Tensor]] = {}
-    for index, block in enumerate(blocks):
-        shapes = tuple((name, value.shape) for name, value in [*block.named_parameters(), *block.named_buffers()])
-        if shapes not in drawn:
-            drawn[shapes] = _draw(block, generator)
+    kinds = {_kind(block): index for index, block in reversed([*enumerate(blocks)])}
+    for index in sorted(kinds.values()):
+        block = blocks[index]
+        drawn = _draw(block, generator)
         runs = [(x, x, False), (x, x, True)]
         if proportional and not facts.space_major:
             runs.append((merged, x.repeat_interleave(size, dim=1), False))
         for given, repeated, training in runs:
             with _prepared(block, host, training=training):
                 try:
-                    found = _run(host.merging.forward, block, drawn[shapes], given)
-                    expected = _run(host.block.forward, block, drawn[shapes], repeated)
+                    found = _run(host.merging.forward, block, drawn, given)
+                    expected = _run(host.block.forward, block, drawn, repeated)
                 except Exception as error:
                     raise RuntimeError(
                         f"{_describe(host, index)} cannot be run in the way vtm expects: {error}"
@@ -57,6 +57,21 @@ def check_blocks(host: Host, blocks: Sequence[nn.Module], facts: Facts, *, propo
                     f"{_describe(host, index)} computes something else than vtm expects: the outputs differ by "
                     f"{float((found - expected).abs().max()):.2g}; use another version, and report this one"
                 )
+
+
+def _kind(block: nn.Module) -> tuple[Any, ...]:
+    """Return a value that is equal for blocks that compute the same with the same parameters and buffers."""
+    parts: list[Any] = [
+        (name, tuple(value.shape)) for name, value in [*block.named_parameters(), *block.named_buffers()]
+    ]
+    for name, module in block.named_modules():
+        hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
+        parts += [name, type(module), *(id(hook) for hook in hooks if hook is not keep_output)]
+        for key, value in sorted(vars(module).items()):
+            if not key.startswith("_") and key not in ("merging", "training"):
+                plain = isinstance(value, bool | int | float | str | tuple | None)
+                parts.append((key, repr(value) if plain else id(value)))
+    return tuple(parts)
 
 
 def _draw(block: nn.Module, generator: torch.Generator) -> dict[str, Tensor]:
