@@ -13,10 +13,11 @@ from vtm.merging.partition import (
     saliency_partition,
     uniform_partition,
 )
-from vtm.merging.tokens import FeatureGrid, Grid, Grouping, Tokens
+from vtm.merging.tokens import ClipMerge, FeatureGrid, Grid, Grouping, Tokens
 from vtm.merging.weights import motion_weights, saliency_weights, size_weights
 
 __all__ = [
+    "ClipMerge",
     "FeatureGrid",
     "Grid",
     "Grouping",

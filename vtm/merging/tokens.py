@@ -214,6 +214,23 @@ class Grouping:
         )
 
 
+class ClipMerge(NamedTuple):
+    """What a block and those before it merged of a clip, for pictures.
+
+    Attributes:
+        block: index of the block.
+        grouping: groups of the tokens of the clip after the block, step by step and row by row, without prefix tokens;
+            one row.
+        dropped: (1, N) bool, tokens of the clip that were dropped, so nothing of them is in their group.
+        steps: number of steps of the clip, T: frames, or tubelets of several frames.
+    """
+
+    block: int
+    grouping: Grouping
+    dropped: Tensor
+    steps: int
+
+
 def accumulator(dtype: torch.dtype) -> torch.dtype:
     """Return the dtype in which to accumulate sums: fp32 for half precision, otherwise the dtype itself."""
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype

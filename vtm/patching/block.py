@@ -8,15 +8,16 @@ second forward, or another thread could mix up. In half precision a number takes
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from vtm.merging import Grouping, compose
+from vtm.merging import Grouping
 from vtm.merging.merge import average, group_sum
 from vtm.patching.reduction import Reduction, most_reduced
+from vtm.patching.trace import Trace
 
 Heads = Literal["mean", "concat"]
 
@@ -39,32 +40,6 @@ class State(NamedTuple):
 
 
 @dataclass
-class Trace:
-    """What the blocks of a patched model merged in its last forward.
-
-    Attributes:
-        groupings: grouping of each block that took tokens away, by the index of the block.
-        sizes: sizes (B, N) of the tokens after each of these blocks.
-    """
-
-    groupings: dict[int, Grouping] = field(default_factory=dict)
-    sizes: dict[int, Tensor] = field(default_factory=dict)
-
-    def clip_grouping(self) -> Grouping:
-        """Return the group after the last block of each token of the input, protected tokens included.
-
-        Raises:
-            ValueError: if nothing was recorded.
-        """
-        if not self.groupings:
-            raise ValueError("nothing was recorded; call the model inside `with recording(model)`, with a schedule > 0")
-        whole, *others = (self.groupings[block] for block in sorted(self.groupings))
-        for grouping in others:
-            whole = compose(whole, grouping)
-        return whole
-
-
-@dataclass
 class Merging:
     """How a block of a patched model merges.
 
@@ -76,6 +51,7 @@ class Merging:
         reduce: reduction.
         heads: "mean" to average the keys over the heads, "concat" to concatenate them.
         proportional: whether to add the logarithm of the sizes to the attention logits.
+        steps: number of steps of the tokens of a clip: frames, or tubelets of several frames.
         frames: number of frames whose tokens are kept apart; None if all tokens may meet.
         whole: number of tokens that the first block must be given if tokens are kept apart; None for any.
         space_major: whether the tokens are ordered by place and then by frame, not by frame and then by place.
@@ -92,6 +68,7 @@ class Merging:
     reduce: Reduction
     heads: Heads
     proportional: bool
+    steps: int
     frames: int | None
     whole: int | None
     space_major: bool
@@ -181,6 +158,7 @@ class Merging:
         )
         if self.trace is not None:
             self.trace.groupings[self.block] = grouping
+            self.trace.weights[self.block] = weights
             self.trace.sizes[self.block] = left.size
         return left
 

@@ -10,11 +10,12 @@ from typing import Any, Literal, NoReturn
 import torch
 from torch import Tensor, nn
 
-from vtm.patching.block import Heads, Merging, State, Trace, keep_output
+from vtm.patching.block import Heads, Merging, State, keep_output
 from vtm.patching.check import check_blocks
 from vtm.patching.host import check_implementation, find_averaging, find_host, known_hosts
 from vtm.patching.pooling import TakeState, TakeStateOfOutput, pass_sizes
 from vtm.patching.reduction import Reduction, merge_similar
+from vtm.patching.trace import Trace
 
 Schedule = Sequence[int] | Callable[[nn.Module], Sequence[int]]
 
@@ -95,6 +96,7 @@ def patch(
             reduce=reduce,
             heads=keys,
             proportional=proportional,
+            steps=facts.frames,
             frames=facts.frames if groups == "frame" else None,
             whole=facts.whole,
             space_major=facts.space_major,
@@ -173,7 +175,8 @@ def recording(model: nn.Module) -> Iterator[Trace]:
     """
     blocks = _mergings(model)
     outer = [merging.trace for merging in blocks]
-    trace = Trace()
+    first = blocks[0]
+    trace = Trace(protected=first.protected, steps=first.steps, space_major=first.space_major)
     for merging in blocks:
         merging.trace = trace
     try:

@@ -65,9 +65,12 @@ def describe_block(block: BlockView, *, entered: int, saliency: bool = True) -> 
         entered: number of tokens of the clip before the block.
         saliency: whether to include the range of saliency, if the block has an estimator.
     """
-    frames = f"{block.window_frames} frame{'s' if block.window_frames > 1 else ''} at a time"
+    facts = []
+    if block.window_frames is not None:
+        facts.append(f"{block.window_frames} frame{'s' if block.window_frames > 1 else ''} at a time")
     tokens = f"{entered:,} → {block.num_groups:,} tokens".replace(",", "\N{NARROW NO-BREAK SPACE}")
-    if block.saliency is None or not saliency:
-        return [frames, tokens]
-    low, high = (decimal(value.item()) for value in block.saliency.aminmax())
-    return [frames, tokens, f"saliency {low} to {high}"]
+    facts.append(tokens)
+    if block.saliency is not None and saliency:
+        low, high = (decimal(value.item()) for value in block.saliency.aminmax())
+        facts.append(f"saliency {low} to {high}")
+    return facts

@@ -24,6 +24,7 @@ HEAT_COLORS: Bytes = (matplotlib.colormaps["inferno"](np.arange(256))[:, :3] * 2
 HEAT_SHARE = 0.7  # of the color in the picture; the rest is the frame in gray
 FILL_SHARE = 0.6  # likewise, of the color of a group
 TARGET: Bytes = np.array([0, 0, 0], dtype=np.uint8)  # outlines a target
+DROPPED: Bytes = np.array([226, 226, 226], dtype=np.uint8)  # a token that was dropped
 FADED = 0.3  # share of the frame that is kept where there is no target; the rest is white
 
 
@@ -79,7 +80,8 @@ class Painter:
             if name == "targets":
                 layers.append(Layer(name, mark_targets(pictures, self.block.target[steps].numpy())))
             elif name == "groups":
-                layers.append(Layer(name, fill_groups(pictures, self.block.group[steps].numpy(), self.colors)))
+                group, dropped = self.block.group[steps].numpy(), self.block.dropped[steps].numpy()
+                layers.append(Layer(name, fill_groups(pictures, group, self.colors, dropped=dropped)))
             elif self.block.saliency is not None and self.scale is not None:
                 layers.append(Layer(name, heat(pictures, self.scale.level(self.block.saliency[steps]))))
         return layers
@@ -128,13 +130,18 @@ def mark_targets(pictures: Bytes, target: NDArray[np.bool_]) -> Bytes:
     return drawn
 
 
-def fill_groups(pictures: Bytes, group: Ints, colors: GroupColors) -> Bytes:
+def fill_groups(
+    pictures: Bytes, group: Ints, colors: GroupColors, *, dropped: NDArray[np.bool_] | None = None
+) -> Bytes:
     """Draw merged tokens in gray, tinted with the color of their group, with a border; leave the others unchanged.
+
+    A token that was dropped is blank.
 
     Args:
         pictures: (T, Y, X, 3) from `enlarge`.
         group: group of each token, (T, H, W).
         colors: colors of the groups.
+        dropped: which tokens were dropped, (T, H, W); None if none was.
     """
     number = _cells(group, pictures)
     merged = colors.size[number] > 1
@@ -142,6 +149,8 @@ def fill_groups(pictures: Bytes, group: Ints, colors: GroupColors) -> Bytes:
     drawn = np.where(merged[..., None], tinted, pictures)
     border = merged & edges(number, _line(pictures, group))
     drawn[border] = PALETTE[colors.border[number[border]]]
+    if dropped is not None:
+        drawn[_cells(dropped, pictures)] = DROPPED
     return drawn
 
 

@@ -12,6 +12,7 @@ from vtm.pictures.canvas import Canvas
 from vtm.pictures.captions import decimal
 from vtm.pictures.colors import PALETTE, Bytes
 from vtm.pictures.layers import TARGET, Scale, fill_shades, heat_shades
+from vtm.pictures.view import ClipView
 
 LETTER = 0.58  # the width of most letters, in sizes of type, for texts that are not known
 _LETTER = 0.53  # in the texts of this file
@@ -27,12 +28,15 @@ class Legend:
         scale: scale of saliency that all blocks share; None if each has its own, or without saliency.
         width: width in pixels.
         size: size of the font in pixels.
+        view: clip that is drawn; None for one of vtm's own networks, whose texts depend on nothing else.
     """
 
-    def __init__(self, layers: Sequence[str], scale: Scale | None, *, width: int, size: int) -> None:
+    def __init__(
+        self, layers: Sequence[str], scale: Scale | None, *, width: int, size: int, view: ClipView | None = None
+    ) -> None:
         self.size = size
         letters = int((width - self._indent) / size / _LETTER)
-        self.entries = [(symbol, wrap(text, letters)) for symbol, text in _entries(layers, scale, size)]
+        self.entries = [(symbol, wrap(text, letters)) for symbol, text in _entries(layers, scale, size, view)]
 
     @property
     def height(self) -> int:
@@ -55,9 +59,12 @@ class Legend:
                 number += 1
 
 
-def _entries(layers: Sequence[str], scale: Scale | None, size: int) -> list[tuple[Bytes | None, str]]:
+def _entries(
+    layers: Sequence[str], scale: Scale | None, size: int, view: ClipView | None
+) -> list[tuple[Bytes | None, str]]:
     bounds = ("the lowest", "the highest") if scale is None else (decimal(scale.low), decimal(scale.high))
     scope = "value of each block: one scale per block" if scale is None else "on one scale for all blocks"
+    patched, dropped = view is not None and view.is_patched, view is not None and view.has_dropped
     shades = heat_shades()[np.linspace(0, 255, _SYMBOL * size).round().astype(np.int64)]
     gray, faded = (90, 110, 130), (215, 220, 226)
     targets = [_box(size, faded, faded), _box(size, gray, TARGET), _box(size, faded, faded)]
@@ -69,17 +76,31 @@ def _entries(layers: Sequence[str], scale: Scale | None, size: int) -> list[tupl
         ),
         "targets": (
             np.concatenate(targets, 1),
-            "Targets: the tokens into which others may be merged in this block.",
+            "Targets: the tokens into which others may be merged in this block."
+            if not patched
+            else "Targets: the tokens at whose positions the tokens after this block are, one per group.",
         ),
         "groups": (
             np.concatenate(groups, 1),
             "Groups: tokens of the same inner and border color are merged, also across frames; a lone token keeps its "
-            "picture.",
+            "picture." + (" Blank tokens were dropped." if dropped else ""),
         ),
     }
-    numbers = "Beside each block: frames that it sees at a time, tokens before → after it"
-    end = ", range of saliency." if "saliency" in layers else "."
-    return [*(known[name] for name in layers), (None, numbers + end)]
+    return [*(known[name] for name in layers), *((None, text) for text in _notes(layers, view, patched))]
+
+
+def _notes(layers: Sequence[str], view: ClipView | None, patched: bool) -> list[str]:
+    """List what the times and the facts beside the blocks mean."""
+    if patched:
+        facts = "Beside each block: tokens before → after it, without tokens such as CLS"
+    else:
+        facts = "Beside each block: frames that it sees at a time, tokens before → after it"
+    notes = [facts + (", range of saliency." if "saliency" in layers else ".")]
+    if view is not None and view.step_frames > 1:
+        notes.append(
+            f"A token covers {view.step_frames} frames: the picture is the first of them, and the time is their mean."
+        )
+    return notes
 
 
 def _box(size: int, inner: ArrayLike, border: ArrayLike) -> Bytes:

@@ -47,7 +47,7 @@ def _frames(view: ClipView, title: str, selected: Selected) -> Iterator[Bytes]:
     tall = len(names) * (height + _GAP) - _GAP  # of the frame, beside all layers
     first = _MARGIN + tall + _LABEL + _GAP  # where the small pictures begin
     room = first + len(painters) * (width + _GAP) - _GAP - _MARGIN
-    legend = Legend(names, selected.scale, width=room, size=_SMALL)
+    legend = Legend(names, selected.scale, width=room, size=_SMALL, view=view)
     bottom = _TOP + tall + _MARGIN  # of the pictures
     canvas = Canvas(_even(room + 2 * _MARGIN), _even(bottom + legend.height + _MARGIN))
     canvas.write(_MARGIN, 14, shortened(title, int(room / _LARGE / LETTER)), _LARGE, va="top", weight="bold")

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from vtm.pictures.captions import seconds
 from vtm.pictures.colors import PALETTE, Bytes, group_colors
-from vtm.pictures.layers import FADED, FILL_SHARE, HEAT_COLORS, HEAT_SHARE
+from vtm.pictures.layers import DROPPED, FADED, FILL_SHARE, HEAT_COLORS, HEAT_SHARE
 from vtm.pictures.selection import Part, Selection
 from vtm.pictures.view import ClipView
 from vtm.system.atomic import write_atomically
@@ -50,11 +50,15 @@ def write_page(path: Path, view: ClipView, *, title: str, selection: Selection |
         "oneScale": selected.scale is not None,
         "blocks": [_block(view.frames, part) for part in selected.parts],
         "opening": selected.opening,
+        "patched": view.is_patched,
+        "hasDropped": view.has_dropped,
+        "stepFrames": view.step_frames,
         "heat": HEAT_COLORS.tolist(),
         "heatShare": HEAT_SHARE,
         "palette": PALETTE.tolist(),
         "fillShare": FILL_SHARE,
         "faded": FADED,
+        "dropped": DROPPED.tolist(),
     }
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     text = text.replace("<", "\\u003c")  # no tag ends here
@@ -68,6 +72,7 @@ def _block(frames: Tensor, part: Part) -> dict[str, Any]:
     return {
         "number": part.number,
         "facts": ", ".join(part.facts),
+        "left": block.num_groups,
         "group": _base64(block.group.numpy().astype("<u4")),
         "target": _base64(block.target.numpy().astype(np.uint8)),
         "fill": _base64(colors.fill.astype(np.uint8)),

@@ -52,14 +52,16 @@ class Selection:
         layers = self.layers or LAYERS[not estimates :]
         if "saliency" in layers and not estimates:
             raise ValueError("layers: expected targets or groups, since this model estimates no saliency, got saliency")
-        numbers = self.blocks or tuple(range(1, len(view.blocks) + 1))
-        _check("blocks", numbers, range(1, len(view.blocks) + 1))
+        known = view.numbers or tuple(range(1, len(view.blocks) + 1))
+        numbers = self.blocks or known
+        _check("blocks", numbers, known)
         scale = Scale.of(view.blocks) if self.scale == "all" else None
         entered = [view.blocks[0].group.numel(), *(block.num_groups for block in view.blocks)]
         parts = []
         for number in numbers:
-            block = view.blocks[number - 1]
-            facts = describe_block(block, entered=entered[number - 1], saliency="saliency" in layers)
+            index = known.index(number)
+            block = view.blocks[index]
+            facts = describe_block(block, entered=entered[index], saliency="saliency" in layers)
             parts.append(Part(number, block, facts, scale or Scale.of([block])))
         steps = np.linspace(0, len(view.times) - 1, min(self.frames, len(view.times))).round().astype(np.int64)
         return Selected(layers, scale, parts, steps)

@@ -75,7 +75,7 @@ def _sheet(view: ClipView, title: str, prediction: str, selection: Selection) ->
 
     left = _LEFT + round(1.2 * _SMALL) * max(0, *(len(lines) - _FACTS for _, lines, _ in parts))
     room = max(count * (width + _GAP) - _GAP, 4 * _SIDE)  # of text
-    legend = Legend(selected.layers, selected.scale, width=room, size=_SMALL)
+    legend = Legend(selected.layers, selected.scale, width=room, size=_SMALL, view=view)
     heights = [len(layers) * (height + _GAP) - _GAP for _, _, layers in parts]
     tall = _TOP + sum(heights) + len(parts) * _BLOCK_GAP + legend.height + _MARGIN
     canvas = Canvas(left + room + _MARGIN, tall)
