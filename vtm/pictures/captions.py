@@ -9,7 +9,7 @@ from vtm.pictures.view import BlockView, Scores
 
 
 def described(scores: Scores, *, truth: str | None = None, count: int = 3) -> str:
-    """Describe the prediction, after the true class or value if it is known.
+    """Describe the prediction, after the true class or value if it is known; without scores, only the latter.
 
     >>> described([("cooking", 0.914), ("riding", 0.05), ("reading", 0.03), ("singing", 0.006)])
     'predicted: cooking 0.91, riding 0.05, reading 0.03'
@@ -17,7 +17,8 @@ def described(scores: Scores, *, truth: str | None = None, count: int = 3) -> st
     'truth: 0.50, predicted: value −1.25'
     """
     predicted = ", ".join(f"{name} {decimal(score)}" for name, score in scores[:count])
-    return ("" if truth is None else f"truth: {truth}, ") + f"predicted: {predicted}"
+    parts = [] if truth is None else [f"truth: {truth}"]
+    return ", ".join([*parts, f"predicted: {predicted}"] if predicted else parts)
 
 
 def decimal(value: float) -> str:

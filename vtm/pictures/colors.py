@@ -35,7 +35,7 @@ class GroupColors(NamedTuple):
     """The colors of the G groups of a block.
 
     Attributes:
-        size: tokens of each group in all frames, (G,) int64.
+        size: tokens of each group in all frames, (G,) int64; a token that was dropped counts as a group here.
         fill: color inside each group, an index of `PALETTE`, (G,) int64. Groups of one token have one too, which is
             not drawn.
         border: color of the border of each group, an index of `PALETTE`, (G,) int64.
@@ -58,14 +58,14 @@ def group_colors(frames: Tensor, block: BlockView) -> GroupColors:
         block: view of a block of this clip.
     """
     size = torch.bincount(block.group.flatten(), minlength=block.num_groups).numpy()
-    return GroupColors(size, *_choose(block.group.numpy(), size, _likeness(frames, block)))
+    return GroupColors(size, *_choose(block.group.numpy(), size, _likeness(frames, block.group, len(size))))
 
 
-def _likeness(frames: Tensor, block: BlockView) -> NDArray[np.float64]:
+def _likeness(frames: Tensor, group: Tensor, count: int) -> NDArray[np.float64]:
     """Compare the hue of the average pixel of each group with each color, (G, colors) from -1 to 1."""
-    _, height, width = block.group.shape
+    _, height, width = group.shape
     cells = F.adaptive_avg_pool2d(frames.float(), (height, width)).movedim(1, -1).reshape(-1, 3)
-    total = torch.zeros(block.num_groups, 3).index_add(0, block.group.flatten(), cells)
+    total = torch.zeros(count, 3).index_add(0, group.flatten(), cells)
     hues = [F.normalize(color - color.mean(1, keepdim=True)) for color in (total, torch.from_numpy(PALETTE).float())]
     likeness: NDArray[np.float64] = (hues[0] @ hues[1].T).double().numpy()
     return likeness
@@ -78,7 +78,9 @@ def _choose(group: Ints, size: Ints, likeness: NDArray[np.float64]) -> tuple[Int
     frames, near = _presence(group, len(size))
     fill, border = np.full((2, len(size)), _NONE)
     used = np.zeros((len(group), _COUNT, _COUNT))  # how many groups of each frame have a border and a fill
-    for one in np.argsort(-size, kind="stable").tolist():
+    lone = size <= 1
+    fill[lone] = border[lone] = likeness[lone].argmax(1)
+    for one in np.argsort(-size, kind="stable")[: (~lone).sum()].tolist():
         touching = slice(starts[one], starts[one + 1])
         other, times = second[touching], shared[touching]
         pairs = used[near[one]].sum(0)
@@ -87,7 +89,7 @@ def _choose(group: Ints, size: Ints, likeness: NDArray[np.float64]) -> tuple[Int
         same = 3 * (np.arange(_COUNT) == border[one])  # one color where that is enough
         cost = 1000 * _cost(fill[other], times) + 1e6 * pairs[border[one]] - likeness[one] - same
         fill[one] = cost.argmin()
-        used[frames[one], border[one], fill[one]] += size[one] > 1
+        used[frames[one], border[one], fill[one]] += 1
     return fill, border
 
 
