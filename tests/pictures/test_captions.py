@@ -26,3 +26,8 @@ def test_a_regression_is_described_by_its_value():
 
 def test_the_truth_comes_first_since_the_end_may_be_cut_off():
     assert described([("a", 0.9), ("b", 0.1)], truth="b") == "truth: b, predicted: a 0.90, b 0.10"
+
+
+def test_without_scores_nothing_is_predicted():
+    assert described([]) == ""
+    assert described([], truth="b") == "truth: b"

@@ -56,10 +56,12 @@ class Trace:
         """
         self._check()
         batch = len(next(iter(self.sizes.values())))
-        if images < 1 or not 0 <= clip < batch // images:
+        if images < 1:
+            raise ValueError(f"expected images >= 1, got {images}")
+        if not 0 <= clip < batch // images:
             raise ValueError(
-                f"expected clip in [0, {batch // max(images, 1)}), since the batch of {batch} has so many clips with "
-                f"images = {images}, got clip = {clip}"
+                f"expected clip in [0, {batch // images}), since the batch of {batch} has so many clips with images = "
+                f"{images}, got clip = {clip}"
             )
         rows = slice(clip * images, (clip + 1) * images)
         num_tokens = self.groupings[min(self.groupings)].index.shape[1]

@@ -148,6 +148,8 @@ class ClipView:
         _check_frames(frames)
         if not merges:
             raise ValueError("expected the merges of at least one block, got none")
+        if len(merges[0].grouping.index) != 1:
+            raise ValueError(f"expected the merges of one clip, got {len(merges[0].grouping.index)}")
         num_tokens, steps, per_step = merges[0].grouping.index.numel(), merges[0].steps, grid.height * grid.width
         if num_tokens != steps * per_step:
             raise ValueError(
