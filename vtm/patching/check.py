@@ -32,20 +32,23 @@ def check_blocks(host: Host, blocks: Sequence[nn.Module], facts: Facts, *, propo
     """
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, facts.num_tokens, facts.width, generator=generator)
+    place = torch.arange(facts.num_tokens)
     size = torch.randint(1, 4, (facts.num_tokens,), generator=generator)
-    merged = torch.cat([x, torch.stack([size, size], dim=-1).expand(2, -1, -1)], dim=-1)
+    merged = torch.cat([x, torch.stack([size, place], dim=-1).expand(2, -1, -1)], dim=-1)
+    arguments, repeated_arguments = (facts.arguments(places) for places in (place, place.repeat_interleave(size)))
     kinds = {_kind(block): index for index, block in reversed([*enumerate(blocks)])}
     for index in sorted(kinds.values()):
         block = blocks[index]
         drawn = _draw(block, generator)
         runs = [(x, x, False), (x, x, True)]
-        if proportional and not facts.space_major:
+        if proportional and not facts.only_frames:
             runs.append((merged, x.repeat_interleave(size, dim=1), False))
         for given, repeated, training in runs:
             with _prepared(block, host, training=training):
                 try:
-                    found = _run(host.merging.forward, block, drawn, given)
-                    expected = _run(host.block.forward, block, drawn, repeated)
+                    found = _run(host.merging.forward, block, drawn, given, arguments)
+                    same = arguments if repeated is given else repeated_arguments
+                    expected = _run(host.block.forward, block, drawn, repeated, same)
                 except Exception as error:
                     raise RuntimeError(
                         f"{_describe(host, index)} cannot be run in the way vtm expects: {error}"
@@ -86,13 +89,15 @@ def _draw(block: nn.Module, generator: torch.Generator) -> dict[str, Tensor]:
     return drawn
 
 
-def _run(forward: Callable[..., Any], block: nn.Module, values: dict[str, Tensor], x: Tensor) -> Tensor:
+def _run(
+    forward: Callable[..., Any], block: nn.Module, values: dict[str, Tensor], x: Tensor, arguments: dict[str, Any]
+) -> Tensor:
     """Run a forward of a block with other values of its parameters and buffers."""
     buffers = dict(block.named_buffers())  # which a layer may change
     values = {f"block.{name}": value.clone() if name in buffers else value for name, value in values.items()}
     with torch.random.fork_rng(devices=[]), torch.no_grad(), torch.autocast("cpu", enabled=False):
         torch.default_generator.manual_seed(0)
-        output = functional_call(_Forward(block, forward), values, (x,))
+        output = functional_call(_Forward(block, forward), values, (x,), arguments)
     result: Tensor = output[0] if isinstance(output, tuple) else output
     return result
 
@@ -104,9 +109,9 @@ class _Forward(nn.Module):
         super().__init__()
         self.block, self.run = block, run
 
-    def forward(self, x: Tensor) -> Any:
+    def forward(self, x: Tensor, **arguments: Any) -> Any:
         """Run it."""
-        return self.run(self.block, x)
+        return self.run(self.block, x, **arguments)
 
 
 @contextmanager

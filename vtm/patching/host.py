@@ -8,13 +8,21 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 _FAMILIES = {
     "timm": "timm",
     "transformers.models.vivit.modeling_vivit": "vivit",
     "transformers.models.videomae.modeling_videomae": "videomae",
     "transformers.models.timesformer.modeling_timesformer": "timesformer",
+    "transformers.models.clip.modeling_clip": "clip",
+    "transformers.models.siglip.modeling_siglip": "siglip",
+    "transformers.models.siglip2.modeling_siglip2": "siglip2",
+    "transformers.models.dinov2.modeling_dinov2": "dinov2",
+    "transformers.models.dinov2_with_registers.modeling_dinov2_with_registers": "dinov2_with_registers",
+    "transformers.models.dinov3_vit.modeling_dinov3_vit": "dinov3",
+    "transformers.models.vjepa2.modeling_vjepa2": "vjepa2",
+    "vtm.patching.motionformer": "motionformer",
 }  # module that defines the models: file of vtm.patching that knows their blocks
 
 
@@ -31,6 +39,7 @@ class Facts:
         whole: number of tokens that the first block must be given if only tokens of one frame may meet; None for any.
         config: configuration of transformers that names the implementation of the attention; None without one.
         num_tokens: number of tokens that the self-check of a block takes.
+        arguments: function from the places (N,) of tokens to what else the model gives to a block.
         problem: why the model cannot be patched; None if it can.
     """
 
@@ -42,6 +51,7 @@ class Facts:
     whole: int | None = None
     config: Any = None
     num_tokens: int = 8
+    arguments: Callable[[Tensor], dict[str, Any]] = lambda place: {}
     problem: str | None = None
 
 
@@ -73,7 +83,7 @@ class Host:
         merging: subclass with the same layers and a forward that merges.
         key_layer: name of the layer of the block whose output are the keys.
         facts: function from the model to what else must be known.
-        take_off: function that lets a layer after the last block take the state off the tokens.
+        take_off: function that lets a layer after the last block take the state off the tokens, if it is left there.
         returns_hidden: whether the model can return hidden states; then the last block, too, leaves the state.
         averaging: how its tokens are averaged; None if they are not.
         unusable: names of methods of the model that would return the state with the tokens.
@@ -88,7 +98,7 @@ class Host:
     merging: type[nn.Module]
     key_layer: str
     facts: Callable[[Any], Facts]
-    take_off: Callable[[Any], None]
+    take_off: Callable[[Any], None] = lambda owner: None
     returns_hidden: bool = False
     averaging: Averaging | None = None
     unusable: tuple[str, ...] = ()

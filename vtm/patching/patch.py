@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from vtm.patching.block import Heads, Merging, State, keep_output
 from vtm.patching.check import check_blocks
 from vtm.patching.host import check_implementation, find_averaging, find_host, known_hosts
-from vtm.patching.pooling import TakeState, TakeStateOfOutput, pass_sizes
 from vtm.patching.reduction import Reduction, merge_similar
 from vtm.patching.trace import Trace
 
@@ -155,13 +154,15 @@ def unpatch(model: nn.Module) -> nn.Module:
         for name in [name for name, value in module.__dict__.items() if isinstance(value, _Refusal)]:
             delattr(module, name)
         for hooks in (module._forward_hooks, module._forward_pre_hooks):
-            for number in [
-                number
-                for number, hook in hooks.items()
-                if hook is keep_output or hook is pass_sizes or isinstance(hook, (TakeState, TakeStateOfOutput))
-            ]:
+            for number in [number for number, hook in hooks.items() if _is_own(hook)]:
                 del hooks[number]
+                module._forward_pre_hooks_with_kwargs.pop(number, None)
     return model
+
+
+def _is_own(hook: Any) -> bool:
+    """Return whether `patch` has registered a hook."""
+    return str(getattr(hook, "__module__", "")).startswith("vtm.patching.")
 
 
 @contextmanager

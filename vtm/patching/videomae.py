@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import threading
-from copy import copy
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, VideoMAEConfig
+from transformers import VideoMAEConfig
 from transformers.modeling_outputs import BaseModelOutput, ImageClassifierOutput
 from transformers.models.videomae import modeling_videomae
 from transformers.models.videomae.modeling_videomae import (
@@ -21,11 +19,9 @@ from transformers.models.videomae.modeling_videomae import (
 from transformers.utils.generic import can_return_tuple
 
 from vtm.patching.block import Merging, split_heads, take_output
-from vtm.patching.host import Averaging, Facts, Host, check_implementation
+from vtm.patching.given_bias import given_bias, let_take_bias, restore_attention
+from vtm.patching.host import Averaging, Facts, Host
 from vtm.patching.pooling import TakeStateOfOutput, check_mean, mean_by_size
-
-_ATTENTION = "vtm_proportional"
-_given = threading.local()  # .bias: attention that is running in this thread, and what to add to its logits
 
 
 class MergingVideoMAELayer(VideoMAELayer):  # type: ignore[misc]
@@ -41,11 +37,8 @@ class MergingVideoMAELayer(VideoMAELayer):  # type: ignore[misc]
             return output
         state = merging.enter(hidden_states)
         attention = self.attention.attention
-        _given.bias = (attention, merging.bias(state, None))  # the attention of VideoMAE passes no mask
-        try:
+        with given_bias(attention, merging.bias(state, None)):
             attended = self.attention(self.layernorm_before(state.x), **kwargs)
-        finally:
-            _given.bias = (None, None)
         keys = split_heads(take_output(attention.key), attention.num_attention_heads)
         state = merging.apply(state._replace(x=attended + state.x), keys)
         x = self.output(self.intermediate(self.layernorm_after(state.x)), state.x)
@@ -71,33 +64,12 @@ class VideoMAEForVideoClassification(modeling_videomae.VideoMAEForVideoClassific
         )
 
 
-def attend_proportionally(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: None, **kwargs: Any) -> Any:
-    """Attend as the model's own implementation does, with the bias that the block has given.
-
-    Raises:
-        ValueError: if that implementation takes no bias.
-    """
-    attend = AttentionInterface().get_interface(check_implementation(module.own_config), eager_attention_forward)
-    attention, bias = getattr(_given, "bias", (None, None))
-    return attend(module, query, key, value, bias if attention is module else None, **kwargs)
-
-
-AttentionInterface.register(_ATTENTION, attend_proportionally)  # at import, so that a pickled model finds it
-
-
 def _prepare(block: Any) -> None:
-    """Let the attention of a block take a bias; the configuration is copied, because all blocks share it."""
-    attention = block.attention.attention
-    attention.own_config = attention.config
-    attention.config = copy(attention.config)
-    attention.config._attn_implementation = _ATTENTION
+    let_take_bias(block.attention.attention, eager_attention_forward)
 
 
 def _restore(block: Any) -> None:
-    attention = block.attention.attention
-    if hasattr(attention, "own_config"):
-        attention.config = attention.own_config
-        del attention.own_config
+    restore_attention(block.attention.attention)
 
 
 def _pooling_problem(model: Any) -> str | None:

@@ -1,0 +1,53 @@
+"""Blocks of the vision tower of CLIP in Hugging Face transformers: attention within an image, with CLS."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from transformers.models.clip.modeling_clip import CLIPEncoderLayer, CLIPVisionModel
+
+from vtm.patching.block import Merging
+from vtm.patching.host import Facts, Host
+from vtm.patching.pooling import TakeStateOfOutput
+from vtm.patching.vit_layers import merge_in_clip_layer
+
+
+class MergingCLIPEncoderLayer(CLIPEncoderLayer):  # type: ignore[misc]
+    """A block of CLIP that takes tokens away between attention and MLP."""
+
+    merging: Merging
+
+    def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor:
+        """Map tokens (B, N, C), with the state of the merging behind the channels, to fewer tokens."""
+        if self.merging.is_idle(hidden_states):
+            output: Tensor = super().forward(hidden_states, attention_mask, **kwargs)
+            return output
+        return merge_in_clip_layer(self, hidden_states, attention_mask, **kwargs)
+
+
+def _facts(model: Any) -> Facts:
+    return Facts(
+        model.config.hidden_size,
+        protected=1,
+        config=model.config,
+        arguments=lambda place: {"attention_mask": None},
+    )
+
+
+def _take_off(model: Any) -> None:
+    model.encoder.register_forward_hook(TakeStateOfOutput(model.config.hidden_size))
+
+
+HOSTS = (
+    Host(
+        CLIPVisionModel,
+        "encoder.layers",
+        CLIPEncoderLayer,
+        MergingCLIPEncoderLayer,
+        "self_attn.k_proj",
+        _facts,
+        _take_off,
+        returns_hidden=True,
+    ),
+)

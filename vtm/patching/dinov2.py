@@ -1,0 +1,50 @@
+"""Blocks of DINOv2 without registers in Hugging Face transformers: attention within an image, with CLS."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from transformers.models.dinov2.modeling_dinov2 import Dinov2Layer, Dinov2Model
+
+from vtm.patching.block import Merging
+from vtm.patching.host import Facts, Host
+from vtm.patching.pooling import TakeState
+from vtm.patching.vit_layers import merge_in_dino_layer
+
+
+class MergingDinov2Layer(Dinov2Layer):  # type: ignore[misc]
+    """A block of DINOv2 that takes tokens away between attention and MLP."""
+
+    merging: Merging
+
+    def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor:
+        """Map tokens (B, N, C), with the state of the merging behind the channels, to fewer tokens."""
+        if self.merging.is_idle(hidden_states):
+            output: Tensor = super().forward(hidden_states, attention_mask, **kwargs)
+            return output
+        state = self.merging.enter(hidden_states)
+        num_heads = self.attention.num_attention_heads
+        return merge_in_dino_layer(self, state, attention_mask, num_heads=num_heads, **kwargs)
+
+
+def _facts(model: Any) -> Facts:
+    return Facts(model.config.hidden_size, protected=1, config=model.config)
+
+
+def _take_off(model: Any) -> None:
+    model.layernorm.register_forward_pre_hook(TakeState(model.config.hidden_size))
+
+
+HOSTS = (
+    Host(
+        Dinov2Model,
+        "encoder.layer",
+        Dinov2Layer,
+        MergingDinov2Layer,
+        "attention.k_proj",
+        _facts,
+        _take_off,
+        returns_hidden=True,
+    ),
+)

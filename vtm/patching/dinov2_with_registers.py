@@ -1,0 +1,53 @@
+"""Blocks of DINOv2 with registers in Hugging Face transformers: attention within an image, with CLS and registers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from transformers.models.dinov2_with_registers.modeling_dinov2_with_registers import (
+    Dinov2WithRegistersLayer,
+    Dinov2WithRegistersModel,
+)
+
+from vtm.patching.block import Merging
+from vtm.patching.host import Facts, Host
+from vtm.patching.pooling import TakeState
+from vtm.patching.vit_layers import merge_in_dino_layer
+
+
+class MergingDinov2WithRegistersLayer(Dinov2WithRegistersLayer):  # type: ignore[misc]
+    """A block of DINOv2 that takes tokens away between attention and MLP."""
+
+    merging: Merging
+
+    def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor:
+        """Map tokens (B, N, C), with the state of the merging behind the channels, to fewer tokens."""
+        if self.merging.is_idle(hidden_states):
+            output: Tensor = super().forward(hidden_states, attention_mask, **kwargs)
+            return output
+        state = self.merging.enter(hidden_states)
+        num_heads = self.attention.num_attention_heads
+        return merge_in_dino_layer(self, state, attention_mask, num_heads=num_heads, **kwargs)
+
+
+def _facts(model: Any) -> Facts:
+    return Facts(model.config.hidden_size, protected=1 + model.config.num_register_tokens, config=model.config)
+
+
+def _take_off(model: Any) -> None:
+    model.layernorm.register_forward_pre_hook(TakeState(model.config.hidden_size))
+
+
+HOSTS = (
+    Host(
+        Dinov2WithRegistersModel,
+        "encoder.layer",
+        Dinov2WithRegistersLayer,
+        MergingDinov2WithRegistersLayer,
+        "attention.k_proj",
+        _facts,
+        _take_off,
+        returns_hidden=True,
+    ),
+)

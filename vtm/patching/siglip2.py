@@ -1,0 +1,66 @@
+"""Blocks of the vision tower of SigLIP 2 with images of any shape (NaFlex) in Hugging Face transformers.
+
+Padding is refused: a patch of padding could be merged into one of the image, and the pooling masks by position.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from transformers.models.siglip2.modeling_siglip2 import Siglip2EncoderLayer, Siglip2VisionModel
+
+from vtm.patching.block import Merging
+from vtm.patching.host import Facts, Host
+from vtm.patching.pooling import TakeState
+from vtm.patching.vit_layers import merge_in_clip_layer
+
+
+class MergingSiglip2EncoderLayer(Siglip2EncoderLayer):  # type: ignore[misc]
+    """A block of SigLIP 2 that takes tokens away between attention and MLP."""
+
+    merging: Merging
+
+    def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor:
+        """Map tokens (B, N, C), with the state of the merging behind the channels, to fewer tokens."""
+        if self.merging.is_idle(hidden_states):
+            output: Tensor = super().forward(hidden_states, attention_mask, **kwargs)
+            return output
+        return merge_in_clip_layer(self, hidden_states, attention_mask, **kwargs)
+
+
+def refuse_padding(
+    model: Any,
+    args: Any,
+    kwargs: Any,
+) -> None:
+    """Raise an error if a model whose blocks take tokens away is given a mask: a forward pre-hook."""
+    mask = kwargs.get("pixel_attention_mask", args[1] if len(args) > 1 else None)
+    if mask is not None and any(block.merging.count for block in model.encoder.layers):
+        raise ValueError(
+            "a patched SigLIP 2 cannot merge images with padding: give images of one shape, without padding, and "
+            "pixel_attention_mask=None"
+        )
+
+
+def _facts(model: Any) -> Facts:
+    return Facts(model.config.hidden_size, config=model.config, arguments=lambda place: {"attention_mask": None})
+
+
+def _take_off(model: Any) -> None:
+    model.register_forward_pre_hook(refuse_padding, with_kwargs=True)
+    model.post_layernorm.register_forward_pre_hook(TakeState(model.config.hidden_size))
+
+
+HOSTS = (
+    Host(
+        Siglip2VisionModel,
+        "encoder.layers",
+        Siglip2EncoderLayer,
+        MergingSiglip2EncoderLayer,
+        "self_attn.k_proj",
+        _facts,
+        _take_off,
+        returns_hidden=True,
+    ),
+)
