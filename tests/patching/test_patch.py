@@ -25,6 +25,7 @@ from vtm.patching import (
     recording,
     unpatch,
 )
+from vtm.patching.motionformer import Motionformer
 
 SCHEDULE = [3, 2, 1]
 
@@ -98,6 +99,10 @@ CASES = {
     ),
     "DINOv3 of transformers, RoPE": Case(
         make_host("DINOv3ViTModel", num_register_tokens=4, use_gated_mlp=True, pos_embed_rescale=None), IMAGE, 21, 5
+    ),
+    "Motionformer": Case(
+        partial(Motionformer, num_classes=5, num_frames=8, image_size=64, width=24, depth=3, num_heads=3),
+        (2, 3, 8, 64, 64), 65, 1, "frame", 4, lambda token: (token - 1) // 16,
     ),
 }  # fmt: skip
 
@@ -233,10 +238,10 @@ def test_activation_checkpointing_changes_no_gradient(
     expected = gradients(model, x)
     if hasattr(model, "set_grad_checkpointing"):
         checkpoint = torch.utils.checkpoint.checkpoint
-        monkeypatch.setattr(
-            "timm.models._manipulate.checkpoint",
-            lambda *given, **options: checkpoint(*given, **{**options, "use_reentrant": reentrant}),
-        )
+        for name in ("timm.models._manipulate.checkpoint", "vtm.patching.motionformer.checkpoint"):
+            monkeypatch.setattr(
+                name, lambda *given, **options: checkpoint(*given, **{**options, "use_reentrant": reentrant})
+            )
         model.set_grad_checkpointing(True)
     else:
         model.gradient_checkpointing_enable({"use_reentrant": reentrant})
