@@ -169,7 +169,7 @@ class Motionformer(nn.Module):
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
-        for embedding in (self.cls_token, self.pos_embed, self.temp_embed):
+        for embedding in (self.cls_token, self.pos_embed):
             nn.init.trunc_normal_(embedding, std=0.02)
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
