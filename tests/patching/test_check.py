@@ -119,7 +119,13 @@ def test_the_check_changes_nothing_of_the_model() -> None:
     assert not calls
 
 
-@pytest.mark.parametrize("name", ["DINOv2, registers", "DINOv3, RoPE", "VideoMAE", "ViViT", "TimeSformer"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "DINOv2, registers", "DINOv3, RoPE", "VideoMAE", "ViViT", "TimeSformer", "V-JEPA 2, RoPE",
+        "CLIP of transformers", "SigLIP 2 of transformers", "DINOv3 of transformers, RoPE", "Motionformer",
+    ],
+)  # fmt: skip
 def test_models_without_values_are_patched(name: str) -> None:
     with torch.device("meta"):
         model = CASES[name].make()

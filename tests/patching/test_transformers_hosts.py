@@ -171,6 +171,46 @@ def test_the_tokens_are_those_of_the_loops(oracle: Oracle, model: nn.Module, pro
         torch.testing.assert_close(found[row], expected, rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_hidden_states_are_split(oracle: Oracle, model: nn.Module, dtype: torch.dtype) -> None:
+    x = draw(oracle).to(dtype)
+    patch(model.to(dtype), [3, 0, 1], groups="frame" if oracle.frames else "clip")
+    tower = model.get_submodule(oracle.tower)
+    given = to_patches(x) if oracle.embed is embed_siglip2 else {"x": x}
+    options = {"skip_predictor": True} if oracle.embed is embed_vjepa2 else {}
+    with recording(model) as trace:
+        output = tower(*given.values(), output_hidden_states=True, **options)
+    states = split_hidden_states(model, output.hidden_states)
+    first = states[0].x.shape[1]
+    assert [state.x.shape[1] for state in states] == [first - (oracle.frames or 1) * taken for taken in (0, 3, 3, 4)]
+    assert all(state.x.shape[-1] == states[0].x.shape[-1] for state in states)
+    assert torch.equal(states[3].size, trace.sizes[2])
+    assert torch.equal(states[3].place, trace.clip_grouping().anchor)
+    assert output.last_hidden_state.shape == states[3].x.shape
+
+
+def test_a_changed_block_is_noticed(oracle: Oracle, model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    block = type(next(module for module in model.modules() if isinstance(module, nn.ModuleList))[0])
+    original = block.forward
+
+    def with_other_tokens(self: Any, x: Tensor, *args: Any, **options: Any) -> Any:
+        return original(self, 1.1 * x, *args, **options)
+
+    monkeypatch.setattr(block, "forward", with_other_tokens)
+    with pytest.raises(RuntimeError, match=r"of transformers .* computes something else than vtm expects"):
+        patch(model, [3, 2, 1], groups="frame" if oracle.frames else "clip")
+    assert not any("merging" in vars(module) for module in model.modules())
+
+
+def test_an_attention_that_ignores_given_places_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    model: Any = ORACLES["V-JEPA 2"].make()
+    attention = type(model.vjepa2.encoder.layer[0].attention)
+    original = attention.get_position_ids
+    monkeypatch.setattr(attention, "get_position_ids", lambda self, x, masks=None: original(self, x))
+    with pytest.raises(RuntimeError, match="computes something else than vtm expects"):
+        patch(model, [1, 1, 1])
+
+
 def test_eager_attention_of_vjepa2_weighs_tokens_like_sdpa(model_of_vjepa2: Any) -> None:
     x = torch.randn(2, 8, 3, 32, 32)
     patch(model_of_vjepa2, [20, 10, 0])

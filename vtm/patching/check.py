@@ -32,23 +32,24 @@ def check_blocks(host: Host, blocks: Sequence[nn.Module], facts: Facts, *, propo
     """
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, facts.num_tokens, facts.width, generator=generator)
-    place = torch.arange(facts.num_tokens)
     size = torch.randint(1, 4, (facts.num_tokens,), generator=generator)
-    merged = torch.cat([x, torch.stack([size, place], dim=-1).expand(2, -1, -1)], dim=-1)
-    arguments, repeated_arguments = (facts.arguments(places) for places in (place, place.repeat_interleave(size)))
+    place = torch.arange(facts.num_tokens)
+    arguments = facts.arguments(place)
+    moved = torch.cat([place[: facts.protected], place[facts.protected :].flip(0)])
+    merged = torch.cat([x, torch.stack([size, moved], dim=-1).expand(2, -1, -1)], dim=-1)
     kinds = {_kind(block): index for index, block in reversed([*enumerate(blocks)])}
     for index in sorted(kinds.values()):
         block = blocks[index]
         drawn = _draw(block, generator)
-        runs = [(x, x, False), (x, x, True)]
+        runs = [(x, x, arguments, False), (x, x, arguments, True)]
         if proportional and not facts.only_frames:
-            runs.append((merged, x.repeat_interleave(size, dim=1), False))
-        for given, repeated, training in runs:
+            repeated_arguments = facts.arguments(moved.repeat_interleave(size))
+            runs.append((merged, x.repeat_interleave(size, dim=1), repeated_arguments, False))
+        for given, repeated, own_arguments, training in runs:
             with _prepared(block, host, training=training):
                 try:
                     found = _run(host.merging.forward, block, drawn, given, arguments)
-                    same = arguments if repeated is given else repeated_arguments
-                    expected = _run(host.block.forward, block, drawn, repeated, same)
+                    expected = _run(host.block.forward, block, drawn, repeated, own_arguments)
                 except Exception as error:
                     raise RuntimeError(
                         f"{_describe(host, index)} cannot be run in the way vtm expects: {error}"
