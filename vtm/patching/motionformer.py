@@ -58,7 +58,7 @@ class TrajectoryAttention(nn.Module):
         Returns:
             (B, 1 + F·S, C).
         """
-        frames, batch, num_tokens, width = self.num_frames, len(x), x.shape[1] - 1, x.shape[2]
+        frames, batch, width = self.num_frames, len(x), x.shape[2]
         query, key, value = (self._split_heads(part) for part in self.qkv(x).chunk(3, dim=-1))
         cls = scaled_dot_product_attention(query[:, :, :1], key, value).transpose(1, 2).flatten(2)
 
@@ -70,15 +70,14 @@ class TrajectoryAttention(nn.Module):
         paths = scaled_dot_product_attention(query, key, value, attn_mask=bias)
         paths = paths.unflatten(0, (batch, frames)).permute(0, 3, 1, 2, 4).flatten(3)  # (B, F·S, F, C)
 
-        own = paths.unflatten(1, (frames, -1)).diagonal(dim1=1, dim2=3)  # (B, S, C, F)
-        query = self._split_heads(self.proj_q(own.permute(0, 3, 1, 2)).flatten(0, 2)[:, None])  # (B·F·S, heads, 1, d)
-        paths = paths.flatten(0, 1)  # (B·F·S, F, C)
+        own = paths.unflatten(1, (frames, -1)).diagonal(dim1=1, dim2=3).permute(0, 3, 1, 2).flatten(1, 2)  # (B, F·S, C)
         if self.values == "projected":
             key, value = self.proj_kv(paths).chunk(2, dim=-1)
         else:  # half of the layer is not needed
             key, value = linear(paths, self.proj_kv.weight[:width], self.proj_kv.bias[:width]), paths
-        attended = scaled_dot_product_attention(query, self._split_heads(key), self._split_heads(value))
-        attended = attended.reshape(batch, num_tokens, width)
+        query, key, value = (part.unflatten(-1, (self.num_heads, -1)) for part in (self.proj_q(own), key, value))
+        logits = torch.einsum("bnhd,bnfhd->bnhf", query, key) * query.shape[-1] ** -0.5
+        attended = torch.einsum("bnhf,bnfhd->bnhd", logits.softmax(-1), value).flatten(2)
         result: Tensor = self.proj(torch.cat([cls, attended], dim=1))
         return result
 
