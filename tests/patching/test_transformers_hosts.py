@@ -318,6 +318,11 @@ def test_masks_need_an_attention_that_takes_them() -> None:
     x = torch.randn(2, 3, 32, 32)
     patch(model, [2, 2, 2])
     torch.testing.assert_close(model(x, attention_mask=mask).last_hidden_state, model(x).last_hidden_state)
+    mask[:, 9:12] = False
+    masked = model(x, attention_mask=mask).last_hidden_state
+    assert not torch.allclose(masked, model(x).last_hidden_state, atol=1e-3)
+    model.set_attn_implementation("eager")  # whose mask is additive
+    torch.testing.assert_close(model(x, attention_mask=mask).last_hidden_state, masked)
     model.config._attn_implementation = "flex_attention"
     with pytest.raises(ValueError, match="expected eager or sdpa, got flex_attention"):
         patch(model, [2, 2, 2])
