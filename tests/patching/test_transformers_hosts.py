@@ -326,3 +326,61 @@ def test_masks_need_an_attention_that_takes_them() -> None:
     model.config._attn_implementation = "flex_attention"
     with pytest.raises(ValueError, match="expected eager or sdpa, got flex_attention"):
         patch(model, [2, 2, 2])
+
+
+CLASSIFIERS = {
+    name: ORACLES[name] for name in ("CLIP", "SigLIP", "SigLIP 2", "DINOv2", "DINOv2, registers")
+}  # those that average
+
+
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_the_mean_by_sizes_is_that_of_repeated_tokens(name: str) -> None:
+    oracle = CLASSIFIERS[name]
+    torch.manual_seed(0)
+    model: Any = oracle.make().eval().double()
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.2 if parameter.ndim > 1 else 0.5)
+    x = draw(oracle)
+    kinds = [type(module) for module in model.modules()]
+    plain = patch(model, [3, 2, 1])(x).logits
+    patch(model, [3, 2, 1], pool="size")
+    with recording(model) as trace:
+        weighed = model(x).logits
+    last = tokens(model, oracle, x)
+    assert [type(module) for module in unpatch(model).modules()] == kinds
+    assert (weighed - plain).abs().max() > 1e-3
+    protected = oracle.family.protected
+    classifier = getattr(model, "model", model).classifier
+    for row in range(2):
+        size = trace.sizes[2][row, protected:].to(torch.int64)
+        mean = last[row, protected:].repeat_interleave(size, dim=0).mean(0)
+        features = torch.cat([last[row, 0], mean]) if oracle.family.scales else mean
+        torch.testing.assert_close(weighed[row], classifier(features))
+
+
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_a_classifier_that_averages_otherwise_is_noticed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = CLASSIFIERS[name].make()
+    kind = type(getattr(model, "model", model))
+    original = kind.forward
+
+    def twice(self: Any, *args: Any, **kwargs: Any) -> Any:
+        output = original(self, *args, **kwargs)
+        output.logits = 2 * output.logits
+        return output
+
+    monkeypatch.setattr(kind, "forward", twice)
+    with pytest.raises(RuntimeError, match=f"{kind.__name__} averages its tokens in another way than vtm expects"):
+        patch(model, [3, 2, 1], pool="size")
+    assert type(getattr(model, "model", model)) is kind
+
+
+def test_the_loss_and_the_name_of_a_classifier_stay(tmp_path: Any) -> None:
+    model: Any = CLASSIFIERS["DINOv2"].make().eval()
+    x, labels = draw(CLASSIFIERS["DINOv2"]).float(), torch.tensor([0, 3])
+    patch(model, [2, 2, 2], pool="size")
+    output = model(x, labels=labels)
+    torch.testing.assert_close(output.loss, nn.functional.cross_entropy(output.logits, labels))
+    assert torch.equal(model(x, labels=labels, return_dict=False)[1], output.logits)
+    model.save_pretrained(tmp_path)
+    assert type(unpatch(model)).from_pretrained(tmp_path).config.architectures == ["Dinov2ForImageClassification"]

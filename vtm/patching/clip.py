@@ -5,11 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor
+from transformers.models.clip import modeling_clip
 from transformers.models.clip.modeling_clip import CLIPEncoderLayer, CLIPVisionModel
+from transformers.utils.generic import can_return_tuple
 
 from vtm.patching.block import Merging
+from vtm.patching.classifiers import TINY, averaging, classify
 from vtm.patching.host import Facts, Host
-from vtm.patching.pooling import TakeStateOfOutput
+from vtm.patching.pooling import TakeStateOfOutput, mean_by_size
 from vtm.patching.vit_layers import merge_in_clip_layer
 
 
@@ -24,6 +27,16 @@ class MergingCLIPEncoderLayer(CLIPEncoderLayer):  # type: ignore[misc]
             output: Tensor = super().forward(hidden_states, attention_mask, **kwargs)
             return output
         return merge_in_clip_layer(self, hidden_states, attention_mask, **kwargs)
+
+
+class CLIPForImageClassification(modeling_clip.CLIPForImageClassification):  # type: ignore[misc]
+    """A classifier that weighs each token by its size where it averages the tokens."""
+
+    @can_return_tuple  # type: ignore[untyped-decorator]
+    def forward(self, pixel_values: Tensor | None = None, labels: Tensor | None = None, **kwargs: Any) -> Any:
+        """Classify images (B, 3, H, W)."""
+        outputs = self.vision_model(pixel_values, **kwargs)
+        return classify(self, mean_by_size(outputs.last_hidden_state, skip=1), outputs, labels)
 
 
 def _facts(model: Any) -> Facts:
@@ -49,5 +62,8 @@ HOSTS = (
         _facts,
         _take_off,
         returns_hidden=True,
+        averaging=averaging(
+            modeling_clip.CLIPForImageClassification, CLIPForImageClassification, "vision_model", vision_config=TINY
+        ),
     ),
 )

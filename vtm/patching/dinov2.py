@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
+from transformers.models.dinov2 import modeling_dinov2
 from transformers.models.dinov2.modeling_dinov2 import Dinov2Layer, Dinov2Model
+from transformers.utils.generic import can_return_tuple
 
 from vtm.patching.block import Merging
+from vtm.patching.classifiers import TINY, averaging, classify, take_off_before
 from vtm.patching.host import Facts, Host
-from vtm.patching.pooling import TakeState
+from vtm.patching.pooling import mean_by_size
 from vtm.patching.vit_layers import merge_in_dino_layer
 
 
@@ -28,12 +32,30 @@ class MergingDinov2Layer(Dinov2Layer):  # type: ignore[misc]
         return merge_in_dino_layer(self, state, attention_mask, num_heads=num_heads, **kwargs)
 
 
+class Dinov2ForImageClassification(modeling_dinov2.Dinov2ForImageClassification):  # type: ignore[misc]
+    """A classifier that weighs each token by its size where it averages the tokens."""
+
+    @can_return_tuple  # type: ignore[untyped-decorator]
+    def forward(
+        self,
+        pixel_values: Tensor | None = None,
+        labels: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Classify images (B, 3, H, W)."""
+        outputs = self.dinov2(pixel_values, attention_mask=attention_mask, **kwargs)
+        x = outputs.last_hidden_state
+        features = torch.cat([x[:, 0], mean_by_size(x, skip=1)], dim=1)
+        return classify(self, features, outputs, labels, **kwargs)
+
+
 def _facts(model: Any) -> Facts:
     return Facts(model.config.hidden_size, protected=1, config=model.config)
 
 
 def _take_off(model: Any) -> None:
-    model.layernorm.register_forward_pre_hook(TakeState(model.config.hidden_size))
+    take_off_before(model.layernorm, model.config.hidden_size)
 
 
 HOSTS = (
@@ -46,5 +68,8 @@ HOSTS = (
         _facts,
         _take_off,
         returns_hidden=True,
+        averaging=averaging(
+            modeling_dinov2.Dinov2ForImageClassification, Dinov2ForImageClassification, "dinov2", **TINY
+        ),
     ),
 )

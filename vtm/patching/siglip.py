@@ -8,11 +8,14 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor
+from transformers.models.siglip import modeling_siglip
 from transformers.models.siglip.modeling_siglip import SiglipEncoderLayer, SiglipVisionModel
+from transformers.utils.generic import can_return_tuple
 
 from vtm.patching.block import Merging
+from vtm.patching.classifiers import TINY, averaging, classify, take_off_before
 from vtm.patching.host import Facts, Host
-from vtm.patching.pooling import TakeState
+from vtm.patching.pooling import mean_by_size
 from vtm.patching.vit_layers import merge_in_clip_layer
 
 
@@ -29,12 +32,22 @@ class MergingSiglipEncoderLayer(SiglipEncoderLayer):  # type: ignore[misc]
         return merge_in_clip_layer(self, hidden_states, attention_mask, **kwargs)
 
 
+class SiglipForImageClassification(modeling_siglip.SiglipForImageClassification):  # type: ignore[misc]
+    """A classifier that weighs each token by its size where it averages the tokens."""
+
+    @can_return_tuple  # type: ignore[untyped-decorator]
+    def forward(self, pixel_values: Tensor | None = None, labels: Tensor | None = None, **kwargs: Any) -> Any:
+        """Classify images (B, 3, H, W)."""
+        outputs = self.vision_model(pixel_values, **kwargs)
+        return classify(self, mean_by_size(outputs.last_hidden_state), outputs, labels)
+
+
 def _facts(model: Any) -> Facts:
     return Facts(model.config.hidden_size, config=model.config, arguments=lambda place: {"attention_mask": None})
 
 
 def _take_off(model: Any) -> None:
-    model.post_layernorm.register_forward_pre_hook(TakeState(model.config.hidden_size))
+    take_off_before(model.post_layernorm, model.config.hidden_size)
 
 
 HOSTS = (
@@ -47,5 +60,11 @@ HOSTS = (
         _facts,
         _take_off,
         returns_hidden=True,
+        averaging=averaging(
+            modeling_siglip.SiglipForImageClassification,
+            SiglipForImageClassification,
+            "vision_model",
+            vision_config=TINY,
+        ),
     ),
 )
