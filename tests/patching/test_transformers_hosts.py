@@ -202,13 +202,14 @@ def test_a_changed_block_is_noticed(oracle: Oracle, model: nn.Module, monkeypatc
     assert not any("merging" in vars(module) for module in model.modules())
 
 
-def test_an_attention_that_ignores_given_places_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("proportional", [False, True])
+def test_an_attention_that_ignores_given_places_is_noticed(monkeypatch: pytest.MonkeyPatch, proportional: bool) -> None:
     model: Any = ORACLES["V-JEPA 2"].make()
     attention = type(model.vjepa2.encoder.layer[0].attention)
     original = attention.get_position_ids
     monkeypatch.setattr(attention, "get_position_ids", lambda self, x, masks=None: original(self, x))
     with pytest.raises(RuntimeError, match="computes something else than vtm expects"):
-        patch(model, [1, 1, 1])
+        patch(model, [1, 1, 1], proportional=proportional)
 
 
 def test_eager_attention_of_vjepa2_weighs_tokens_like_sdpa(model_of_vjepa2: Any) -> None:

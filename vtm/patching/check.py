@@ -25,26 +25,28 @@ from vtm.patching.host import Facts, Host
 def check_blocks(host: Host, blocks: Sequence[nn.Module], facts: Facts, *, proportional: bool) -> None:
     """Compare the forward of each kind of patched block, with nothing to take away, with that of the library.
 
-    With proportional attention, a token of size n must also count as much as n equal tokens.
+    Tokens that have moved must keep their positions, and with proportional attention, a token of size n must count as
+    much as n equal tokens.
 
     Raises:
         RuntimeError: if they differ, or if a block cannot be run.
     """
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, facts.num_tokens, facts.width, generator=generator)
-    size = torch.randint(1, 4, (facts.num_tokens,), generator=generator)
+    size = torch.randint(1, 4 if proportional else 2, (facts.num_tokens,), generator=generator)
     place = torch.arange(facts.num_tokens)
     arguments = facts.arguments(place)
-    moved = torch.cat([place[: facts.protected], place[facts.protected :].flip(0)])
+    moved = torch.cat([place[: facts.protected], place[facts.protected :].flip(0)])  # its own inverse
     merged = torch.cat([x, torch.stack([size, moved], dim=-1).expand(2, -1, -1)], dim=-1)
     kinds = {_kind(block): index for index, block in reversed([*enumerate(blocks)])}
     for index in sorted(kinds.values()):
         block = blocks[index]
         drawn = _draw(block, generator)
         runs = [(x, x, arguments, False), (x, x, arguments, True)]
-        if proportional and not facts.only_frames:
-            repeated_arguments = facts.arguments(moved.repeat_interleave(size))
-            runs.append((merged, x.repeat_interleave(size, dim=1), repeated_arguments, False))
+        if not facts.only_frames:
+            times = size[moved]  # of the tokens in the order of their places
+            repeated_arguments = facts.arguments(place.repeat_interleave(times))
+            runs.append((merged, x[:, moved].repeat_interleave(times, dim=1), repeated_arguments, False))
         for given, repeated, own_arguments, training in runs:
             with _prepared(block, host, training=training):
                 try:
@@ -55,7 +57,7 @@ def check_blocks(host: Host, blocks: Sequence[nn.Module], facts: Facts, *, propo
                         f"{_describe(host, index)} cannot be run in the way vtm expects: {error}"
                     ) from error
             if repeated is not given:
-                expected = expected[:, size.cumsum(0) - 1]
+                expected = expected[:, size[moved].cumsum(0) - 1][:, moved]
             if not torch.allclose(found, expected, rtol=1e-4, atol=1e-4):
                 raise RuntimeError(
                     f"{_describe(host, index)} computes something else than vtm expects: the outputs differ by "
