@@ -32,11 +32,7 @@ class MergingSiglip2EncoderLayer(Siglip2EncoderLayer):  # type: ignore[misc]
         return merge_in_clip_layer(self, hidden_states, attention_mask, **kwargs)
 
 
-def refuse_padding(
-    model: Any,
-    args: Any,
-    kwargs: Any,
-) -> None:
+def refuse_padding(model: Any, args: Any, kwargs: Any) -> None:
     """Raise an error if a model whose blocks take tokens away is given a mask: a forward pre-hook."""
     mask = kwargs.get("pixel_attention_mask", args[1] if len(args) > 1 else None)
     if mask is not None and any(block.merging.count for block in model.encoder.layers):
