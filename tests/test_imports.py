@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FLOORS = [
     {"system", "merging", "video", "tasks", "results"},
-    {"encoders", "patching", "models", "pictures", "data", "cli"},
+    {"encoders", "compressors", "patching", "models", "pictures", "data", "cli"},
     {"features", "training", "inference", "benchmark"},
 ]  # the folders of vtm; a file directly in vtm/ is a command, above them all
 ON_ONE_FLOOR = {

@@ -14,33 +14,38 @@ from torch import Tensor
 from vtm.merging.tokens import Grouping, Tokens, accumulator, check_shape
 
 
-def merge(tokens: Tokens, grouping: Grouping, *, weights: Tensor | None = None) -> Tokens:
-    """Average the tokens of each group: y_i = (x_i + Σ x_j) / (1 + |M_i|), equation 4.
+def merge(tokens: Tokens, grouping: Grouping, *, weights: Tensor | None = None, reduce: str = "mean") -> Tokens:
+    """Average the tokens of each group: y_i = (x_i + Σ x_j) / (1 + |M_i|), equation 4; or take their maximum.
 
-    Sizes are summed; motion and saliency are averaged like x; the position of a group is the position of its anchor; a
+    Sizes are summed; motion and saliency are averaged; the position of a group is the position of its anchor; a
     group is real if any of its tokens is real. Masked tokens have weight zero; a group whose weights are all zero gets
     the plain average. If nothing is merged (num_groups = N), the tokens are returned unchanged.
 
     Args:
         tokens: N tokens per batch item.
         grouping: groups of the N tokens.
-        weights: (B, N), non-negative weights in the average; None for the plain average.
+        weights: (B, N), non-negative weights in the averages; None for plain averages.
+        reduce: "mean", or "max" for the element-wise maximum of x.
 
     Returns:
         num_groups tokens per batch item, in the dtype of the input (half precision is accumulated in fp32).
 
     Raises:
-        ValueError: if the shapes do not match.
+        ValueError: if the shapes do not match or `reduce` is unknown.
 
     >>> tokens = Tokens.from_grid(torch.tensor([1.0, 2.0, 6.0]).reshape(1, 3, 1, 1, 1))
     >>> grouping = Grouping(torch.tensor([[0, 1, 0]]), 2, torch.tensor([[0, 1]]))
     >>> merge(tokens, grouping).x.flatten(), merge(tokens, grouping).size
     (tensor([3.5000, 2.0000]), tensor([[2., 1.]]))
+    >>> merge(tokens, grouping, reduce="max").x.flatten()
+    tensor([6., 2.])
     """
     batch, num_tokens = tokens.x.shape[:2]
     check_shape("grouping.index (B, N)", grouping.index, (batch, num_tokens))
     if weights is not None:
         check_shape("weights (B, N)", weights, (batch, num_tokens))
+    if reduce not in ("mean", "max"):
+        raise ValueError(f"expected reduce to be mean or max, got {reduce!r}")
     if grouping.num_groups == num_tokens:
         return tokens
     share = _shares(grouping, tokens.x.dtype, weights=weights, mask=tokens.mask)
@@ -49,8 +54,11 @@ def merge(tokens: Tokens, grouping: Grouping, *, weights: Tensor | None = None) 
     def mean(values: Tensor | None) -> Tensor | None:
         return None if values is None else _average(values[..., None], grouping, share, bags, mask=tokens.mask)[..., 0]
 
+    x = tokens.x
     return Tokens(
-        x=_average(tokens.x, grouping, share, bags, mask=tokens.mask),
+        x=group_max(x, grouping, mask=tokens.mask)
+        if reduce == "max"
+        else _average(x, grouping, share, bags, mask=tokens.mask),
         size=_group_sum(tokens.size[..., None], grouping)[..., 0],
         position=tokens.position.gather(1, grouping.anchor[..., None].expand(-1, -1, 3)),
         motion=mean(tokens.motion),
@@ -72,6 +80,31 @@ def average(x: Tensor, grouping: Grouping, *, weights: Tensor | None = None) -> 
     tensor([3.5000, 2.0000])
     """
     return _average(x, grouping, _shares(grouping, x.dtype, weights=weights), _bags(grouping))
+
+
+def group_max(x: Tensor, grouping: Grouping, *, mask: Tensor | None = None) -> Tensor:
+    """Take the element-wise maximum of the rows of each group: (B, N, C) -> (B, num_groups, C).
+
+    Args:
+        x: (B, N, C).
+        grouping: groups of the N tokens.
+        mask: (B, N) bool; masked tokens are ignored, and a group without others gets 0.
+
+    >>> grouping = Grouping(torch.tensor([[0, 1, 0]]), 2, torch.tensor([[0, 1]]))
+    >>> group_max(torch.tensor([[[1.0, 4.0], [2.0, 5.0], [3.0, 0.0]]]), grouping)
+    tensor([[[3., 4.],
+             [2., 5.]]])
+    """
+    batch, _, channels = x.shape
+    if mask is not None:
+        x = x.masked_fill(~mask[..., None], -torch.inf)
+    rows = _flat_groups(grouping)[:, None].expand(-1, channels)
+    largest = x.new_full((batch * grouping.num_groups, channels), -torch.inf)
+    largest = largest.scatter_reduce(0, rows, x.reshape(-1, channels), "amax", include_self=False)
+    largest = largest.reshape(batch, grouping.num_groups, channels)
+    if mask is None:
+        return largest
+    return largest.masked_fill(group_sum(mask.float(), grouping)[..., None] == 0, 0)
 
 
 def group_sum(values: Tensor, grouping: Grouping) -> Tensor:
