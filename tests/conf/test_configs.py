@@ -1,5 +1,6 @@
 """Every file in conf/ composes and instantiates without a download, a GPU or data."""
 
+import inspect
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -12,6 +13,7 @@ from hydra.errors import ConfigCompositionException, InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from vtm.compressors import Clip, dyto
 from vtm.data.datasets.needle import NeedleSource
 from vtm.data.source import VideoFiles
 from vtm.encoders import Encoder
@@ -27,7 +29,16 @@ OPTIONS = [
 ]
 EXPERIMENTS = [name for group, name in OPTIONS if group == "experiment"]
 # composed by tests of their own, published figures with their experiment
-COMPOSED_BELOW = {"experiment", "published", "encoder", "merging", "merging/weighting", "trainer", "callbacks"}
+COMPOSED_BELOW = {
+    "experiment",
+    "published",
+    "encoder",
+    "merging",
+    "merging/weighting",
+    "compressor",
+    "trainer",
+    "callbacks",
+}
 OTHERS = [option for option in OPTIONS if option[0] not in COMPOSED_BELOW]
 
 
@@ -172,6 +183,43 @@ def test_every_experiment_composes_for_extraction_and_the_check(command, name):
 def test_every_weighting_runs(name):
     model = network(composed("experiment=demo", f"merging/weighting={name}"), channels=64)
     assert model(torch.randn(1, 20, 2, 2, 64), motion=torch.rand(1, 20, 2, 2)).logits.isfinite().all()
+
+
+def compressor(name: str, *overrides: str) -> DictConfig:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose(f"compressor/{name}", overrides=list(overrides)).compressor
+
+
+@pytest.mark.parametrize("name", [name for group, name in OPTIONS if group == "compressor"])
+def test_every_compressor_keeps_to_its_budget_and_has_all_options_of_its_function(name):
+    config = compressor(name)
+    compress = instantiate(config)
+    options = set(inspect.signature(compress.func).parameters) - {"clip"}
+    assert options == set(config) - {"_target_", "_partial_"}
+    tokens = torch.randn(30, 3, 4, 32)
+    compressed = compress(Clip(tokens, encoder=torch.randn(30, 3, 4, 6), frames=torch.randn(30, 6)))
+    assert len(compressed.tokens) <= (int(6.39 * 12) if "budget" in config else 360)
+
+
+def test_the_preset_of_dyto_has_the_defaults_of_the_function():
+    config = compressor("dyto")
+    defaults = {name: parameter.default for name, parameter in inspect.signature(dyto).parameters.items()}
+    assert {name: config[name] for name in config if name in defaults and name != "budget"} == {
+        name: value for name, value in defaults.items() if value is not inspect.Parameter.empty
+    }
+
+
+def test_the_released_dyto_differs_where_its_code_does():
+    ours, released = compressor("dyto"), compressor("dyto_released")
+    changed = {name: released[name] for name in ours if ours[name] != released[name]}
+    assert changed == {
+        "few_pick": "first",
+        "descriptor": "cls",
+        "partition": "halves",
+        "metric": "head_mean",
+        "reduce": "max",
+        "order": "score",
+    }
 
 
 @pytest.mark.parametrize("name", [name for group, name in OPTIONS if group == "trainer"])

@@ -111,6 +111,36 @@ def test_an_unmerged_token_is_bit_identical(kind: str, dtype: torch.dtype) -> No
         assert torch.equal(after[counts == 1], chosen[counts == 1]), name
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, *HALF])
+@pytest.mark.parametrize("real_fraction", [None, 0.5])
+def test_a_maximum_is_that_of_the_real_tokens_and_all_else_is_as_in_a_mean(
+    dtype: torch.dtype, real_fraction: float | None
+) -> None:
+    loops = cast(reference.random_tokens(2, 13, seed=1, real_fraction=real_fraction), dtype)
+    grouping, tokens = Grouping(*random_groups(13, 8)), Tokens(*loops)
+    found, mean = (
+        merge(tokens, grouping, weights=tokens.size, reduce="max"),
+        merge(tokens, grouping, weights=tokens.size),
+    )
+    for row in range(2):
+        for group in range(5):
+            real = grouping.index[row] == group
+            real = real if tokens.mask is None else real & tokens.mask[row]
+            expected = tokens.x[row, real].amax(0) if real.any() else torch.zeros(8, dtype=dtype)
+            assert torch.equal(found.x[row, group], expected)
+    for name in ("size", "position", "motion", "saliency"):
+        assert torch.equal(getattr(found, name), getattr(mean, name))
+    with pytest.raises(ValueError, match="expected reduce to be mean or max, got 'sum'"):
+        merge(tokens, grouping, reduce="sum")
+
+
+def test_the_gradient_of_a_maximum_goes_to_the_largest() -> None:
+    x = torch.tensor([[[3.0], [5.0], [1.0]]], requires_grad=True)
+    grouping = Grouping(torch.tensor([[0, 0, 1]]), 2, torch.tensor([[0, 2]]))
+    merge(Tokens.from_sequence(x), grouping, reduce="max").x.sum().backward()
+    assert x.grad.flatten().tolist() == [0, 1, 1]
+
+
 def test_one_group_of_all_tokens_is_the_mean() -> None:
     tokens = reference.random_tokens(2, 13, seed=0)
     merged = merge(Tokens(*tokens), Grouping(*random_groups(13, 12)))

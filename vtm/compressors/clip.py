@@ -129,7 +129,12 @@ def count_budget(clip: Clip, budget: float) -> int:
     _, height, width = clip.grid
     if isinstance(budget, bool) or not isinstance(budget, int | float) or not 0 < budget < float("inf"):
         raise ValueError(f"expected budget > 0, as a number of tokens (int) or of frames (float), got {budget!r}")
-    return budget if isinstance(budget, int) else int(budget * height * width)
+    total = budget if isinstance(budget, int) else int(budget * height * width)
+    if total < 1:
+        raise ValueError(
+            f"a budget of {budget} frames of {height} × {width} tokens is less than one token; raise budget"
+        )
+    return total
 
 
 def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:

@@ -31,8 +31,7 @@ def tw_finch(features: Tensor) -> list[Tensor]:
     >>> tw_finch(torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [0.1, 1.0]]))
     [tensor([0, 0, 1, 1])]
     """
-    if features.ndim != 2 or 0 in features.shape:
-        raise ValueError(f"expected features (n, d) of at least one frame, got {tuple(features.shape)}")
+    check_features(features)
     features = features.double()
     norm = torch.linalg.vector_norm(features, dim=1, keepdim=True)
     features = features.masked_fill(~norm.isfinite(), 0)
@@ -52,6 +51,12 @@ def tw_finch(features: Tensor) -> list[Tensor]:
         labels = coarser
         size = torch.bincount(labels)[:, None]
         means = frames.new_zeros(count, frames.shape[1]).index_add(0, labels, frames) / size
+
+
+def check_features(features: Tensor) -> None:
+    """Raise a ValueError if the features are not (n, d) with n ≥ 1."""
+    if features.ndim != 2 or 0 in features.shape:
+        raise ValueError(f"expected features (n, d) of at least one frame, got {tuple(features.shape)}")
 
 
 def _nearest(clusters: Tensor) -> Tensor:

@@ -103,8 +103,8 @@ def _encoder(clip: Clip) -> Tensor:
 def _threshold(similarity: Tensor, ratio: float) -> float:
     """Return the threshold at which a share of the tokens open a group, from their similarities (N,)."""
     lines = int((similarity == -torch.inf).sum())  # which open a group at any threshold
-    count = round(ratio * len(similarity))
-    if not 0 < ratio <= 1 or count < lines:
+    count = round(ratio * len(similarity)) if 0 < ratio <= 1 else 0
+    if count < lines:
         raise ValueError(
             f"expected the ratio of tokens to keep between {lines / len(similarity):.3g}, one token per line of the "
             f"grid, and 1, got {ratio}"

@@ -96,9 +96,7 @@ def _keys(clip: Clip, metric: str, heads: int) -> Tensor:
     """Return the features (t, h, w, c) that are compared."""
     if metric == "encoder":
         if clip.encoder is None:
-            raise ValueError(
-                "metric='encoder' needs the clip's encoder features, got None; pass them, or metric='features'"
-            )
+            raise ValueError("metric='encoder' needs the encoder features of the clip; pass them, or metric='features'")
         return clip.encoder
     if metric == "head_mean" and (heads < 1 or clip.tokens.shape[3] % heads):
         raise ValueError(f"expected heads to divide the width of the tokens, {clip.tokens.shape[3]}, got {heads}")

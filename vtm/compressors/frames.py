@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from vtm.compressors.clip import check_choice
-from vtm.compressors.clustering import tw_finch
+from vtm.compressors.clustering import check_features, tw_finch
 
 LEVELS = ("largest", "second_largest")
 
@@ -43,13 +43,17 @@ def select_frames(
     tensor([ 1,  3,  6,  8, 11, 13, 16, 18])
     """
     check_choice("few_pick", few_pick, ("first", "uniform"))
-    check_choice("level", level if isinstance(level, str) else LEVELS[0], LEVELS)
+    if isinstance(level, str):
+        check_choice("level", level, LEVELS)
+    elif level < 0:
+        raise ValueError(f"expected level to be a name or a rank >= 0, got {level}")
     if not 0 <= few_clusters <= few_frames or min(few_frames, max_frames) < 1:
         raise ValueError(
             "expected 0 <= few_clusters <= few_frames, few_frames >= 1 and max_frames >= 1, got "
             f"few_clusters={few_clusters}, few_frames={few_frames}, max_frames={max_frames}"
         )
-    if features.ndim == 2 and len(features) <= few_frames:
+    check_features(features)
+    if len(features) <= few_frames:
         return _thinned(torch.arange(len(features), device=features.device), max_frames)
     partitions = tw_finch(features)
     rank = LEVELS.index(level) if isinstance(level, str) else level

@@ -53,8 +53,8 @@ def uniform_frames(clip: Clip, *, budget: float) -> Compressed:
 def pool(clip: Clip, *, budget: float) -> Compressed:
     """Average the tokens in the cells of a coarser grid of each frame.
 
-    The grid is the finest that fits into the budget and has the proportions of the frame, up to one row. Cells differ
-    in size by one row and one column at most; a cell has the position of its first token.
+    The grid is the finest that fits into the budget and has the proportions of the frame, up to one row or column.
+    Cells differ in size by one row and one column at most; a cell has the position of its first token.
 
     Args:
         clip: a video.
@@ -89,9 +89,7 @@ def tome(clip: Clip, *, budget: float, per: str = "frame", metric: str = "featur
     check_choice("metric", metric, ("features", "encoder"))
     keys = clip.tokens if metric == "features" else clip.encoder
     if keys is None:
-        raise ValueError(
-            "metric='encoder' needs the clip's encoder features, got None; pass them, or metric='features'"
-        )
+        raise ValueError("metric='encoder' needs the encoder features of the clip; pass them, or metric='features'")
     if per == "clip":
         target = min(clip.num_tokens, count_budget(clip, budget))
         grouping = merge_rounds(keys.flatten(0, 2)[None], target, partition="alternate", order="raster", reduce="mean")
@@ -136,11 +134,11 @@ def _per_frame(clip: Clip, budget: float) -> int:
 
 
 def _coarser(height: int, width: int, count: int) -> tuple[int, int]:
-    """Return the rows and columns of the largest grid of at most `count` cells, of the same proportions up to a row."""
-    grids = [
-        (rows, columns)
-        for columns in range(1, width + 1)
-        for rows in range(columns * height // width - 1, columns * height // width + 2)
-        if 1 <= rows <= height and rows * columns <= count
-    ]
-    return max([(1, 1), *grids], key=lambda grid: (grid[0] * grid[1], -abs(grid[0] * width - grid[1] * height)))
+    """Return the rows and columns of the largest grid of at most `count` cells in the proportions of the frame."""
+    off = max(height, width)  # one row or one column
+    grids = [(1, 1)]
+    for columns in range(1, min(width, count) + 1):
+        rows = min(height, count // columns, (columns * height + off) // width)
+        if rows * width >= columns * height - off:
+            grids.append((rows, columns))
+    return max(grids, key=lambda grid: (grid[0] * grid[1], -abs(grid[0] * width - grid[1] * height)))
