@@ -125,6 +125,20 @@ def test_large_clips_are_compared_and_averaged_in_parts(monkeypatch: pytest.Monk
             torch.testing.assert_close(dyntok(clip, threshold=0.2).tokens, means)
 
 
+def test_ways_of_other_devices_and_libraries_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    clip = draw_clip(7, 5, 6)
+    expected = [dyntok(clip, threshold=0.2, axis=axis) for axis in AXES]
+    monkeypatch.setattr(
+        "vtm.compressors.similarity._sampled_products",
+        lambda x, token, before: (x.square().sum(1), (x[token] * x[before]).sum(1)),
+    )
+    monkeypatch.setattr("torch.backends.mkl.is_available", lambda: False)
+    for axis, one in zip(AXES, expected, strict=True):
+        result = dyntok(clip, threshold=0.2, axis=axis)
+        assert torch.equal(result.index, one.index)
+        torch.testing.assert_close(result.tokens, one.tokens)
+
+
 @pytest.mark.parametrize("axis", AXES)
 @pytest.mark.parametrize("ratio", [0.25, 0.444, 0.7, 1.0])
 def test_a_target_ratio_is_met(ratio: float, axis: str) -> None:

@@ -1,11 +1,13 @@
 """DYTO equals the loops in frames, groups, order and values; budgets, sizes and mistakes."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor
 
 from tests.compressors.loops import merge_loops, reduce_loops, select_loops
-from vtm.compressors import Clip, Compressed, budget_rounds, dyto
+from vtm.compressors import Clip, Compressed, budget_rounds, dyntok, dyto
 from vtm.compressors.bipartite import match_halves, merge_rounds
 
 RELEASED = {
@@ -156,6 +158,16 @@ def test_half_precision_is_compared_in_fp32(dtype: torch.dtype) -> None:
         result = dyto(clip, budget=60, metric=metric)
         assert torch.equal(result.index, dyto(exact, budget=60, metric=metric).index)
         assert result.tokens.dtype == dtype
+
+
+def test_autocast_changes_nothing() -> None:
+    clip = draw_clip(30, 4, 6, dtype=torch.float32)
+    for compress in (partial(dyto, budget=60), partial(dyto, budget=60, **RELEASED), partial(dyntok, threshold=0.3)):
+        expected = compress(clip)
+        with torch.autocast("cpu", torch.bfloat16), torch.inference_mode():
+            result = compress(clip)
+        assert torch.equal(result.index, expected.index)
+        assert torch.equal(result.tokens, expected.tokens)
 
 
 def test_scale_and_order_of_channels_change_nothing() -> None:

@@ -115,14 +115,16 @@ def merge_rounds(
         grouping of the N tokens of each of the R rows.
     """
     rows_at_once = max(1, elements_at_once(keys.device) // keys[0].numel())
-    options = {"partition": partition, "order": order, "reduce": reduce}
-    if rows is None:
-        grouped = [_merge_rows(part, target, heads, **options) for part in keys.split(rows_at_once)]
-    else:
-        chosen = rows.split(rows_at_once)
-        grouped = [_merge_rows(keys.index_select(0, some), target, heads, **options) for some in chosen]
-    index, anchor = torch.cat([g.index for g in grouped]), torch.cat([g.anchor for g in grouped])
-    return Grouping(index, anchor.shape[1], anchor)
+    num_rows, num_tokens = len(keys) if rows is None else len(rows), keys.shape[1]
+    num_groups = num_tokens - sum(budget_rounds(num_tokens, target))
+    index = torch.empty(num_rows, num_tokens, dtype=torch.int64, device=keys.device)  # first, against fragmentation
+    anchor = torch.empty(num_rows, num_groups, dtype=torch.int64, device=keys.device)
+    for start in range(0, num_rows, rows_at_once):
+        some = slice(start, start + rows_at_once)
+        part = keys[some] if rows is None else keys.index_select(0, rows[some])
+        grouping = _merge_rows(part, target, heads, partition=partition, order=order, reduce=reduce)
+        index[some], anchor[some] = grouping.index, grouping.anchor
+    return Grouping(index, num_groups, anchor)
 
 
 def _merge_rows(keys: Tensor, target: int, heads: int | None, *, partition: str, order: str, reduce: str) -> Grouping:

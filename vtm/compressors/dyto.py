@@ -103,6 +103,7 @@ def _keys(clip: Clip, metric: str, heads: int) -> Tensor:
     return clip.tokens
 
 
+@torch.no_grad()
 def _descriptors(clip: Clip, descriptor: str) -> Tensor:
     """Return a vector for each frame (t, c)."""
     check_choice("descriptor", descriptor, DESCRIPTORS)
@@ -119,5 +120,10 @@ def _descriptors(clip: Clip, descriptor: str) -> Tensor:
     features = clip.encoder.flatten(1, 2)  # (t, h·w, c)
     share = features.new_full((1, features.shape[1]), 1 / features.shape[1], dtype=dtype)
     frames_at_once = max(1, elements_at_once(features.device) // features[0].numel())
-    parts = features.split(len(features) if dtype == features.dtype else frames_at_once)  # half precision is copied
-    return torch.cat([(share @ part.to(dtype))[:, 0] for part in parts])  # twice as fast as a mean
+    if dtype == features.dtype:
+        frames_at_once = len(features)  # without a copy
+    means = features.new_empty(len(features), features.shape[2], dtype=dtype)  # allocated first, against fragmentation
+    with torch.autocast(features.device.type, enabled=False):
+        for some, part in zip(means.split(frames_at_once), features.split(frames_at_once), strict=True):
+            some.copy_((share @ part.to(dtype))[:, 0])  # twice as fast as a mean
+    return means

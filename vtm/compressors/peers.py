@@ -101,7 +101,7 @@ def tome(clip: Clip, *, budget: float, per: str = "frame", metric: str = "featur
 
 def _draw(size: int, count: int, seed: int, clip: Clip) -> Tensor:
     """Draw `count` of `size` numbers, ascending; the same on every device."""
-    numbers = torch.randperm(size, generator=torch.Generator().manual_seed(seed))[:count]
+    numbers = torch.randperm(size, generator=torch.Generator().manual_seed(seed), device="cpu")[:count]
     return numbers.sort().values.to(clip.tokens.device)
 
 

@@ -60,7 +60,8 @@ class _Reduce(torch.autograd.Function):
     ) -> Tensor:
         """Reduce x (N, c) to (num_groups, c)."""
         starts = torch.searchsorted(index[order], torch.arange(num_groups + 1, device=x.device))
-        reduced = _mean(x, order, starts, dtype) if reduce == "mean" else _max(x, order, starts, dtype)
+        with torch.autocast(x.device.type, enabled=False):
+            reduced = _mean(x, order, starts, dtype) if reduce == "mean" else _max(x, order, starts, dtype)
         ctx.reduce = reduce
         ctx.save_for_backward(index, starts.diff(), *((x, reduced) if reduce == "max" else ()))
         return reduced

@@ -36,8 +36,12 @@ def neighbor_similarity(encoder: Tensor, *, axis: str = "row") -> Tensor:
     slices_at_once = max(1, elements_at_once(encoder.device) * encoder.shape[across] // encoder.numel())
     if encoder.device.type == "cpu" and encoder.dtype == accumulator(encoder.dtype) and encoder.is_contiguous():
         slices_at_once = encoder.shape[across]  # without a copy
-    parts = encoder.split(slices_at_once, dim=across)
-    return torch.cat([_similarity(part, along) for part in parts], dim=across)
+    similarity = encoder.new_empty(encoder.shape[:3], dtype=accumulator(encoder.dtype))
+    parts = (values.split(slices_at_once, dim=across) for values in (similarity, encoder))
+    with torch.autocast(encoder.device.type, enabled=False):
+        for some, part in zip(*parts, strict=True):
+            some.copy_(_similarity(part, along))
+    return similarity
 
 
 def _similarity(encoder: Tensor, along: int) -> Tensor:
@@ -67,25 +71,23 @@ def _cosine(products: Tensor, *norms: Tensor) -> Tensor:
 
 
 def _products(x: Tensor, token: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the squared norm of each row of x (N, c), and the product of each of some rows with one before it.
+    """Return the squared norm of each row of x (N, c), and the product of each of some rows with one before it."""
+    if x.device.type == "cpu":
+        return _sampled_products(x, token, before)
+    return x.square().sum(1), (x[token] * x[before]).sum(1)
 
-    On a CPU, entries of x xᵀ are sampled by a sparse matrix, which reads x once.
-    """
-    if x.device.type != "cpu":
-        return x.square().sum(1), (x[token] * x[before]).sum(1)
-    rows = torch.arange(len(x))
-    has_neighbor = torch.zeros(len(x), dtype=torch.bool).index_fill(0, token, True)
+
+def _sampled_products(x: Tensor, token: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
+    """Compute `_products` as entries of x xᵀ sampled by a sparse matrix, which reads x once and makes no copy."""
+    rows = torch.arange(len(x), device=x.device)
+    has_neighbor = torch.zeros_like(rows, dtype=torch.bool).index_fill(0, token, True)
     wanted = torch.stack([has_neighbor, torch.ones_like(has_neighbor)], dim=1)
     column = torch.stack([rows.index_copy(0, token, before), rows], dim=1)[wanted]
     ends = wanted.sum(1).cumsum(0)
+    starts = torch.cat([ends.new_zeros(1), ends])
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
-        pattern = torch.sparse_csr_tensor(
-            torch.cat([ends.new_zeros(1), ends]),
-            column,
-            x.new_zeros(len(column)),
-            size=(len(x),) * 2,
-            check_invariants=False,
-        )
+        size = (len(x), len(x))
+        pattern = torch.sparse_csr_tensor(starts, column, x.new_zeros(len(column)), size, check_invariants=False)
     values = torch.sparse.sampled_addmm(pattern, x, x.T, beta=0).values()
     return values[ends - 1], values[ends[token] - 2]
