@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = [
     {"system", "merging", "video", "tasks", "results"},
     {"encoders", "compressors", "patching", "models", "pictures", "data", "cli"},
-    {"features", "training", "inference", "benchmark"},
+    {"features", "training", "inference", "video_llm", "benchmark"},
 ]  # the folders of vtm; a file directly in vtm/ is a command, above them all
 ON_ONE_FLOOR = {
     *((room, "system") for room in FLOORS[0]),
@@ -31,6 +31,7 @@ ALLOWED_IN = {
     "omegaconf": (*COMMANDS, "vtm/cli/", "vtm/benchmark/", "vtm/results/runs.py"),
     "timm": ("vtm/encoders/", "vtm/patching/timm.py"),
     "torchvision": ("vtm/encoders/",),
+    "transformers": ("vtm/encoders/", "vtm/patching/", "vtm/video_llm/"),
     "wandb": ("vtm/training/loggers.py",),
 }
 FILES = [*sorted((ROOT / "vtm").rglob("*.py")), ROOT / "train.py"]
