@@ -63,7 +63,9 @@ class Tiny:
         if videos:
             frames = frames or [list(range(len(video))) for video in videos]
             metadata = [
-                VideoMetadata(total_num_frames=1000, fps=fps, duration=1000 / fps, frames_indices=indices)
+                VideoMetadata(
+                    total_num_frames=indices[-1] + 1, fps=fps, duration=(indices[-1] + 1) / fps, frames_indices=indices
+                )
                 for indices in frames
             ]
             options = {"videos": videos, "videos_kwargs": {"video_metadata": metadata, "do_sample_frames": False}}
