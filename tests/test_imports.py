@@ -83,10 +83,10 @@ def test_third_party_packages_appear_where_they_belong(path):
         assert places is None or relative.startswith(places), f"{relative} imports {name}, which belongs in {places}"
 
 
-def test_merging_needs_torch_only():
-    standard = sys.stdlib_module_names | {"torch", "vtm"}
-    for path in sorted((ROOT / "vtm" / "merging").glob("*.py")):
-        assert {name.split(".")[0] for name in imported(path)} <= standard
+@pytest.mark.parametrize(("folder", "packages"), [("merging", {"torch"}), ("compressors", {"torch", "numpy"})])
+def test_rooms_of_pure_functions_need_little(folder, packages):
+    for path in sorted((ROOT / "vtm" / folder).glob("*.py")):
+        assert {name.split(".")[0] for name in imported(path)} <= sys.stdlib_module_names | {"vtm"} | packages
 
 
 def test_wandb_is_not_imported_before_a_run_is_logged_there():
@@ -104,6 +104,7 @@ LIGHT = {
     "import vtm.predict": "torch lightning wandb hydra av",
     "import vtm.visualize": "torch lightning wandb hydra av matplotlib",
     "import vtm.merging": "lightning wandb av timm hydra torchvision matplotlib torchmetrics",
+    "import vtm.compressors": "lightning wandb av timm hydra torchvision matplotlib torchmetrics transformers",
     "import vtm.models": "lightning wandb av timm hydra torchvision matplotlib torchmetrics",
     "from vtm import load": "lightning wandb hydra timm",
     "from vtm import Predictor": "lightning wandb hydra timm",

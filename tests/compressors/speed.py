@@ -61,6 +61,12 @@ def peak(name: str, dtype: torch.dtype, width: int) -> float:
     return 1 + (after - before) * 1024 / size_in_bytes(clip)
 
 
+def peak_of_own_process(name: str, dtype: torch.dtype, width: int) -> float:
+    """Return `peak`, measured in a process of its own."""
+    command = [sys.executable, "-m", "tests.compressors.speed", "peak", name, str(dtype).removeprefix("torch.")]
+    return float(subprocess.run([*command, str(width)], capture_output=True, text=True, check=True).stdout)
+
+
 def seconds(run: Callable[[Clip], object], clip: Clip, repeats: int) -> float:
     best = float("inf")
     for _ in range(repeats):
@@ -82,8 +88,7 @@ def main(width: int) -> None:
                 rows[name] += [f"{took:.3f} s", f"{took / mean:.1f}"]
         del clip
         for name in CASES:
-            command = [sys.executable, "-m", "tests.compressors.speed", "peak", name, str(dtype)[6:], str(width)]
-            rows[name].append(subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip())
+            rows[name].append(f"{peak_of_own_process(name, dtype, width):.2f}")
     for name, cells in rows.items():
         print(f"| {name} | {' | '.join(cells)} |", flush=True)
 
