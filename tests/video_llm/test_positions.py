@@ -159,6 +159,30 @@ def test_frames_without_tokens_lose_their_text_and_the_others_keep_theirs(family
     assert done.text_ids == gone - (done.tokens_before - done.tokens_after) > 0
 
 
+@pytest.mark.parametrize("kept", [[1], [3], [0, 2]])
+def test_text_that_is_joined_with_the_number_of_the_first_frame(kept):
+    """After a space, `Frame` is another id than after a line break."""
+    tiny = build("internvl")
+    text = "Watch this: V Why?"
+    inputs = tiny.inputs(text, [video(4)])
+    assert tiny.ids(" Frame")[0] != tiny.ids("Frame")[0]
+    one = "<img>" + "<IMG_CONTEXT>" * 16 + "</img>"
+    expected = text.replace("V", "\n".join(f"Frame{i + 1}: {one}" for i in kept) + "\n")
+    short = compress(tiny.model, inputs, keep_frames(kept))["input_ids"]
+    assert short[0].tolist() == tiny.ids(expected)
+
+
+def test_text_of_the_first_frame_that_is_not_found_raises():
+    tiny = build("internvl")
+    inputs = tiny.inputs("V Why?", [video(4)])
+    first = int((inputs["input_ids"][0] == tiny.processor.image_token_id).nonzero()[0])
+    inputs["input_ids"][0, first - 5 : first - 1] = tiny.ids("a")[0]
+    videos = [(0, 0, 4)]
+    assert compress(tiny.model, inputs, keep_frames([0, 2]), videos=videos)
+    with pytest.raises(ValueError, match="first frame of a video has no tokens left"):
+        compress(tiny.model, inputs, keep_frames([1, 2]), videos=videos)
+
+
 @pytest.mark.parametrize("family", STAMPED)
 def test_text_between_the_frames_stays_between_them(family):
     tiny = build(family)

@@ -114,6 +114,9 @@ def ids_of_frames(ids: Tensor, columns: Tensor, kept: Tensor, separator: int) ->
             f"{row[max(0, end - 8) : end]} before it, since it differs from that of the second frame; put a line break "
             "before the video"
         )
+    if not keeps[0] and spans[0][0] < int(columns[0, 0]):
+        for i in (0, keeps.index(True)):  # its first id may be joined with text before it, so it stays for the next one
+            spans[i] = (spans[i][0] + 1, spans[i][1])
     gone: list[int] = []
     for i, (start, end) in enumerate(spans):
         if i and not (keeps[i] and any(keeps[:i])):
@@ -124,10 +127,7 @@ def ids_of_frames(ids: Tensor, columns: Tensor, kept: Tensor, separator: int) ->
 
 
 def _spans(row: list[int], columns: Tensor, separator: int) -> list[tuple[int, int]]:
-    """Return where the ids of each frame begin and end; the first begins at -1 if its text is not found.
-
-    The text of the first frame is taken to begin with the id that the text of the second begins with.
-    """
+    """Return where the ids of each frame begin and end; the first begins at -1 if its text is not found."""
     starts, ends = columns[:, 0].tolist(), (columns[:, -1] + 1).tolist()
     spans, begin = [], starts[0]
     for end, start in zip(ends[:-1], starts[1:], strict=True):
@@ -136,11 +136,26 @@ def _spans(row: list[int], columns: Tensor, separator: int) -> list[tuple[int, i
         begin = min(close + separator, max(close, start - 1))
     spans.append((begin, min(ends[-1] + (begin < starts[-1]), len(row))))
     if len(spans) > 1 and spans[1][0] < starts[1]:
-        before = row[max(0, starts[0] - (starts[1] - spans[1][0]) - _MORE_DIGITS) : starts[0]]
-        first, last = row[spans[1][0]], row[starts[1] - 1]
-        found = first in before and before[-1] == last
-        spans[0] = (starts[0] - before[::-1].index(first) - 1 if found else -1, spans[0][1])
+        length = _first_text(row[: starts[0]], row[spans[1][0] : starts[1]])
+        spans[0] = (starts[0] - length if length else -1, spans[0][1])
     return spans
+
+
+def _first_text(before: list[int], text: list[int]) -> int:
+    """Return how many ids before the first frame are like the text of the second frame; 0 if they are not.
+
+    Their first id is the same, or it is joined with what stands before it and the others are the same but for the
+    number.
+    """
+    near = before[-len(text) - _MORE_DIGITS :]
+    if near[-1:] != text[-1:]:
+        return 0
+    if text[0] in near:
+        return near[::-1].index(text[0]) + 1
+    pairs = zip(near[::-1], text[:0:-1], strict=False)
+    differences = [abs(a - b) for a, b in pairs if a != b]
+    digit = len(differences) <= 1 and max(differences, default=0) < 10  # the ids of digits follow one another
+    return len(text) if len(near) >= len(text) > 2 and digit else 0
 
 
 def _check_one_video(ids: Tensor, row: int, columns: Tensor, separator: int) -> None:
@@ -150,7 +165,9 @@ def _check_one_video(ids: Tensor, row: int, columns: Tensor, separator: int) -> 
     values, starts = ids.tolist(), columns[:, 0].tolist()
     spans = _spans(values, columns, separator)
     heads = [values[begin:start] if begin >= 0 else [] for (begin, _), start in zip(spans, starts, strict=True)]
-    alike = all(head and head[0] == heads[1][0] and abs(len(head) - len(heads[1])) <= _MORE_DIGITS for head in heads)
+    alike = all(heads) and all(
+        head[0] == heads[1][0] and abs(len(head) - len(heads[1])) <= _MORE_DIGITS for head in heads[1:]
+    )
     again = any(head == heads[0] != previous for previous, head in itertools.pairwise(heads))
     if not alike or again:
         raise ValueError(
