@@ -49,10 +49,7 @@ class Compression:
     @property
     def inputs(self) -> dict[str, Any]:
         """Arguments for `forward` or one call of `generate`, made anew each time since beam search changes them."""
-        outputs = {
-            name: kind(**{key: _copy(value) for key, value in fields.items()})
-            for name, (kind, fields) in self.features.items()
-        }
+        outputs = {modality: kind(**fields) for modality, (kind, fields) in self.features.items()}
         return {**self.rows, "mm_encoder_outputs": outputs}
 
     @property
@@ -247,8 +244,3 @@ def _shorten(model: Any, family: Family, inputs: Mapping[str, Any], mask: Tensor
     elif inputs.get("position_ids") is not None:
         rows["position_ids"] = numbers
     return rows
-
-
-def _copy(value: Any) -> Any:
-    """Copy the lists of the features, but not their tensors."""
-    return [_copy(item) for item in value] if isinstance(value, list | tuple) else value
