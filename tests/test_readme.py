@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.video_llm.tiny import build, video
 from vtm.export import export
 
 ROOT = Path(__file__).parents[1]
@@ -50,6 +51,10 @@ def names(tmp_path_factory, make_checkpoint, make_video) -> dict:
 @pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.split("\n")[0])
 def test_the_python_code_returns_the_shapes_in_its_comments(block, names, monkeypatch):
     names = dict(names)
+    if "vtm.video_llm" in block:
+        pytest.importorskip("transformers", reason="transformers is not installed (pip install vtm[hf])")
+        tiny = build("qwen3_vl")
+        names |= {"model": tiny.model, "processor": tiny.processor, "prompt": f"{tiny.video} Why?", "frames": video(8)}
     monkeypatch.chdir(names["folder"])
     exec(block, names)
     for expression, shape in re.findall(r"^(?:\w+ = )?(.+?)(?:\.shape)?  # (\([\d, ]+\))", block, flags=re.MULTILINE):
