@@ -49,6 +49,16 @@ def test_a_module_without_a_config_raises():
         compress(torch.nn.Linear(1, 1), {}, keep_all)
 
 
+def test_a_version_of_transformers_that_takes_no_encoded_videos_raises():
+    class Old:
+        config = SimpleNamespace(model_type="qwen2_vl")
+
+        def forward(self, input_ids: Any) -> None: ...
+
+    with pytest.raises(ValueError, match=r"install transformers 5\.24"):
+        compress(Old(), {"input_ids": torch.zeros(1, 1), "pixel_values_videos": torch.zeros(1)}, keep_all)
+
+
 def test_a_prompt_without_a_placeholder_raises(tiny):
     inputs = tiny.inputs("V Why?", [video(4)])
     plain = {**inputs, "input_ids": torch.tensor([tiny.ids("Why?")])}

@@ -163,6 +163,8 @@ def _check_inputs(
     if ids is None or inputs.get(family.pixels) is None:
         missing = "input_ids" if ids is None else family.pixels
         raise ValueError(f"the inputs hold no {missing}; pass what the processor makes of a prompt and its videos")
+    if "mm_encoder_outputs" not in inspect.signature(model.forward).parameters:
+        raise ValueError(f"{type(model).__name__} takes no encoded videos; install transformers 5.24 or newer")
     if videos is not None and family.modality == "video":
         raise ValueError("videos= is for models whose frames are images; here the placeholders say which is which")
     token = getattr(model.config, f"{family.modality}_token_id")
@@ -230,7 +232,8 @@ def _shorten(model: Any, family: Family, inputs: Mapping[str, Any], mask: Tensor
     keep = cut.keep if whole else cut.keep & mask.bool()
     rows = {name: value for name, value in inputs.items() if name not in used}
     rows = cut_inputs({**rows, "attention_mask": mask}, keep, padding_id(model))
-    length, limit = rows["input_ids"].shape[1], model.config.get_text_config().max_position_embeddings
+    length = rows["input_ids"].shape[1]
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", length)
     if length > limit:
         raise ValueError(
             f"{length} tokens are left, {sum(map(len, cut.tokens))} of them visual, but the context of the model holds "
