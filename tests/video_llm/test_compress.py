@@ -150,6 +150,22 @@ def test_two_videos_with_two_beams_get_their_own_features(tiny, options):
         assert read[row, where[row // 2]][: len(after.tokens)].equal(after.tokens)
 
 
+def test_generation_goes_on_at_the_next_positions(tiny):
+    """Generating with a cache equals reading everything again for each token."""
+    done = compress_videos(tiny.model, tiny.inputs("V What happens in it?", [video(8)]), some)
+    answer = generate(tiny, done.inputs, do_sample=False)[0]
+    inputs = done.inputs
+    for new in answer:
+        scores = logits(tiny, inputs)[0, -1]
+        scores[tiny.processor.tokenizer.eos_token_id] = -torch.inf  # the answer has a shortest length
+        assert scores.argmax() == new
+        inputs = {**done.inputs, **{k: v for k, v in inputs.items() if k != "mm_encoder_outputs"}}
+        inputs["input_ids"] = torch.cat([inputs["input_ids"], new.view(1, 1)], dim=1)
+        inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+        if "position_ids" in inputs:
+            inputs["position_ids"] = torch.cat([inputs["position_ids"], inputs["position_ids"][..., -1:] + 1], dim=-1)
+
+
 def test_two_videos_in_one_row(tiny):
     inputs = tiny.inputs("V then V Why?", [video(4), video(4, seed=1)])
     videos = [(0, 0, 4), (0, 4, 4)] if tiny.family in IMAGES else None

@@ -30,6 +30,13 @@ TOWER = {
 }  # fmt: skip
 
 
+TEMPLATE = (
+    "{% for message in messages %}{{ message.role }}\n{% for part in message.content %}"
+    "{% if part.type == 'video' %}VIDEO{% else %}{{ part.text }}{% endif %}{% endfor %}<eos>\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant\n{% endif %}"
+)
+
+
 @dataclass(frozen=True)
 class Tiny:
     """A model, its processor, and the placeholder of a video in a prompt.
@@ -106,7 +113,11 @@ def tokenizer() -> Any:
         ]
     )
     inner.decoder = decoders.ByteLevel()
-    corpus = [*WORDS, "Frame from: seconds series of frames video user assistant provided following"] * 3
+    corpus = [
+        *WORDS,
+        "Frame from: seconds series of frames video user assistant provided following",
+        "Is it A, A or A?",
+    ] * 3
     trainer = trainers.BpeTrainer(
         vocab_size=340, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
     )
@@ -254,4 +265,5 @@ def build(family: str) -> Tiny:
         for parameter in tiny.model.parameters():
             torch.nn.init.normal_(parameter, std=0.25) if parameter.ndim > 1 else None
     tiny.model.eval()
+    tiny.processor.chat_template = TEMPLATE.replace("VIDEO", tiny.video)
     return tiny

@@ -13,7 +13,8 @@ from vtm.video_llm.readers import call
 def consecutive(mask: Tensor) -> Tensor:
     """Number the tokens of each row (B, L) from 0; padding has 0.
 
-    >>> consecutive(torch.tensor([[0, 1, 1, 1]]))
+    >>> from torch import tensor
+    >>> consecutive(tensor([[0, 1, 1, 1]]))
     tensor([[0, 0, 1, 2]])
     """
     return (mask.long().cumsum(-1) - 1).clamp(min=0)
