@@ -79,17 +79,6 @@ def test_identity_changes_no_logit_and_no_answer(tiny, frames):
     assert answers[0].equal(answers[1])
 
 
-@pytest.mark.parametrize("side", ["left", "right"])
-def test_identity_in_a_padded_batch_changes_no_logit(tiny, side):
-    tiny.processor.tokenizer.padding_side = side
-    try:
-        inputs = tiny.inputs(["V Why?", "Watch this film. V And here?"], [video(4), video(4, seed=1)])
-    finally:
-        tiny.processor.tokenizer.padding_side = "left"
-    assert (inputs["attention_mask"] == 0).any()
-    assert logits(tiny, compress(tiny.model, inputs, keep_all)).equal(logits(tiny, inputs))
-
-
 def test_tokens_lie_in_the_placeholders_in_their_order(tiny):
     inputs = tiny.inputs("user\nV Why?", [video(8)])
     done = compress_videos(tiny.model, inputs, some)
@@ -226,79 +215,6 @@ def test_no_gradient_is_kept_outside_of_training(tiny):
         assert compress_videos(tiny.model, inputs, some).compressed[0].tokens.requires_grad
     finally:
         tiny.model.eval()
-
-
-def test_labels_are_cut_like_the_ids(tiny):
-    inputs = tiny.inputs(["V Why?", "Watch this film. V And here?"], [video(4), video(4, seed=1)])
-    inputs["labels"] = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100)
-    short = compress(tiny.model, inputs, some)
-    assert short["labels"].equal(short["input_ids"].masked_fill(short["attention_mask"] == 0, -100))
-    assert tiny.model(**short).loss.isfinite()
-
-
-def test_encoder_features_lie_on_the_grid_of_the_tokens(tiny):
-    """With layers that do nothing, a bright cell of a frame changes its own tokens and features alone."""
-    core = tiny.model.base_model
-    tower = next(getattr(core, name) for name in ("vision_tower", "vision_model", "visual") if hasattr(core, name))
-    layers = next(
-        module for name, module in tower.named_modules() if name.split(".")[-1] in ("layers", "layer", "blocks")
-    )
-    saved = [parameter.detach().clone() for parameter in layers.parameters()]
-    frames, height, width = 8, 32, 32 if tiny.frames_per_step == 1 else 48
-    dark = torch.full((frames, 3, height, width), 60, dtype=torch.uint8)
-    bright = dark.clone()
-    bright[4:6, :, 16:24, 24:32] = 250  # the windows of Qwen2.5-VL move this cell
-    clips: list[Clip] = []
-
-    def look(clip: Clip) -> Compressed:
-        clips.append(clip)
-        return keep_all(clip)
-
-    try:
-        with torch.no_grad():
-            for parameter in layers.parameters():
-                parameter.zero_()
-        for film in (dark, bright):
-            compress(tiny.model, tiny.inputs("V Why?", [film]), look)
-    finally:
-        with torch.no_grad():
-            for parameter, value in zip(layers.parameters(), saved, strict=True):
-                parameter.copy_(value)
-    steps = [2] if tiny.frames_per_step == 2 else [4, 5]
-    for values in ([clip.tokens for clip in clips], [clip.encoder for clip in clips]):
-        changed = ((values[1] - values[0]).abs().amax(-1) > 1e-4).nonzero().tolist()
-        assert changed == [[step, 2, 3] for step in steps]
-
-
-def test_frames_have_cls_where_the_encoder_has_one(tiny):
-    clips: list[Clip] = []
-    compress(tiny.model, tiny.inputs("V Why?", [video(4)]), lambda clip: clips.append(clip) or keep_all(clip))
-    (clip,) = clips
-    if tiny.family not in ("llava_next_video", "internvl"):
-        assert clip.frames is None
-        return
-    pixels = tiny.inputs("V Why?", [video(4)])
-    pixels = pixels["pixel_values_videos"][0] if tiny.family == "llava_next_video" else pixels["pixel_values"]
-    with torch.no_grad():
-        layers = tiny.model.model.vision_tower(pixels, output_hidden_states=True)
-    hidden = layers.hidden_states[-2] if tiny.family == "llava_next_video" else layers.last_hidden_state
-    torch.testing.assert_close(clip.frames, hidden[:, 0])
-
-
-@pytest.mark.parametrize("side", ["left", "right"])
-def test_rows_are_as_short_as_their_tokens_allow_and_padded_on_the_left(tiny, side):
-    tiny.processor.tokenizer.padding_side = side
-    try:
-        inputs = tiny.inputs(["V Why?", "Watch this film. V And here?"], [video(8), video(8, seed=1)])
-    finally:
-        tiny.processor.tokenizer.padding_side = "left"
-    budgets = iter([30, 17])
-    short = compress(tiny.model, inputs, lambda clip: tome(clip, budget=next(budgets), per="clip"))
-    counts = short["attention_mask"].sum(1)
-    assert short["attention_mask"].shape[1] == counts.max() > counts.min()
-    assert (short["attention_mask"].diff() >= 0).all()
-    padding = short["input_ids"][short["attention_mask"] == 0]
-    assert (padding == tiny.processor.tokenizer.pad_token_id).all()
 
 
 def test_order_of_the_compressor_is_the_order_of_reading(tiny):
