@@ -106,7 +106,7 @@ def _threshold(similarity: Tensor, ratio: float) -> float:
     count = round(ratio * len(similarity)) if 0 < ratio <= 1 else 0
     if count < lines:
         raise ValueError(
-            f"expected the ratio of tokens to keep between {lines / len(similarity):.3g}, one token per line of the "
-            f"grid, and 1, got {ratio}"
+            f"expected the ratio of tokens to keep between {lines / len(similarity):.3g}, the first of all lines "
+            f"of the grid and tokens that are not finite, and 1, got {ratio}"
         )
     return float(similarity.kthvalue(count).values)
