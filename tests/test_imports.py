@@ -31,7 +31,7 @@ ALLOWED_IN = {
     "omegaconf": (*COMMANDS, "vtm/cli/", "vtm/benchmark/", "vtm/results/runs.py"),
     "timm": ("vtm/encoders/", "vtm/patching/timm.py"),
     "torchvision": ("vtm/encoders/",),
-    "transformers": ("vtm/encoders/", "vtm/patching/", "vtm/video_llm/"),
+    "transformers": ("vtm/encoders/", "vtm/patching/", "vtm/video_llm/", "vtm/benchmark/merging/"),
     "wandb": ("vtm/training/loggers.py",),
 }
 FILES = [*sorted((ROOT / "vtm").rglob("*.py")), ROOT / "train.py"]
