@@ -9,7 +9,5 @@ def has_bfloat16(device_type: str) -> bool:
     """Return whether the GPUs ("cuda") or the processor ("cpu") of this machine have units for bfloat16."""
     if device_type == "cuda":
         return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
-    if not hasattr(torch.cpu, "get_capabilities"):  # torch before 2.9
-        return bool(torch.cpu._is_avx512_bf16_supported())
-    found = torch.cpu.get_capabilities()
+    found = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}  # older ones do not tell
     return any(found.get(unit) for unit in ("avx512_bf16", "amx_bf16", "bf16"))
