@@ -5,7 +5,7 @@ import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import timm
@@ -298,11 +298,28 @@ def vit(**options: Any) -> nn.Module:
 
 
 @pytest.mark.parametrize(
-    "schedule", [[1, 2], [1, 2, 3, 4], [1, -1, 0], [1.0, 2, 3], constant(12, 3)], ids=lambda s: str(len(s))
+    "schedule",
+    [[1, 2], [1, 2, 3, 4], [1, -1, 0], [1.0, 2, 3], [True, 1, 1], constant(12, 3)],
+    ids=lambda schedule: ",".join(map(str, schedule)),
 )
 def test_a_schedule_that_does_not_fit_is_an_error(schedule: list[int]) -> None:
-    with pytest.raises(ValueError, match="expected a schedule of 3 numbers >= 0, one for each block of VisionTransf"):
+    with pytest.raises(
+        ValueError, match=f"a schedule of 3 whole numbers >= 0, .* of VisionTransformer, got {len(schedule)}"
+    ):
         patch(vit(), schedule)
+
+
+@pytest.mark.parametrize("schedule", [8, constant, torch.ones(3), None])
+def test_what_is_not_a_schedule_is_an_error(schedule: Any) -> None:
+    with pytest.raises(
+        TypeError, match=r"expected a schedule of 3 whole numbers, such as constant\(3, 8\), or a functi"
+    ):
+        patch(vit(), schedule)
+
+
+def test_the_hybrid_reduction_needs_its_threshold() -> None:
+    with pytest.raises(ValueError, match=r"set reduce=partial\(merge_hybrid, threshold=0\.4\)"):
+        patch(vit(), constant(3, 2), reduce=cast("Any", merge_hybrid))
 
 
 def test_a_schedule_may_be_a_function_of_the_model() -> None:

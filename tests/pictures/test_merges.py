@@ -25,20 +25,20 @@ INDEX = [[0, 1, 0, 2, 3, 4, 3, 4], [0, 0, 0, 1, 2, 1, 2, 1]]  # of two steps of 
 ANCHOR = [[0, 1, 3, 4, 7], [1, 3, 6]]
 
 
-def merges(*, dropped: tuple[int, ...] = ()) -> list[ClipMerge]:
+def merges(*, tubelet: int = 1, dropped: tuple[int, ...] = ()) -> list[ClipMerge]:
     found = []
     for block, index, anchor in zip((1, 4), INDEX, ANCHOR, strict=True):
         grouping = Grouping(torch.tensor([index]), len(anchor), torch.tensor([anchor]))
         lost = torch.zeros(1, 8, dtype=torch.bool)
         lost[0, list(dropped)] = True
-        found.append(ClipMerge(block, grouping, lost, 2))
+        found.append(ClipMerge(block, grouping, lost, 2, tubelet))
     return found
 
 
 def view_of(frames: int = 2, *, dropped: tuple[int, ...] = ()) -> ClipView:
     pixels = torch.randint(0, 200, (frames, 3, 24, 24), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     times = [0.1 * n for n in range(frames)]
-    return ClipView.of_merges(pixels, times, merges(dropped=dropped), GRID)
+    return ClipView.of_merges(pixels, times, merges(tubelet=frames // 2, dropped=dropped), GRID)
 
 
 def words(view: ClipView) -> str:
@@ -134,8 +134,9 @@ def test_arguments_that_do_not_match_are_refused():
         ClipView.of_merges(pixels.float(), [0.0, 0.1], merges(), GRID)
     with pytest.raises(ValueError, match="grid of 4 tokens, since the clip has 8 tokens in 2 steps, got 4 × 2"):
         ClipView.of_merges(pixels, [0.0, 0.1], merges(), FeatureGrid(4, 2))
-    for frames, times in ((pixels, [0.0]), (pixels[:1], [0.0]), (pixels[:0], []), (pixels[[0, 1, 0]], [0.0, 0.1, 0.2])):
-        message = f"a multiple of the 2 steps of the clip, got {len(frames)} frames and {len(times)} times"
+    four = pixels[[0, 1, 0, 1]], [0.0, 0.1, 0.2, 0.3]
+    for frames, times in ((pixels, [0.0]), (pixels[:1], [0.0]), (pixels[:0], []), four):
+        message = f"2 frames and times, .* 2 steps of 1 frames, got {len(frames)} frames and {len(times)} times; images"
         with pytest.raises(ValueError, match=message):
             ClipView.of_merges(frames, times, merges(), GRID)
     with pytest.raises(ValueError, match="expected the merges of at least one block, got none"):

@@ -122,8 +122,11 @@ class Source(Protocol):
     """Source of the inputs of videos."""
 
     motion: bool  # whether the motion of each token is read too
-    remedy: str  # what the user can do about missing files, for error messages
     unusable: Path  # list of unusable files, which `python -m vtm.check_data` writes
+
+    @property
+    def remedy(self) -> str:
+        """What the user can do about missing files, for error messages."""
 
     def locate(self, video: Video) -> str:
         """Return the path or address of the file of a video, whether or not it exists."""

@@ -207,7 +207,7 @@ def _estimate(queue: WorkQueue, encoder: Encoder, device: torch.device, steps: i
             f"{len(todo)} of {len(queue.videos)} videos are to be stored: about {total:,.0f} steps, "
             f"{needed / 1e9:.3g} GB of {free / 1e9:.3g} GB free, {timedelta(seconds=round(seconds))} "
             f"for {processes} process(es)\n"
-            f"decoding takes {1000 * decoding:.3g} ms per step in each of {queue.data.num_workers} worker processes, "
+            f"decoding takes {1000 * decoding:.3g} ms per step{_place(queue.data.num_workers)}, "
             f"encoding {1000 * encoding:.3g} ms\n"
             "relative error of the stored tokens (RMS): "
             + ", ".join(f"{storage} {_error(tokens, storage):.2g}" for storage in ("bfloat16", "float16", "int8"))
@@ -221,6 +221,10 @@ def _estimate(queue: WorkQueue, encoder: Encoder, device: torch.device, steps: i
             f"{folder}: expected about {needed / 1e9:.3g} GB of free space for the features, got {free / 1e9:.3g} GB; "
             "choose another disk with data.source.address=<folder>, or encoder.storage=int8"
         )
+
+
+def _place(num_workers: int) -> str:
+    return f" in each of {num_workers} worker processes" if num_workers else ""
 
 
 def _report_merging(tokens: Tensor, expected: Tensor) -> None:

@@ -6,6 +6,7 @@ local file or, as a byte range, from any address that fsspec supports.
 
 from __future__ import annotations
 
+import difflib
 import re
 from hashlib import sha256
 from pathlib import Path
@@ -50,8 +51,6 @@ class FeatureStore:
         ValueError: if the data are features already.
     """
 
-    remedy = "extract them with `python -m vtm.extract` and the same overrides"
-
     def __init__(
         self,
         *,
@@ -74,6 +73,17 @@ class FeatureStore:
         self.motion_source = motion_source
         self.cache = Path(cache).expanduser()
         self.cache_bytes = int(cache_gb * 1e9)
+
+    @property
+    def remedy(self) -> str:
+        """What the user can do about missing features; names the features of other settings that are there instead."""
+        text = "extract them with `python -m vtm.extract` and the same overrides"
+        folder = Path(self.folder)
+        if "://" in self.folder or folder.exists() or not folder.parent.is_dir():
+            return text
+        stored = [path.name for path in folder.parent.iterdir() if path.is_dir()]
+        near = difflib.get_close_matches(folder.name, stored, n=2, cutoff=0.5)
+        return text + (f", or set the overrides of the features stored there: {', '.join(near)}" if near else "")
 
     def locate(self, video: Video) -> str:
         """Return the path or address of a video's file: a hash of the id, in one of 256 folders, and the id itself."""

@@ -223,12 +223,14 @@ class ClipMerge(NamedTuple):
             one row.
         dropped: (1, N) bool, tokens of the clip that were dropped, so nothing of them is in their group.
         steps: number of steps of the clip, T: frames, or tubelets of several frames.
+        tubelet: number of frames of the clip in a step.
     """
 
     block: int
     grouping: Grouping
     dropped: Tensor
     steps: int
+    tubelet: int
 
 
 def accumulator(dtype: torch.dtype) -> torch.dtype:

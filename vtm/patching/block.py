@@ -52,6 +52,7 @@ class Merging:
         heads: "mean" to average the keys over the heads, "concat" to concatenate them.
         proportional: whether to add the logarithm of the sizes to the attention logits.
         steps: number of steps of the tokens of a clip: frames, or tubelets of several frames.
+        tubelet: number of frames of the clip in a step.
         frames: number of frames whose tokens are kept apart; None if all tokens may meet.
         whole: number of tokens that the first block must be given if tokens are kept apart; None for any.
         space_major: whether the tokens are ordered by place and then by frame, not by frame and then by place.
@@ -69,6 +70,7 @@ class Merging:
     heads: Heads
     proportional: bool
     steps: int
+    tubelet: int
     frames: int | None
     whole: int | None
     space_major: bool

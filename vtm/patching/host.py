@@ -33,7 +33,8 @@ class Facts:
     Attributes:
         width: C, number of channels.
         protected: number of leading tokens that stay, such as CLS.
-        frames: number of frames of the tokens; 1 for a model of images.
+        frames: number of steps of the tokens, frames or tubelets; 1 for a model of images.
+        tubelet: number of frames of the clip in a step.
         space_major: whether the tokens are ordered by place and then by frame.
         only_frames: whether only the tokens of one frame can meet.
         whole: number of tokens that the first block must be given if only tokens of one frame may meet; None for any.
@@ -46,6 +47,7 @@ class Facts:
     width: int
     protected: int = 0
     frames: int = 1
+    tubelet: int = 1
     space_major: bool = False
     only_frames: bool = False
     whole: int | None = None
@@ -125,7 +127,7 @@ def find_host(model: nn.Module) -> tuple[Host, nn.Module, list[nn.Module]]:
         known = ", ".join(sorted({class_path(host.model) for host in hosts})) or "those of timm and transformers"
         raise TypeError(
             f"expected a model that contains one of the supported transformers ({known}), but "
-            f"{class_path(type(model))} contains {len(owners) or 'none'}"
+            f"{class_path(type(model))} contains {len(owners) or 'none'}; vtm/patching/README.md lists all families"
         )
     (owner,) = owners
     host = next(host for host in hosts if isinstance(owner, host.model))

@@ -272,7 +272,8 @@ class MergingMotionformerBlock(MotionformerBlock):
 
 def _facts(model: Motionformer) -> Facts:
     steps = model.temp_embed.shape[1]
-    return Facts(model.cls_token.shape[-1], protected=1, frames=steps, only_frames=True, num_tokens=1 + 4 * steps)
+    width, num_tokens = model.cls_token.shape[-1], 1 + 4 * steps
+    return Facts(width, protected=1, frames=steps, tubelet=TUBELET, only_frames=True, num_tokens=num_tokens)
 
 
 HOSTS = (Host(Motionformer, "blocks", MotionformerBlock, MergingMotionformerBlock, "attn.qkv", _facts),)

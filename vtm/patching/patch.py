@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from vtm.patching.block import Heads, Merging, State, keep_output
 from vtm.patching.check import check_blocks
 from vtm.patching.host import check_implementation, find_averaging, find_host, known_hosts
-from vtm.patching.reduction import Reduction, merge_similar
+from vtm.patching.reduction import Reduction, merge_hybrid, merge_similar
+from vtm.patching.schedules import constant, decreasing, increasing
 from vtm.patching.trace import Trace
 
 Schedule = Sequence[int] | Callable[[nn.Module], Sequence[int]]
@@ -64,6 +65,8 @@ def patch(
     for name, value, known in options:
         if value not in known:
             raise ValueError(f"expected {name} to be one of {', '.join(known)}, got {value!r}")
+    if getattr(reduce, "__name__", "") == merge_hybrid.__name__:
+        raise ValueError("merge_hybrid needs its threshold: set reduce=partial(merge_hybrid, threshold=0.4)")
     host, owner, blocks = find_host(model)
     facts = host.facts(owner)
     if facts.problem is not None:
@@ -75,12 +78,7 @@ def patch(
     if proportional and facts.config is not None:
         check_implementation(facts.config)
     averaging = find_averaging(model, host, owner) if pool == "size" else None
-    counts = list(schedule(model) if callable(schedule) else schedule)
-    if len(counts) != len(blocks) or not all(isinstance(count, int) and count >= 0 for count in counts):
-        raise ValueError(
-            f"expected a schedule of {len(blocks)} numbers >= 0, one for each block of {type(model).__name__}, got "
-            f"{counts}"
-        )
+    counts = _counts(schedule, model, len(blocks))
     if not any(counts):
         averaging = None  # all sizes are 1, and the plain mean is equal to the bit
     unpatch(model)
@@ -96,6 +94,7 @@ def patch(
             heads=keys,
             proportional=proportional,
             steps=facts.frames,
+            tubelet=facts.tubelet,
             frames=facts.frames if groups == "frame" else None,
             whole=facts.whole,
             space_major=facts.space_major,
@@ -123,6 +122,29 @@ def patch(
         unpatch(model)
         raise
     return model
+
+
+def _counts(schedule: Schedule, model: nn.Module, depth: int) -> list[int]:
+    """Return the number of tokens to take away in each block.
+
+    Raises:
+        TypeError: if the schedule is neither a list nor a function of the model.
+        ValueError: if it is not one whole number >= 0 for each block.
+    """
+    given: Any = schedule
+    if given in (constant, decreasing, increasing) or not (callable(given) or isinstance(given, Sequence)):
+        name = getattr(given, "__name__", repr(given))
+        raise TypeError(
+            f"expected a schedule of {depth} whole numbers, such as constant({depth}, 8), or a function from the model "
+            f"to one, got {name}"
+        )
+    counts = list(given(model) if callable(given) else given)
+    if len(counts) != depth or not all(type(count) is int and count >= 0 for count in counts):
+        raise ValueError(
+            f"expected a schedule of {depth} whole numbers >= 0, one for each block of {type(model).__name__}, got "
+            f"{len(counts)}: {counts}"
+        )
+    return counts
 
 
 def unpatch(model: nn.Module) -> nn.Module:
@@ -177,7 +199,7 @@ def recording(model: nn.Module) -> Iterator[Trace]:
     blocks = _mergings(model)
     outer = [merging.trace for merging in blocks]
     first = blocks[0]
-    trace = Trace(protected=first.protected, steps=first.steps, space_major=first.space_major)
+    trace = Trace(protected=first.protected, steps=first.steps, tubelet=first.tubelet, space_major=first.space_major)
     for merging in blocks:
         merging.trace = trace
     try:

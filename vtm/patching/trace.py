@@ -20,6 +20,7 @@ class Trace:
         weights: weights (B, N) of the tokens that entered each of these blocks; 0 for a token that was dropped.
         protected: number of leading tokens of the input that stay, such as CLS.
         steps: number of steps of a clip: frames, or tubelets of several frames; 1 for a model of images.
+        tubelet: number of frames of the clip in a step.
         space_major: whether the tokens of the input are ordered by place and then by step, not by step and then by
             place.
     """
@@ -29,6 +30,7 @@ class Trace:
     weights: dict[int, Tensor] = field(default_factory=dict)
     protected: int = 0
     steps: int = 1
+    tubelet: int = 1
     space_major: bool = False
 
     def clip_grouping(self) -> Grouping:
@@ -78,6 +80,7 @@ class Trace:
                     self._step_by_step(whole).join_windows(images),
                     self._reorder(dropped).reshape(1, -1),
                     images * self.steps,
+                    self.tubelet,
                 )
             )
         return merges

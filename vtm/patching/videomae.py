@@ -110,6 +110,7 @@ def _facts(model: Any) -> Facts:
     return Facts(
         config.hidden_size,
         frames=config.num_frames // config.tubelet_size,
+        tubelet=config.tubelet_size,
         whole=model.embeddings.num_patches,
         config=config,
     )

@@ -36,8 +36,8 @@ class MergingVivitLayer(VivitLayer):  # type: ignore[misc]
 
 def _facts(model: Any) -> Facts:
     config = model.config
-    frames = config.num_frames // config.tubelet_size[0]
-    return Facts(config.hidden_size, protected=1, frames=frames, config=config)
+    tubelet = config.tubelet_size[0]
+    return Facts(config.hidden_size, protected=1, frames=config.num_frames // tubelet, tubelet=tubelet, config=config)
 
 
 def _take_off(model: Any) -> None:

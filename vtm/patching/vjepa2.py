@@ -77,6 +77,7 @@ def _facts(model: Any) -> Facts:
     return Facts(
         config.hidden_size,
         frames=frames,
+        tubelet=config.tubelet_size,
         whole=frames * (config.crop_size // config.patch_size) ** 2,
         config=config,
         arguments=lambda place: {"position_mask": place.expand(2, -1)},

@@ -135,8 +135,8 @@ class ClipView:
         """Build the view from what a patched model merged; a block that took no token away is left out.
 
         Args:
-            frames: frames of the clip as the model sees them, (F, 3, Y, X) uint8; F is T or, for a model of tubelets,
-                a multiple of it.
+            frames: frames of the clip as the model sees them, (F, 3, Y, X) uint8; F is T times the number of
+                frames in a tubelet.
             times: times of these frames in seconds, (F,).
             merges: what each block merged, from `Trace.clip_merges`.
             grid: H × W tokens of a step.
@@ -156,11 +156,12 @@ class ClipView:
                 f"expected a grid of {num_tokens // steps} tokens, since the clip has {num_tokens} tokens in "
                 f"{steps} steps, got {grid.height} × {grid.width}"
             )
-        step_frames, left = divmod(len(frames), steps)
-        if left or not 0 < len(frames) == len(times):
+        step_frames = merges[0].tubelet
+        if not len(frames) == len(times) == steps * step_frames:
             raise ValueError(
-                f"expected as many frames as times, a multiple of the {steps} steps of the clip, got {len(frames)} "
-                f"frames and {len(times)} times"
+                f"expected {steps * step_frames} frames and times, since the clip has {steps} steps of {step_frames} "
+                f"frames, got {len(frames)} frames and {len(times)} times; images of a batch are one clip with "
+                "trace.clip_merges(images=…)"
             )
         visible = _Visible(FeatureGrid(grid.height, grid.width), steps)
         blocks = [_block(one.grouping, visible, targets=one.grouping.anchor, dropped=one.dropped) for one in merges]

@@ -48,6 +48,8 @@ def _run(given: argparse.Namespace, command: str) -> None:
     facts = machine(device, threads, source_commit(Path(__file__)))
     facts |= {name: f"{name} {version(name)}" for name in packages} | {"command": command}
     print("; ".join(facts.values()), f"written to {given.out}", sep="\n", flush=True)
+    if given.quick:
+        print("--quick measures tiny sizes, whose numbers mean nothing", flush=True)
     reports: list[Report] = []
     try:
         if given.only != "speed" and transformers:
