@@ -332,3 +332,11 @@ def test_stored_int8_equals_the_output_of_the_encoder(make, video):
     with store.writer(video, [float(i) for i in range(10)], 10.0) as writer:
         writer.add(Quantized(*fresh), torch.zeros(10, 3, 3), torch.zeros(10).bool(), torch.zeros(10).long())
     assert torch.equal(store.read(video, [float(i) for i in range(10)]).inputs, dequantize(fresh))
+
+
+def test_features_of_other_settings_are_named(make, video):
+    store, other = make(), make(sampling="spread6")
+    assert store.remedy.endswith("and the same overrides")
+    fill(other, video)
+    assert store.remedy.endswith(f"the overrides of the features stored there: {other.key}")
+    assert other.remedy.endswith("and the same overrides")
