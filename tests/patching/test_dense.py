@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -102,3 +103,25 @@ def test_the_key_has_every_setting(changes, key):
 def test_wrong_settings_are_errors(changes, message):
     with pytest.raises(ValueError, match=message):
         merging(**changes)
+
+
+def own_reduction(*arguments, **options):
+    return merge_similar(*arguments, **options)
+
+
+def test_features_of_own_reductions_have_keys_of_their_own():
+    own = partial(own_reduction)
+    own_reduction.__qualname__ = own_reduction.__name__ = "merge_similar"
+    assert merging(reduce=own).key == f"{__name__}.merge_similar-constant4"
+    with pytest.raises(ValueError, match=r"merge\.reduce as a function of a module, whose name tells features apart"):
+        merging(reduce=lambda *arguments, **options: merge_similar(*arguments, **options))
+
+
+@torch.no_grad()
+def test_threads_do_not_disturb_each_other():
+    model = merging(3)(make())
+    clips = [torch.randn(8, 3, 64, 64) for _ in range(4)]
+    expected = [model.forward_features(clip) for clip in clips]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(model.forward_features, 25 * clips))
+    assert all(torch.equal(one, other) for one, other in zip(found, 25 * expected, strict=True))

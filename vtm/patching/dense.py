@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from functools import partial
 from typing import Any
 
@@ -11,6 +12,8 @@ from vtm.merging import unmerge
 from vtm.patching.patch import patch, recording, unpatch
 from vtm.patching.reduction import Reduction, drop_random, merge_random
 from vtm.patching.schedules import SHAPES, Shape
+
+_recorded = threading.Lock()  # a model records for one thread at a time
 
 
 class DenseMerge:
@@ -26,7 +29,7 @@ class DenseMerge:
         reduce: reduction, but not a random one, because features must be reproducible.
 
     Raises:
-        ValueError: if the count is negative, the shape is unknown, or the reduction is random.
+        ValueError: if the count is negative, the shape is unknown, or the reduction is random or has no name.
     """
 
     def __init__(self, *, count: int, shape: Shape, proportional: bool, reduce: Reduction) -> None:
@@ -70,15 +73,25 @@ class _DenseFeatures:
         self.model = model
 
     def __call__(self, x: Tensor) -> Tensor:
-        with recording(self.model) as trace:
+        with _recorded, recording(self.model) as trace:
             features: Tensor = type(self.model).forward_features(self.model, x)
         return unmerge(features, trace.clip_grouping()) if trace.groupings else features
 
 
 def _describe(reduce: Any) -> tuple[str, list[str]]:
-    """Return the name of a reduction and its settings, such as "threshold=0.4"."""
+    """Return the name of a reduction and its settings, such as "threshold=0.4".
+
+    Raises:
+        ValueError: if it has no name by which to find it again.
+    """
     settings: dict[str, Any] = {}
     while isinstance(reduce, partial):
         settings = reduce.keywords | settings
         reduce = reduce.func
-    return reduce.__name__, [f"{key}={value}" for key, value in sorted(settings.items())]
+    module, name = getattr(reduce, "__module__", None), getattr(reduce, "__qualname__", "<object>")
+    if "<" in name:
+        raise ValueError(
+            f"expected merge.reduce as a function of a module, whose name tells features apart, got {reduce}"
+        )
+    name = name if str(module).startswith("vtm.patching.") else f"{module}.{name}"
+    return name, [f"{key}={value}" for key, value in sorted(settings.items())]
