@@ -131,3 +131,27 @@ def test_models_without_values_are_patched(name: str) -> None:
         model = CASES[name].make()
         patched(model, CASES[name], pool="size" if name == "VideoMAE" else "plain")  # with meta as default device
     assert next(model.parameters()).is_meta
+
+
+def test_a_block_that_uses_its_rotary_embedding_otherwise_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    kind = timm.models.eva.EvaBlock
+    original = kind.forward
+
+    def forward(self: Any, x: Tensor, rope: Tensor, **options: Any) -> Tensor:
+        return original(self, x, rope=0.5 * rope, **options)
+
+    model = CASES["EVA-02, RoPE"].make()
+    monkeypatch.setattr(kind, "forward", forward)
+    with pytest.raises(RuntimeError, match=r"EvaBlock of timm .* computes something else than vtm expects"):
+        patch(model, SCHEDULE)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_the_check_does_not_depend_on_the_default_dtype(dtype: torch.dtype) -> None:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        patch(vit(), SCHEDULE)
+        assert torch.get_default_dtype() == dtype
+    finally:
+        torch.set_default_dtype(before)

@@ -159,3 +159,10 @@ def test_a_compiled_model_notices_that_it_is_patched() -> None:
         torch.testing.assert_close(compiled(x), after)
     unpatch(model)
     torch.testing.assert_close(compiled(x), before)
+
+
+def test_features_of_blocks_by_hooks_are_refused() -> None:
+    options = {"features_only": True, "feature_cls": "hook", "out_indices": (1,)}
+    model = timm.create_model("vit_tiny_patch16_224", depth=3, img_size=32, **options)
+    with pytest.raises(TypeError, match=r"FeatureHookNet cannot be patched: it needs every token after a block"):
+        patch(model, [1, 1, 1])

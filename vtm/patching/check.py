@@ -8,7 +8,7 @@ initialized to zero.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import version
@@ -34,6 +34,7 @@ def check_blocks(host: Host, blocks: Sequence[nn.Module], facts: Facts, *, propo
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, facts.num_tokens, facts.width, generator=generator)
     size = torch.randint(1, 4 if proportional else 2, (facts.num_tokens,), generator=generator)
+    size[: facts.protected] = 1
     place = torch.arange(facts.num_tokens)
     arguments = facts.arguments(place)
     moved = torch.cat([place[: facts.protected], place[facts.protected :].flip(0)])  # its own inverse
@@ -41,7 +42,7 @@ def check_blocks(host: Host, blocks: Sequence[nn.Module], facts: Facts, *, propo
     kinds = {_kind(block): index for index, block in reversed([*enumerate(blocks)])}
     for index in sorted(kinds.values()):
         block = blocks[index]
-        drawn = _draw(block, generator)
+        drawn = draw(block, generator)
         runs = [(x, x, arguments, False), (x, x, arguments, True)]
         if not facts.only_frames:
             times = size[moved]  # of the tokens in the order of their places
@@ -80,10 +81,19 @@ def _kind(block: nn.Module) -> tuple[Any, ...]:
     return tuple(parts)
 
 
-def _draw(block: nn.Module, generator: torch.Generator) -> dict[str, Tensor]:
-    """Draw values for the parameters and floating buffers of a block, so that all its layers matter."""
+def draw(module: nn.Module, generator: torch.Generator, *, without: Collection[nn.Module] = ()) -> dict[str, Tensor]:
+    """Draw values for the parameters and floating buffers of a block or a model, so that all its layers matter.
+
+    Args:
+        module: block or model.
+        generator: generator on the CPU.
+        without: parts of it that get no values.
+    """
+    inside = tuple(f"{name}." for name, part in module.named_modules() if part in without)
     drawn = {}
-    for name, value in [*block.named_parameters(), *block.named_buffers()]:
+    for name, value in [*module.named_parameters(), *module.named_buffers()]:
+        if name.startswith(inside):
+            continue
         if value.is_floating_point():
             scale = value.shape[-1] ** -0.5 if value.ndim > 1 else 0.5
             drawn[name] = scale * torch.randn(value.shape, generator=generator)

@@ -11,7 +11,7 @@ from transformers.utils.generic import can_return_tuple
 
 from vtm.patching.block import Merging
 from vtm.patching.classifiers import TINY, averaging, classify
-from vtm.patching.host import Facts, Host
+from vtm.patching.host import Facts, Host, pixel_inputs
 from vtm.patching.pooling import TakeStateOfOutput, mean_by_size
 from vtm.patching.vit_layers import merge_in_clip_layer
 
@@ -45,6 +45,7 @@ def _facts(model: Any) -> Facts:
         protected=1,
         config=model.config,
         arguments=lambda place: {"attention_mask": None},
+        inputs=pixel_inputs(model.config),
     )
 
 

@@ -12,7 +12,7 @@ from transformers.utils.generic import can_return_tuple
 
 from vtm.patching.block import Merging
 from vtm.patching.classifiers import TINY, averaging, classify, take_off_before
-from vtm.patching.host import Facts, Host
+from vtm.patching.host import Facts, Host, pixel_inputs
 from vtm.patching.pooling import mean_by_size
 from vtm.patching.vit_layers import merge_in_dino_layer
 
@@ -51,7 +51,12 @@ class Dinov2ForImageClassification(modeling_dinov2.Dinov2ForImageClassification)
 
 
 def _facts(model: Any) -> Facts:
-    return Facts(model.config.hidden_size, protected=1, config=model.config)
+    return Facts(
+        model.config.hidden_size,
+        protected=1,
+        config=model.config,
+        inputs=pixel_inputs(model.config),
+    )
 
 
 def _take_off(model: Any) -> None:

@@ -15,7 +15,7 @@ from transformers.utils.generic import can_return_tuple
 
 from vtm.patching.block import Merging
 from vtm.patching.classifiers import TINY, averaging, classify, take_off_before
-from vtm.patching.host import Facts, Host
+from vtm.patching.host import Facts, Host, pixel_inputs
 from vtm.patching.pooling import mean_by_size
 from vtm.patching.vit_layers import merge_in_dino_layer
 
@@ -54,7 +54,12 @@ class Dinov2WithRegistersForImageClassification(modeling.Dinov2WithRegistersForI
 
 
 def _facts(model: Any) -> Facts:
-    return Facts(model.config.hidden_size, protected=1 + model.config.num_register_tokens, config=model.config)
+    return Facts(
+        model.config.hidden_size,
+        protected=1 + model.config.num_register_tokens,
+        config=model.config,
+        inputs=pixel_inputs(model.config),
+    )
 
 
 def _take_off(model: Any) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers.models.dinov3_vit.modeling_dinov3_vit import DINOv3ViTLayer, DINOv3ViTModel
 
 from vtm.patching.block import Merging
-from vtm.patching.host import Facts, Host
+from vtm.patching.host import Facts, Host, pixel_inputs
 from vtm.patching.pooling import TakeState
 from vtm.patching.vit_layers import merge_in_dino_layer
 
@@ -55,7 +55,14 @@ def _facts(model: Any) -> Facts:
         angles = torch.outer(place[place >= protected].float(), torch.linspace(0.1, 1.0, width // 2)).tile(2)
         return {"position_embeddings": (angles.cos(), angles.sin())}
 
-    return Facts(config.hidden_size, protected=protected, config=config, num_tokens=protected + 8, arguments=arguments)
+    return Facts(
+        config.hidden_size,
+        protected=protected,
+        config=config,
+        num_tokens=protected + 8,
+        arguments=arguments,
+        inputs=pixel_inputs(config),
+    )
 
 
 def _take_off(model: Any) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 _FAMILIES = {
@@ -41,6 +42,9 @@ class Facts:
         config: configuration of transformers that names the implementation of the attention; None without one.
         num_tokens: number of tokens that the self-check of a block takes.
         arguments: function from the places (N,) of tokens to what else the model gives to a block.
+        inputs: function that returns arguments of the model for a short clip, for the check of what it does between its
+            blocks; None if that is not checked.
+        returns_tuple: whether the blocks return a tuple.
         problem: why the model cannot be patched; None if it can.
     """
 
@@ -54,6 +58,8 @@ class Facts:
     config: Any = None
     num_tokens: int = 8
     arguments: Callable[[Tensor], dict[str, Any]] = lambda place: {}
+    inputs: Callable[[], dict[str, Any]] | None = None
+    returns_tuple: bool = False
     problem: str | None = None
 
 
@@ -89,7 +95,7 @@ class Host:
         returns_hidden: whether the model can return hidden states; then the last block, too, leaves the state.
         averaging: how its tokens are averaged; None if they are not.
         unusable: names of methods of the model that would return the state with the tokens.
-        unsuited: classes of models around it that need every token.
+        unsuited: classes of models around it that need every token after the last block, or after others.
         prepare: function that changes what else must change in a block, for proportional attention.
         restore: function that undoes it.
     """
@@ -150,7 +156,7 @@ def find_host(model: nn.Module) -> tuple[Host, nn.Module, list[nn.Module]]:
             ) from None
     for module in model.modules():
         if isinstance(module, host.unsuited):
-            raise TypeError(f"{class_path(type(module))} cannot be patched: it needs every token after the last block")
+            raise TypeError(f"{class_path(type(module))} cannot be patched: it needs every token after a block")
     return host, owner, blocks
 
 
@@ -187,6 +193,19 @@ def check_implementation(config: Any) -> str:
             'the model with attn_implementation="sdpa", or patch with proportional=False and give no mask'
         )
     return name
+
+
+def pixel_inputs(config: Any, *, frames: bool = False) -> Callable[[], dict[str, Any]]:
+    """Return a function that returns a black image, or a clip, for a model of transformers.
+
+    Args:
+        config: configuration of the model.
+        frames: whether it takes clips.
+    """
+    size = config.image_size
+    height, width = (size, size) if isinstance(size, int) else size
+    shape = (1, *((config.num_frames,) if frames else ()), config.num_channels, height, width)
+    return lambda: {"pixel_values": torch.zeros(shape)}
 
 
 def class_path(kind: type) -> str:

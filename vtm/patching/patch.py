@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from vtm.patching.block import Heads, Merging, State, keep_output
 from vtm.patching.check import check_blocks
+from vtm.patching.handover import check_handover
 from vtm.patching.host import check_implementation, find_averaging, find_host, known_hosts
 from vtm.patching.reduction import Reduction, merge_hybrid, merge_similar
 from vtm.patching.schedules import constant, decreasing, increasing
@@ -114,14 +115,26 @@ def patch(
     if averaging is not None:
         averaging[1].__class__ = averaging[0].weighing
     try:
-        with torch.device("cpu"):  # whatever the default device is
+        with torch.device("cpu"), _default_float32():  # whatever the defaults are
             check_blocks(host, blocks, facts, proportional=proportional)
+            if any(counts):
+                check_handover(owner, blocks, facts)
             if averaging is not None:
                 averaging[0].check(averaging[1])
     except BaseException:
         unpatch(model)
         raise
     return model
+
+
+@contextmanager
+def _default_float32() -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def _counts(schedule: Schedule, model: nn.Module, depth: int) -> list[int]:

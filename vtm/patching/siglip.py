@@ -14,7 +14,7 @@ from transformers.utils.generic import can_return_tuple
 
 from vtm.patching.block import Merging
 from vtm.patching.classifiers import TINY, averaging, classify, take_off_before
-from vtm.patching.host import Facts, Host
+from vtm.patching.host import Facts, Host, pixel_inputs
 from vtm.patching.pooling import mean_by_size
 from vtm.patching.vit_layers import merge_in_clip_layer
 
@@ -43,7 +43,12 @@ class SiglipForImageClassification(modeling_siglip.SiglipForImageClassification)
 
 
 def _facts(model: Any) -> Facts:
-    return Facts(model.config.hidden_size, config=model.config, arguments=lambda place: {"attention_mask": None})
+    return Facts(
+        model.config.hidden_size,
+        config=model.config,
+        arguments=lambda place: {"attention_mask": None},
+        inputs=pixel_inputs(model.config),
+    )
 
 
 def _take_off(model: Any) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers.models.timesformer.modeling_timesformer import TimesformerLayer, TimesformerModel
 
 from vtm.patching.block import Merging, State, take_output
-from vtm.patching.host import Facts, Host
+from vtm.patching.host import Facts, Host, pixel_inputs
 from vtm.patching.pooling import TakeState
 
 
@@ -89,6 +89,8 @@ def _facts(model: Any) -> Facts:
         only_frames=True,
         num_tokens=1 + config.num_frames * (config.image_size // config.patch_size),
         problem=problem,
+        inputs=pixel_inputs(config, frames=True),
+        returns_tuple=True,
     )
 
 

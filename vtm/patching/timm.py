@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+from timm.models._features import FeatureHookNet
 from timm.models.eva import Eva, EvaBlock
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor
@@ -135,7 +137,30 @@ def _rope_at_places(rope: Tensor, place: Tensor, protected: int) -> Tensor:
 
 def _facts(model: Any) -> Facts:
     problem = "its blocks have rotary embeddings of their own" if getattr(model, "rope_mixed", False) else None
-    return Facts(int(model.embed_dim), int(model.num_prefix_tokens), problem=problem)
+    protected = int(model.num_prefix_tokens)
+
+    def arguments(place: Tensor) -> dict[str, Any]:
+        """Return rotary embeddings (N − p, 2d), if the model has them, of tokens in a row."""
+        if getattr(model, "rope", None) is None:
+            return {}
+        half = int(model.blocks[0].attn.head_dim) // 2
+        angles = torch.outer(place[place >= protected].float(), torch.linspace(0.1, 1.0, half)).repeat_interleave(2, 1)
+        return {"rope": torch.cat([angles.sin(), angles.cos()], dim=1)}
+
+    return Facts(
+        int(model.embed_dim),
+        protected,
+        num_tokens=protected + 8,
+        arguments=arguments,
+        inputs=lambda: {"x": torch.zeros(1, model.in_chans, *_image_size(model.patch_embed))},
+        problem=problem,
+    )
+
+
+def _image_size(patch_embed: Any) -> tuple[int, int]:
+    """Return the height and width of images that a model takes."""
+    height, width = patch_embed.img_size or (4 * side for side in patch_embed.patch_size)
+    return height, width
 
 
 _REST: Any = {
@@ -143,6 +168,7 @@ _REST: Any = {
     "key_layer": "attn.k_norm",
     "facts": _facts,
     "take_off": _take_off,
+    "unsuited": (FeatureHookNet,),
     "unusable": ("forward_intermediates", "get_intermediate_layers", "prune_intermediate_layers"),
 }
 HOSTS = (

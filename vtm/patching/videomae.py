@@ -20,7 +20,7 @@ from transformers.utils.generic import can_return_tuple
 
 from vtm.patching.block import Merging, split_heads, take_output
 from vtm.patching.given_bias import given_bias, let_take_bias, restore_attention
-from vtm.patching.host import Averaging, Facts, Host
+from vtm.patching.host import Averaging, Facts, Host, pixel_inputs
 from vtm.patching.pooling import TakeStateOfOutput, check_mean, mean_by_size
 
 
@@ -113,6 +113,7 @@ def _facts(model: Any) -> Facts:
         tubelet=config.tubelet_size,
         whole=model.embeddings.num_patches,
         config=config,
+        inputs=pixel_inputs(config, frames=True),
     )
 
 

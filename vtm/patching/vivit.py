@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers.models.vivit.modeling_vivit import VivitLayer, VivitModel
 
 from vtm.patching.block import Merging, split_heads, take_output
-from vtm.patching.host import Facts, Host, check_implementation
+from vtm.patching.host import Facts, Host, check_implementation, pixel_inputs
 from vtm.patching.pooling import TakeState
 
 
@@ -37,7 +37,14 @@ class MergingVivitLayer(VivitLayer):  # type: ignore[misc]
 def _facts(model: Any) -> Facts:
     config = model.config
     tubelet = config.tubelet_size[0]
-    return Facts(config.hidden_size, protected=1, frames=config.num_frames // tubelet, tubelet=tubelet, config=config)
+    return Facts(
+        config.hidden_size,
+        protected=1,
+        frames=config.num_frames // tubelet,
+        tubelet=tubelet,
+        config=config,
+        inputs=pixel_inputs(config, frames=True),
+    )
 
 
 def _take_off(model: Any) -> None:
