@@ -438,3 +438,14 @@ def test_merge_similar_is_the_default() -> None:
     torch.manual_seed(0)
     model = vit()
     assert torch.equal(patch(model, SCHEDULE)(x), patch(model, SCHEDULE, reduce=merge_similar)(x))
+
+
+@pytest.mark.parametrize("reduce", [merge_random, drop_random])
+def test_a_generator_of_its_own_is_refused_where_gradients_flow(reduce: Any) -> None:
+    model, x = vit(), torch.randn(1, 3, 64, 64)
+    patch(model, SCHEDULE, reduce=partial(reduce, generator=torch.Generator().manual_seed(0)))
+    with pytest.raises(RuntimeError, match="draws other tokens when activation checkpointing computes a block again"):
+        model(x)
+    with torch.no_grad():
+        model(x)
+    patch(model, SCHEDULE, reduce=reduce)(x).sum().backward()

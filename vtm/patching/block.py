@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from vtm.merging import Grouping
 from vtm.merging.merge import average, group_sum
-from vtm.patching.reduction import Reduction, most_reduced
+from vtm.patching.reduction import Reduction, has_generator, most_reduced
 from vtm.patching.trace import Trace
 
 Heads = Literal["mean", "concat"]
@@ -140,7 +140,7 @@ class Merging:
             keys: (B, heads, N, d), attention keys; None if the layer that computes them was not called.
 
         Raises:
-            RuntimeError: if keys are needed, and None is given.
+            RuntimeError: if keys are needed, and None is given, or if random tokens could not be drawn again.
         """
         num_tokens = state.x.shape[1]
         count = self._count(num_tokens)
@@ -150,6 +150,12 @@ class Merging:
             raise RuntimeError(f"block {self.block} computes its keys in another way than vtm expects; it cannot merge")
         if not count:
             return state
+        if torch.is_grad_enabled() and state.x.requires_grad and has_generator(self.reduce):
+            raise RuntimeError(
+                "a generator of its own draws other tokens when activation checkpointing computes a block again, so "
+                "the gradients would be wrong; train with the global generator (generator=None), or call the model "
+                "inside torch.no_grad()"
+            )
         keys = keys.detach()
         keys = keys.mean(1) if self.heads == "mean" else keys.transpose(1, 2).flatten(2)
         grouping, weights = self._reduce(keys, state.size, count)

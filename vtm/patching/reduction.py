@@ -142,6 +142,11 @@ def drop_random(
     return grouping, size.masked_fill(~_is_anchor(grouping), 0)
 
 
+def has_generator(reduce: Reduction) -> bool:
+    """Return whether a reduction, a `functools.partial`, draws from a generator of its own."""
+    return getattr(reduce, "keywords", {}).get("generator") is not None
+
+
 def _sources(protected: int) -> slice:
     """Return the even indices after the protected tokens."""
     return slice(protected + protected % 2, None, 2)
