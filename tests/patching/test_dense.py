@@ -11,7 +11,16 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from vtm.patching import DenseMerge, drop_random, drop_similar, merge_hybrid, merge_random, merge_similar, recording
+from vtm.patching import (
+    DenseMerge,
+    drop_random,
+    drop_similar,
+    merge_hybrid,
+    merge_random,
+    merge_similar,
+    patch,
+    recording,
+)
 
 
 def make(name: str = "vit_tiny_patch16_224", **options: Any) -> nn.Module:
@@ -96,6 +105,11 @@ def test_the_key_has_every_setting(changes, key):
         ({"count": -1}, r"merge\.count as a whole number >= 0, got -1"),
         ({"count": 1.5}, r"merge\.count as a whole number >= 0, got 1\.5"),
         ({"shape": "ramp"}, r"merge\.shape to be one of constant, decreasing, increasing, got 'ramp'"),
+        (
+            {"reduce": partial(merge_hybrid)},
+            r"merge\.reduce as a reduction .* merge_hybrid: missing a required .*threshold",
+        ),
+        ({"reduce": partial(patch)}, r"merge\.reduce as a reduction .* got patch: too many positional arguments"),
         ({"reduce": merge_random}, "same features again, got merge_random"),
         ({"reduce": partial(partial(drop_random))}, "same features again, got drop_random"),
     ],

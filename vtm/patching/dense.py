@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import threading
 from functools import partial
 from typing import Any
@@ -29,7 +30,8 @@ class DenseMerge:
         reduce: reduction, but not a random one, because features must be reproducible.
 
     Raises:
-        ValueError: if the count is negative, the shape is unknown, or the reduction is random or has no name.
+        ValueError: if the count is negative, the shape is unknown, or the reduction is random, has no name,
+            or is not one.
     """
 
     def __init__(self, *, count: int, shape: Shape, proportional: bool, reduce: Reduction) -> None:
@@ -40,6 +42,13 @@ class DenseMerge:
         name, settings = _describe(reduce)
         if name in (merge_random.__name__, drop_random.__name__):
             raise ValueError(f"expected a reduction that gives the same features again, got {name}")
+        try:
+            inspect.signature(reduce).bind(None, None, 1, protected=0)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                "expected merge.reduce as a reduction with all its settings, like vtm.patching.merge_similar, got "
+                f"{name}: {error}"
+            ) from None
         self.count = count
         self.shape = shape
         self.proportional = proportional
