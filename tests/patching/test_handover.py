@@ -11,6 +11,7 @@ from torch.nn.functional import dropout, layer_norm
 
 from tests.patching.models import make_host
 from vtm.patching import patch
+from vtm.patching.motionformer import Motionformer
 
 VIT = timm.models.vision_transformer.VisionTransformer
 
@@ -98,6 +99,8 @@ def test_hooks_of_the_blocks_are_not_called_and_stay() -> None:
         ("CLIPVisionModel", "CLIPEncoder", "layers", "clip"),
         ("SiglipVisionModel", "SiglipEncoder", "layers", "clip"),
         ("Dinov2Model", "Dinov2Encoder", "layer", "clip"),
+        ("Siglip2VisionModel", "Siglip2Encoder", "layers", "clip"),
+        ("VJEPA2Model", "VJEPA2Encoder", "layer", "clip"),
     ],
 )
 def test_a_model_of_transformers_that_changes_the_tokens_is_refused(
@@ -106,10 +109,11 @@ def test_a_model_of_transformers_that_changes_the_tokens_is_refused(
     model = make_host(name, num_frames=4)()
     (kind,) = {type(module) for module in model.modules() if type(module).__name__ == encoder}
 
-    def forward(self: Any, x: Tensor | None = None, inputs_embeds: Tensor | None = None, **options: Any) -> Any:
+    def forward(self: Any, x: Tensor | None = None, inputs_embeds: Tensor | None = None, **pixels: Any) -> Any:
         from transformers.modeling_outputs import BaseModelOutput
 
         x = inputs_embeds if x is None else x
+        x = self.embeddings(pixels["pixel_values_videos"]) if x is None else x
         for layer in getattr(self, layers):
             x = layer(x, None) if layers == "layers" else layer(x)
             x = 1.5 * (x[0] if isinstance(x, tuple) else x)
@@ -118,3 +122,17 @@ def test_a_model_of_transformers_that_changes_the_tokens_is_refused(
     monkeypatch.setattr(kind, "forward", forward)
     with pytest.raises(RuntimeError, match=r"changes the tokens between blocks 0 and 1"):
         patch(model, [2, 2, 2], groups=groups)
+
+
+def test_a_motionformer_that_changes_the_tokens_is_refused() -> None:
+    class Scaling(Motionformer):
+        def forward(self, x: Tensor) -> Any:
+            tokens = self.patch_embed_3d["proj"](x).flatten(2).transpose(1, 2)
+            tokens = torch.cat([self.cls_token.expand(len(x), -1, -1), tokens], dim=1)
+            for block in self.blocks:
+                tokens = 1.5 * block(tokens)
+            return self.norm(tokens)
+
+    model = Scaling(num_frames=4, image_size=32, width=24, depth=3, num_heads=3, num_classes=5)
+    with pytest.raises(RuntimeError, match="changes the tokens between blocks 0 and 1"):
+        patch(model, [1, 1, 1], groups="frame")

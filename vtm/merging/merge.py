@@ -158,7 +158,7 @@ def _shares(
     real = equal if mask is None else mask.to(dtype)
     weights = real if weights is None else weights.to(dtype)
     weights = weights if mask is None else weights.masked_fill(~mask, 0)
-    for fallback in (real, equal):
+    for fallback in (equal,) if mask is None else (real, equal):
         weights = torch.where(_group_total(weights, grouping) == 0, fallback, weights)
     return weights / _group_total(weights, grouping)
 

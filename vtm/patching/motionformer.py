@@ -273,7 +273,16 @@ class MergingMotionformerBlock(MotionformerBlock):
 def _facts(model: Motionformer) -> Facts:
     steps = model.temp_embed.shape[1]
     width, num_tokens = model.cls_token.shape[-1], 1 + 4 * steps
-    return Facts(width, protected=1, frames=steps, tubelet=TUBELET, only_frames=True, num_tokens=num_tokens)
+    side = PATCH * math.isqrt(model.pos_embed.shape[1] - 1)
+    return Facts(
+        width,
+        protected=1,
+        frames=steps,
+        tubelet=TUBELET,
+        only_frames=True,
+        num_tokens=num_tokens,
+        inputs=lambda: {"x": torch.zeros(1, 3, TUBELET * steps, side, side)},
+    )
 
 
 HOSTS = (Host(Motionformer, "blocks", MotionformerBlock, MergingMotionformerBlock, "attn.qkv", _facts),)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers.models.siglip2 import modeling_siglip2
 from transformers.models.siglip2.modeling_siglip2 import Siglip2EncoderLayer, Siglip2VisionModel
@@ -60,7 +61,18 @@ class Siglip2ForImageClassification(modeling_siglip2.Siglip2ForImageClassificati
 
 
 def _facts(model: Any) -> Facts:
-    return Facts(model.config.hidden_size, config=model.config, arguments=lambda place: {"attention_mask": None})
+    config = model.config
+    side = int(config.num_patches**0.5)
+    return Facts(
+        config.hidden_size,
+        config=config,
+        arguments=lambda place: {"attention_mask": None},
+        inputs=lambda: {
+            "pixel_values": torch.zeros(1, side**2, config.num_channels * config.patch_size**2),
+            "pixel_attention_mask": None,
+            "spatial_shapes": torch.tensor([[side, side]]),
+        },
+    )
 
 
 def _take_off(model: Any) -> None:

@@ -81,6 +81,13 @@ def _facts(model: Any) -> Facts:
         whole=frames * (config.crop_size // config.patch_size) ** 2,
         config=config,
         arguments=lambda place: {"position_mask": place.expand(2, -1)},
+        inputs=lambda: {
+            "pixel_values_videos": torch.zeros(
+                1, config.frames_per_clip, config.in_chans, config.crop_size, config.crop_size
+            ),
+            "skip_predictor": True,
+        },
+        returns_tuple=True,
     )
 
 
