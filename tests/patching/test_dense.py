@@ -139,3 +139,17 @@ def test_threads_do_not_disturb_each_other():
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(model.forward_features, 25 * clips))
     assert all(torch.equal(one, other) for one, other in zip(found, 25 * expected, strict=True))
+
+
+@pytest.mark.parametrize(("count", "taken"), [(5, 13), (16, 14)])
+def test_a_count_that_leaves_too_few_tokens_is_told(count, taken):
+    with pytest.warns(UserWarning, match=rf"merge.count={count}: the blocks take away {taken} of 17 tokens of a frame"):
+        model = merging(count)(make())
+    with torch.no_grad(), recording(model) as trace:
+        type(model).forward_features(model, torch.randn(1, 3, 64, 64))
+    assert 17 - trace.clip_grouping().num_groups == taken
+
+
+def test_a_count_that_fits_is_not_remarked(recwarn):
+    merging(3)(make())
+    assert not recwarn

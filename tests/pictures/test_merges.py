@@ -87,6 +87,17 @@ def test_the_legend_of_a_patched_model_claims_nothing_of_vtms_own(clip):
     assert "may be merged in this block" in words(own)
 
 
+def test_only_groups_across_frames_are_said_to_be():
+    block = view_of().blocks[0]
+    assert replace(block, group=torch.tensor([[[0, 1]], [[2, 0]]])).spans_frames
+    assert not replace(block, group=torch.tensor([[[0, 0]], [[1, 2]]])).spans_frames
+    view = view_of()
+    assert view.spans_frames
+    assert "also across frames" in words(view)
+    apart = tuple(replace(block, group=torch.arange(8).reshape(2, 2, 2) // 2) for block in view.blocks)
+    assert "are merged; a lone token" in words(replace(view, blocks=apart))
+
+
 def test_tokens_that_were_dropped_are_blank_and_in_no_group():
     view = view_of(dropped=(2, 5))
     block = view.blocks[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import threading
+import warnings
 from functools import partial
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from vtm.merging import unmerge
 from vtm.patching.patch import patch, recording, unpatch
 from vtm.patching.reduction import Reduction, drop_random, merge_random
-from vtm.patching.schedules import SHAPES, Shape
+from vtm.patching.schedules import SHAPES, Shape, token_counts
 
 _recorded = threading.Lock()  # a model records for one thread at a time
 
@@ -63,6 +64,7 @@ class DenseMerge:
             TypeError: if the model is not one that `vtm.patching` supports.
         """
         patch(model, self._schedule, reduce=self.reduce, proportional=self.proportional)
+        self._warn_of_clamped(model)
         model.forward_features = _DenseFeatures(model)  # type: ignore[assignment]
         return model
 
@@ -70,6 +72,18 @@ class DenseMerge:
         """Undo the patch of a model in place."""
         del model.forward_features
         unpatch(model)
+
+    def _warn_of_clamped(self, model: Any) -> None:
+        """Warn if blocks have too few tokens left to take as many away as their counts."""
+        counts, protected = self._schedule(model), model.num_prefix_tokens
+        num_tokens = model.patch_embed.num_patches + protected
+        *_, left = token_counts(counts, num_tokens, protected=protected)
+        if num_tokens - left < sum(counts):
+            warnings.warn(
+                f"merge.count={self.count}: the blocks take away {num_tokens - left} of {num_tokens} tokens of a "
+                f"frame, not {sum(counts)}, since a block takes away at most half of the tokens it is given",
+                stacklevel=2,
+            )
 
     def _schedule(self, model: Any) -> list[int]:
         return SHAPES[self.shape](len(model.blocks), self.count)

@@ -65,6 +65,7 @@ def _entries(
     bounds = ("the lowest", "the highest") if scale is None else (decimal(scale.low), decimal(scale.high))
     scope = "value of each block: one scale per block" if scale is None else "on one scale for all blocks"
     patched, dropped = view is not None and view.is_patched, view is not None and view.has_dropped
+    across = "" if view is not None and not view.spans_frames else ", also across frames"
     shades = heat_shades()[np.linspace(0, 255, _SYMBOL * size).round().astype(np.int64)]
     gray, faded = (90, 110, 130), (215, 220, 226)
     targets = [_box(size, faded, faded), _box(size, gray, TARGET), _box(size, faded, faded)]
@@ -82,8 +83,8 @@ def _entries(
         ),
         "groups": (
             np.concatenate(groups, 1),
-            "Groups: tokens of the same inner and border color are merged, also across frames; a lone token keeps its "
-            "picture." + (" Blank tokens were dropped." if dropped else ""),
+            f"Groups: tokens of the same inner and border color are merged{across}; a lone token keeps its picture."
+            + (" Blank tokens were dropped." if dropped else ""),
         ),
     }
     return [*(known[name] for name in layers), *((None, text) for text in _notes(layers, view, patched))]

@@ -52,6 +52,7 @@ def write_page(path: Path, view: ClipView, *, title: str, selection: Selection |
         "opening": selected.opening,
         "patched": view.is_patched,
         "hasDropped": view.has_dropped,
+        "spansFrames": view.spans_frames,
         "stepFrames": view.step_frames,
         "heat": HEAT_COLORS.tolist(),
         "heatShare": HEAT_SHARE,

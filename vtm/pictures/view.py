@@ -41,6 +41,12 @@ class BlockView:
         """Which input tokens were dropped, (T, H, W) bool."""
         return self.group >= self.num_groups
 
+    @property
+    def spans_frames(self) -> bool:
+        """Whether a group has tokens of several frames."""
+        groups = [set(frame.unique().tolist()) for frame in self.group]
+        return sum(map(len, groups)) > len(set().union(*groups))
+
 
 @dataclass(frozen=True)
 class ClipView:
@@ -77,6 +83,11 @@ class ClipView:
     def has_dropped(self) -> bool:
         """Whether a block dropped tokens."""
         return any(bool(block.dropped.any()) for block in self.blocks)
+
+    @property
+    def spans_frames(self) -> bool:
+        """Whether a block merged tokens of several frames."""
+        return any(block.spans_frames for block in self.blocks)
 
     @classmethod
     def of(
