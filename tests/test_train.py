@@ -28,6 +28,7 @@ TINY = [
     "scheduler.warmup_epochs=0",
 ]  # fmt: skip
 ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith("WANDB")} | {"OMP_NUM_THREADS": "1"}
+ENVIRONMENT["PYTHONFAULTHANDLER"] = "1"  # for `output_of`
 
 pytestmark = pytest.mark.slow
 
@@ -49,9 +50,18 @@ def start(cwd: Path, *overrides: str) -> subprocess.Popen[str]:
     )
 
 
+def output_of(process: subprocess.Popen[str]) -> str:
+    """Wait for the end of a process; if it hangs, fail with its output and the stack of its threads."""
+    try:
+        return process.communicate(timeout=600)[0]
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGABRT)
+        pytest.fail(f"does not end: {process.communicate()[0]}")
+
+
 def run(cwd: Path, *overrides: str, succeeds: bool = True) -> str:
     process = start(cwd, *overrides)
-    output, _ = process.communicate(timeout=600)
+    output = output_of(process)
     assert (process.returncode == 0) == succeeds, output
     return output
 
@@ -146,7 +156,7 @@ def test_an_interrupted_run_prints_how_to_resume(tmp_path, root, sent, status):
     while not (folder / "checkpoints" / "last.ckpt").exists() and time.monotonic() < deadline:
         time.sleep(0.02)
     process.send_signal(sent)
-    output, _ = process.communicate(timeout=60)
+    output = output_of(process)
     assert process.returncode == status, output
     *_, last = output.splitlines()
     assert last.startswith("interrupted; to continue after the last finished epoch: python ")

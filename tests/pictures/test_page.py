@@ -79,7 +79,7 @@ def page(browser, path):
     page.on("pageerror", lambda error: page.complaints.append(str(error)))
     page.on("request", lambda request: page.asked.append(request.url))
     page.goto(path.as_uri())
-    page.wait_for_selector("body[data-ready]", timeout=10_000)
+    page.wait_for_selector("body[data-ready]", timeout=120_000)
     yield page
     assert page.complaints == []
     assert [url for url in page.asked if not url.startswith("data:")] == [path.as_uri()]
@@ -250,7 +250,7 @@ def test_the_keyboard_is_enough(page, view):
 
 def test_play_moves_the_slider(page):
     page.get_by_role("button", name="Play").click()
-    page.locator("#time", has_text=re.compile("[123].5 s")).wait_for(timeout=5000)
+    page.locator("#time", has_text=re.compile("[123].5 s")).wait_for(timeout=120_000)
     page.get_by_role("button", name="Pause").click()
     assert page.get_by_role("button", name="Play").is_visible()
 
@@ -268,7 +268,7 @@ def show(browser, tmp_path):
         pages[-1].errors = []
         pages[-1].on("pageerror", lambda error: pages[-1].errors.append(str(error)))
         pages[-1].goto(path.as_uri())
-        pages[-1].wait_for_selector("body[data-ready]", timeout=10_000)
+        pages[-1].wait_for_selector("body[data-ready]", timeout=120_000)
         return pages[-1]
 
     yield show
