@@ -25,7 +25,7 @@ from vtm.merging import (
 )
 from vtm.merging.attention import attention
 from vtm.models import VTM, SinusoidalTime
-from vtm.models.vtm import Block, SelfAttention
+from vtm.models.block import Block, SelfAttention
 
 HEADS = 2
 LEARNABLE = partial(

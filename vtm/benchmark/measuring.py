@@ -17,8 +17,8 @@ from vtm.benchmark.network import PRECISIONS, Workload
 from vtm.benchmark.rows import Row, Setting
 from vtm.merging import TokenMerger
 from vtm.merging.attention import attention
+from vtm.models.block import SelfAttention
 from vtm.models.streaming import Stream
-from vtm.models.vtm import SelfAttention
 from vtm.system.measure import PeakMemory, median_seconds, return_freed_memory, synchronize
 
 _START = 3.0  # seconds to start a process and import torch

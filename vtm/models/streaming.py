@@ -16,8 +16,9 @@ from torch import Tensor
 
 from vtm.merging import FeatureGrid, Grid, Tokens
 from vtm.merging.tokens import rewindow
+from vtm.models.block import Block
 from vtm.models.head import BlockPlan, BlockTrace
-from vtm.models.vtm import VTM, Block
+from vtm.models.vtm import VTM
 
 
 class ClosedWindows(NamedTuple):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -67,7 +68,8 @@ def check_start(trainer: Trainer, module: VTMModule, *, trains: bool) -> None:
         module.setup("fit")
         with naming("optimizer"):
             module.optimizer(module.model.parameters())
-        with naming("scheduler"):
+        with naming("scheduler"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what it warns of, it says again when the training starts
             module.configure_optimizers()
         _log_every_epoch(trainer)
     data.setup("test")
