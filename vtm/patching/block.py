@@ -213,7 +213,8 @@ def split_state(x: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:
     """Split x (B, N, C + channels of the state) into tokens (B, N, C), sizes and places (B, N); see `State`."""
     exact = torch.promote_types(x.dtype, torch.float32)
     size, place = (part.to(exact).sum(-1) for part in x[..., width:].detach().chunk(2, dim=-1))
-    return x[..., :width], size, place.round().to(torch.int64)
+    tokens = x[..., :width].contiguous()  # once, or each layer copies the rows that the state makes uneven
+    return tokens, size, place.round().to(torch.int64)
 
 
 def keep_output(module: nn.Module, args: Any, output: Tensor) -> None:
