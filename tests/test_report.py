@@ -9,6 +9,9 @@ import pytest
 
 import train
 from vtm.report import main
+from vtm.results.predictions import write_predictions
+from vtm.results.record import ids_sha256
+from vtm.tasks.predictions import Predictions
 
 TINY = [
     "experiment=needle", "data.clips.frames=4", "data.clips.height=4", "data.clips.width=4", "data.clips.channels=16",
@@ -61,6 +64,43 @@ def test_where_nothing_is_finished_that_is_what_it_says(
     (folder / "results.json").unlink()
     call(main, tmp_path / "cwd", str(folder))
     assert f"- {folder}: no results.json" in capsys.readouterr().out
+
+
+def test_runs_are_compared_with_a_baseline_elsewhere(
+    tmp_path: Path, write_run: Write, call: Call, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ids, names = ["a", "b", "c", "d"], ["no", "yes"]
+    test = {"n": 4, "ids_sha256": ids_sha256(ids)}
+    folders = [write_run("new/0", 0.75, test=test), write_run("old", 0.5, merging="none", test=test)]
+    for folder, right in zip(folders, ([1, 1, 1, 0], [0, 0, 1, 1]), strict=True):
+        predictions = Predictions(ids, [1] * 4, [[1 - value, value] for value in map(float, right)], names)
+        write_predictions(folder / "predictions.csv", predictions)
+    call(main, tmp_path / "cwd", str(folders[0].parent), "--against", str(folders[1]))
+    out = tmp_path / "runs" / "report"
+    text = (out / "report.md").read_text(encoding="utf-8")
+    assert text.split("\n![")[0] in capsys.readouterr().out
+    rows = {line.split("|")[1].strip(): line for line in text.split("## Diff")[0].splitlines() if line[:1] == "|"}
+    assert ("| yes" in rows["none"], "| yes" in rows["uniform"]) == (True, False)
+    assert f"Baseline: {folders[1]} (seed 0)." in text
+    assert "on the same 4 test videos" in text
+    written = (out / "differences.csv").read_text(encoding="utf-8").splitlines()
+    assert len(written) == 2
+    assert ",accuracy,0.75,0.5,0.25," in written[1]
+    assert ",2,1,1.0,4,4," in written[1]
+
+
+def test_runs_that_cannot_be_compared_end_it_with_one_sentence(tmp_path: Path, write_run: Write, call: Call) -> None:
+    one, other = write_run("0", 0.5), write_run("1", 0.5, seed=1, test={"ids_sha256": "e" * 64})
+    with pytest.raises(SystemExit) as stop:
+        call(main, tmp_path / "cwd", str(one), "--against", str(other))
+    assert str(stop.value) == (
+        f"{one} and {other} cannot be compared, because they differ in test items: 40 with the hash 01234567 and 40 "
+        "with the hash eeeeeeee; compare runs that were tested alike"
+    )
+    (other / "results.json").unlink()
+    with pytest.raises(SystemExit, match=f"--against: expected a tested run, but {other} has no results.json"):
+        call(main, tmp_path / "cwd", str(one), "--against", str(other))
+    assert not (tmp_path / "runs" / "report").exists()
 
 
 def test_help_is_light() -> None:

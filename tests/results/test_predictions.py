@@ -36,6 +36,14 @@ def test_confusion_has_true_classes_in_rows_and_predicted_ones_in_columns(tmp_pa
     assert (tmp_path / "confusion.csv").read_text() == "target,day,night\nday,0,2\nnight,0,1\n"
 
 
+def test_clusters_of_dependent_videos_are_the_last_column(tmp_path: Path) -> None:
+    predictions = Predictions(["a", "b"], [0, 1], [[0.5, 0.5], [0.5, 0.5]], ["day", "night"], ["movie 1", "=2"])
+    write_predictions(tmp_path / "predictions.csv", predictions)
+    columns = ["id", "target", "prediction", "probability_day", "probability_night", "cluster"]
+    assert [list(row) for row in read(tmp_path / "predictions.csv")] == [columns, columns]
+    assert [row["cluster"] for row in read(tmp_path / "predictions.csv")] == ["movie 1", "'=2"]
+
+
 def test_names_are_no_formulas(tmp_path: Path) -> None:
     predictions = Predictions(["=1+1", "-a.mp4"], [0, 1], [[0.1, 0.9], [0.2, 0.8]], ["@day", "+night"])
     write_predictions(tmp_path / "predictions.csv", predictions)

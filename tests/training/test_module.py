@@ -218,6 +218,10 @@ def test_videos_of_one_performance_widen_the_interval(tmp_path):
     trainer(tmp_path).test(together, Performances(), verbose=False)
     assert alone.summary("test")["value"] == together.summary("test")["value"]
     assert alone.summary("test")["interval"] != together.summary("test")["interval"]
+    predictions = together.summary("test")["predictions"]
+    number = {video.id: i for i, video in enumerate(Clips().videos("test"))}
+    assert predictions.clusters == [f"performance {number[id] // 6}" for id in predictions.ids]
+    assert alone.summary("test")["predictions"].clusters is None
 
 
 def test_a_foreign_checkpoint_is_refused(checkpoint, tmp_path):

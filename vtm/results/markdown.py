@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from tabulate import tabulate
 
@@ -37,7 +37,7 @@ def markdown(tables: Sequence[Table], unfinished: Sequence[Unfinished], *, check
     if len(tables) > 1:
         lines += ["", "Different experiments, tasks or evaluated videos have separate tables and are never averaged."]
     for table in tables:
-        lines += ["", f"## {_title(table)}", "", _aligned(_cells(table)), "", *_notes(table)]
+        lines += ["", f"## {_title(table)}", "", aligned(_cells(table)), "", *_notes(table)]
     if unfinished:
         lines += ["", f"Left out because they are unfinished ({len(unfinished)}):", ""]
         lines += [f"- {one.folder}: {one.reason}" for one in unfinished]
@@ -47,12 +47,31 @@ def markdown(tables: Sequence[Table], unfinished: Sequence[Unfinished], *, check
 def runs_csv(tables: Sequence[Table]) -> str:
     """Return a CSV row for each run, in full precision."""
     rows = [_facts(table, row, run) for table in tables for row in table.rows for run in row.runs]
+    return as_csv(rows)
+
+
+def as_csv(rows: Sequence[Mapping[str, object]]) -> str:
+    """Write rows as CSV; a row may lack columns of the others."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
     writer.writeheader()
     for row in rows:
         writer.writerow({key: as_cell(value) if isinstance(value, str) else value for key, value in row.items()})
     return text.getvalue()
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Write rows, heading first, as an aligned Markdown table without the columns that are empty in every row.
+
+    >>> print(aligned([["merging", "seeds", "note"], ["none", "5", ""]]))
+    | merging   |   seeds |
+    |:----------|--------:|
+    | none      |       5 |
+    """
+    filled = [any(cell for cell in column) for column in zip(*rows[1:], strict=True)]
+    rows = [[cell for cell, keep in zip(row, filled, strict=True) if keep] for row in rows]
+    sides = ["left" if _is_text(column) else "right" for column in zip(*rows[1:], strict=True)]
+    return tabulate(rows[1:], rows[0], tablefmt="pipe", disable_numparse=True, colalign=sides)
 
 
 def _title(table: Table) -> str:
@@ -62,9 +81,9 @@ def _title(table: Table) -> str:
 
 
 def _cells(table: Table) -> list[list[str]]:
-    """Return the rows of a table, heading first, without columns that are empty in every row."""
+    """Return the rows of a table, heading first."""
     digits = ".3f" if table.metric == "accuracy" else ".4g"
-    heading = [*table.columns, "seeds", table.metric, "worst (seed)", "best (seed)", "validation", "floor"]
+    heading = [*table.columns, "baseline", "seeds", table.metric, "worst (seed)", "best (seed)", "validation", "floor"]
     heading += [*table.details, "tokens kept %", "clips/s", "peak GB"]
     rows = [heading]
     for row in table.rows:
@@ -75,9 +94,8 @@ def _cells(table: Table) -> list[list[str]]:
         cells += [_number(row.mean(lambda run: run.test.get("floor")), digits)]
         cells += [_number(row.mean(_detail(name)), ".3f") for name in table.details]
         cells += [_short(row.median(of)) for of in (tokens_kept, clips_per_second, peak_gb)]
-        rows.append([*row.setting, str(len(row.runs)), *cells])
-    filled = [any(cell for cell in column) for column in zip(*rows[1:], strict=True)]
-    return [[cell for cell, keep in zip(row, filled, strict=True) if keep] for row in rows]
+        rows.append([*row.setting, "yes" if row.is_baseline else "", str(len(row.runs)), *cells])
+    return rows
 
 
 def _notes(table: Table) -> list[str]:
@@ -141,20 +159,8 @@ def _facts(table: Table, row: Row, run: Run) -> dict[str, object]:
     }
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Write a table in aligned Markdown.
-
-    >>> print(_aligned([["merging", "seeds"], ["none", "5"]]))
-    | merging   |   seeds |
-    |:----------|--------:|
-    | none      |       5 |
-    """
-    sides = ["left" if _is_text(column) else "right" for column in zip(*rows[1:], strict=True)]
-    return tabulate(rows[1:], rows[0], tablefmt="pipe", disable_numparse=True, colalign=sides)
-
-
 def _is_text(cells: Sequence[str]) -> bool:
-    return not all(cell[:1].isdigit() or cell[:1] in ("", "-") for cell in cells)
+    return not all(cell[:1].isdigit() or cell[:1] in ("", "+", "-") for cell in cells)
 
 
 def _number(value: float | None, spec: str) -> str:

@@ -17,7 +17,8 @@ def write_predictions(path: Path, predictions: Predictions) -> None:
     """Write a row for each video: `id`, `target` and `prediction`.
 
     For classes, these are names, and a column `probability_<class name>` for each class follows; the prediction is
-    empty if a probability is NaN. For a regression, they are numbers.
+    empty if a probability is NaN. For a regression, they are numbers. The last column, `cluster`, is only written for
+    videos that are not independent.
     """
     names = predictions.class_names
     columns = ["id", "target", "prediction"]
@@ -30,6 +31,9 @@ def write_predictions(path: Path, predictions: Predictions) -> None:
         predicted = ["" if index is None else names[index] for index in predictions.classes()]
         videos = zip(predictions.ids, predictions.targets, predicted, predictions.scores, strict=True)
         rows = [[id, names[int(target)], name, *map(_number, scores)] for id, target, name, scores in videos]
+    if predictions.clusters is not None:
+        columns.append("cluster")
+        rows = [[*row, cluster] for row, cluster in zip(rows, predictions.clusters, strict=True)]
     _write(path, [columns, *rows])
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from vtm.results.runs import Run
@@ -31,12 +32,14 @@ class Row:
         label: name in plots.
         runs: one run for each seed, in ascending order.
         lower_is_better: whether the metric is an error.
+        is_baseline: whether the others are compared with these runs.
     """
 
     setting: Setting
     label: str
     runs: tuple[Run, ...]
     lower_is_better: bool
+    is_baseline: bool
 
     @property
     def score(self) -> Spread:
@@ -106,13 +109,18 @@ class Table:
         return list(dict.fromkeys(name for run in self.runs for name in run.test.get("details", {})))
 
 
-def group_runs(runs: Iterable[Run]) -> list[Table]:
-    """Group runs into tables and rows."""
+def group_runs(runs: Iterable[Run], *, baseline: Collection[Path] = ()) -> list[Table]:
+    """Group runs into tables and rows.
+
+    Args:
+        runs: runs to group.
+        baseline: folders of the runs that the others are compared with; they have rows of their own.
+    """
     groups: dict[tuple[Any, ...], list[Run]] = {}
     for run in runs:
         scored = (run.test["metric"], run.test["ids_sha256"], run.val.get("ids_sha256"))
         groups.setdefault((run.content["experiment"], run.content["task"], *scored), []).append(run)
-    return [_table(group) for group in groups.values()]
+    return [_table(group, baseline) for group in groups.values()]
 
 
 def spread(values: Sequence[float]) -> Spread:
@@ -143,13 +151,13 @@ def peak_gb(run: Run) -> float | None:
     return run.cost.get("peak_gb")
 
 
-def _table(runs: list[Run]) -> Table:
+def _table(runs: list[Run], baseline: Collection[Path]) -> Table:
     columns = _columns(runs)
     settings = list(zip(*columns.values(), strict=True)) if columns else [()] * len(runs)
-    groups: dict[Setting, dict[int, Run]] = {}
+    groups: dict[tuple[Setting, bool], dict[int, Run]] = {}
     superseded = []
     for setting, run in zip(settings, runs, strict=True):
-        seeds = groups.setdefault(setting, {})
+        seeds = groups.setdefault((setting, run.folder in baseline), {})
         if (earlier := seeds.get(run.seed)) is not None:
             superseded.append((earlier, run))
         seeds[run.seed] = run
@@ -157,11 +165,12 @@ def _table(runs: list[Run]) -> Table:
     rows = [
         Row(
             setting=setting,
-            label=", ".join(map(_named, columns, setting)) or experiment,
+            label=(", ".join(map(_named, columns, setting)) or experiment) + " (baseline)" * is_baseline,
             runs=tuple(seeds[seed] for seed in sorted(seeds)),
             lower_is_better=lower_is_better(metric),
+            is_baseline=is_baseline,
         )
-        for setting, seeds in groups.items()
+        for (setting, is_baseline), seeds in groups.items()
     ]
     return Table(experiment, runs[0].content["task"], metric, tuple(columns), tuple(rows), tuple(superseded))
 

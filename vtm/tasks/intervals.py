@@ -8,6 +8,8 @@ from collections.abc import Hashable, Sequence
 import torch
 from torch import Tensor
 
+_DRAWS = 1_000_000  # clusters that are drawn at a time, which bounds the memory
+
 
 def wilson_interval(correct: int, n: int, *, z: float = 1.959963984540054) -> tuple[float, float]:
     """Compute the Wilson score interval of a proportion, which lies in [0, 1] and is accurate for few videos.
@@ -62,9 +64,9 @@ def bootstrap_interval(
     sizes = index_of.bincount().double()
     sums = torch.zeros_like(sizes).index_add_(0, index_of, values.double().cpu())
     generator = torch.Generator().manual_seed(seed)
-    means = torch.empty(resamples, dtype=torch.float64)
-    for draw in range(resamples):
-        drawn = torch.randint(len(sums), (len(sums),), generator=generator)
-        means[draw] = sums[drawn].sum() / sizes[drawn].sum()
-    low, high = means.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    means = []
+    for count in torch.arange(resamples).split(max(1, _DRAWS // len(sums))):  # the chunks do not change the draws
+        drawn = torch.randint(len(sums), (len(count), len(sums)), generator=generator)
+        means.append(sums[drawn].sum(1) / sizes[drawn].sum(1))
+    low, high = torch.cat(means).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
     return low, high

@@ -17,12 +17,14 @@ class Predictions:
         targets: class index, or value, of each video.
         scores: K probabilities, or the predicted value, of each video; averaged over its clips.
         class_names: names of the K classes; None for a regression.
+        clusters: cluster of each video, such as its movie; None if the videos are independent.
     """
 
     ids: Sequence[str]
     targets: Sequence[float]
     scores: Sequence[Any]
     class_names: Sequence[str] | None
+    clusters: Sequence[str] | None = None
 
     def classes(self) -> list[int | None]:
         """Return the most probable class of each video; None where a probability is NaN, which counts as wrong."""

@@ -230,12 +230,15 @@ class VTMModule(L.LightningModule):
         data = self.data
         videos = data.videos(stage)
         clustered = any(video.cluster for video in videos)
-        summary = metric.summary(clusters=[video.cluster or video.id for video in videos] if clustered else None)
-        evaluated = [videos[index] for index in summary.pop("videos")]
+        clusters = [video.cluster or video.id for video in videos] if clustered else None
+        summary = metric.summary(clusters=clusters)
+        indices = summary.pop("videos")
+        evaluated = [videos[index] for index in indices]
         targets, ids = [video.target for video in evaluated], [video.id for video in evaluated]
         missing = sorted({video.id for video in data.listed(stage)}.difference(ids))
         lost = len(data.missing("train"))
-        predictions = Predictions(ids, targets, summary.pop("scores"), data.class_names)
+        clusters = clusters and [clusters[index] for index in indices]
+        predictions = Predictions(ids, targets, summary.pop("scores"), data.class_names, clusters)
         per_class = {"per_class": predictions.per_class()} if data.class_names is not None else {}
         plans = self.model.plan(data.protocol.num_frames, *self.encoder.grid.shape)
         left = [plan.windows * (plan.num_tokens - plan.merge_count) for plan in plans]
