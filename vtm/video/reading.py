@@ -1,4 +1,4 @@
-"""Read the frames of a video at given times, and the speed of their parts."""
+"""Read the frames of a video at given times, as squares with the speed of their parts or in their own shape."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from vtm.video.gop import decode_wanted, show_clean
 from vtm.video.motion import MotionSource, VectorMotion, difference_motion
 from vtm.video.packets import PacketTable
 from vtm.video.scanning import packet_table
-from vtm.video.view import Scaler, View
+from vtm.video.view import Scaler, View, whole_shape
 
 # Seconds after the end at which a frame may still be requested, because annotations round lengths to whole seconds.
 _LATE = 1.5
@@ -38,6 +38,14 @@ class VideoFrames(NamedTuple):
     motion: Tensor | None  # (T, H, W) float32, pixels per frame at size S
     from_codec: Tensor | None  # (T,) bool, True if the motion is from motion vectors, False if from frame differences
     substituted: Tensor  # (T,) int64, number of damaged frames that the nearest clean frame replaces
+
+
+class WholeFrames(NamedTuple):
+    """N frames of a video in their own shape."""
+
+    pixels: Tensor  # (N, 3, H, W) uint8
+    times: list[float]  # time stamps in seconds from the first frame of the file, ascending
+    substituted: int  # number of damaged frames that the nearest clean frame replaces
 
 
 def read_frames(
@@ -76,14 +84,7 @@ def read_frames(
         TooShortError: if the file ends more than 1.5 s before one of the times.
         ValueError: if there are no times, or one is negative.
     """
-    if not times or min(times) < 0:
-        raise ValueError(f"{path}: expected one or more times that are not negative, got {list(times)[:3]}")
-    table = packet_table(path)
-    if max(times) > table.length + _LATE:
-        raise TooShortError(
-            f"{path}: expected a frame at {max(times):.2f} s, but the file ends at {table.length:.2f} s"
-        )
-    first = table.rows(times)  # (T,)
+    table, first = _find(path, times)
     last = np.minimum(first + frames_per_step - 1, len(table.pts) - 1)
     indices: dict[int, list[int]] = {}  # frame of the file to its indices in `pixels`
     for index, row in enumerate(np.minimum(first[:, None] + np.arange(frames_per_step), last[:, None]).flat):
@@ -137,6 +138,39 @@ def read_frames(
     return VideoFrames(torch.from_numpy(pixels), torch.from_numpy(motion), torch.from_numpy(~absent), substituted)
 
 
+def read_whole_frames(path: Path | str, times: Sequence[float], *, shortest_side: int | None = None) -> WholeFrames:
+    """Read the frames on screen at the given times as upright pictures of square pixels, each frame once.
+
+    The frames are those of `read_frames`, and damage and interlaced frames are treated alike. If the size changes
+    within the file, all frames are scaled to the size of the first of them.
+
+    Args:
+        path: video file.
+        times: times in seconds from the first frame, not negative, in any order, possibly repeated.
+        shortest_side: pixels to which a longer shortest side is scaled down by area averaging; None to keep the size.
+
+    Raises:
+        VideoError: if the file cannot be opened, has no video stream or no frame can be decoded.
+        TooShortError: if the file ends more than 1.5 s before one of the times.
+        ValueError: if there are no times, or one is negative.
+    """
+    table, found = _find(path, times)
+    stamps = [int(table.pts[row]) for row in np.unique(found)]
+    scaler, shape, exact = Scaler(), None, dict[int, bool]()
+    pixels = np.empty((0, 3, 0, 0), np.uint8)
+    for pts, frame, aspect, is_exact in decode_wanted(path, table, stamps, {}, None):
+        turns = round(frame.rotation / 90)  # rotation of the container, counter-clockwise
+        if shape is None:
+            shape = whole_shape(
+                frame.height, frame.width, shortest_side=shortest_side, turns=turns, pixel_aspect=aspect
+            )
+            pixels = np.empty((len(stamps), 3, *shape), np.uint8)
+        pixels[stamps.index(pts)] = scaler.whole(frame, shape, turns=turns)
+        exact[pts] = is_exact
+    seconds = [float((pts - int(table.pts[0])) * table.tick) for pts in stamps]
+    return WholeFrames(torch.from_numpy(pixels), seconds, sum(not is_exact for is_exact in exact.values()))
+
+
 def has_plain_pixels(path: Path | str) -> bool:
     """Return whether a video has square pixels and frames that are not marked as interlaced, going by its first frames.
 
@@ -147,6 +181,24 @@ def has_plain_pixels(path: Path | str) -> bool:
             if aspect != 1 or (frame is not None and frame.interlaced_frame):
                 return False
     return True
+
+
+def _find(path: Path | str, times: Sequence[float]) -> tuple[PacketTable, NDArray[np.int64]]:
+    """Return the packet table of a file, and the indices of the frames on screen at the times.
+
+    Raises:
+        VideoError: if the file cannot be opened or has no video frames.
+        TooShortError: if the file ends more than 1.5 s before one of the times.
+        ValueError: if there are no times, or one is negative.
+    """
+    if not times or min(times) < 0:
+        raise ValueError(f"{path}: expected one or more times that are not negative, got {list(times)[:3]}")
+    table = packet_table(path)
+    if max(times) > table.length + _LATE:
+        raise TooShortError(
+            f"{path}: expected a frame at {max(times):.2f} s, but the file ends at {table.length:.2f} s"
+        )
+    return table, table.rows(times)
 
 
 def _read_squares(

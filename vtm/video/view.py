@@ -1,9 +1,9 @@
-"""Turn a frame into the upright square of square pixels that an encoder takes: cut, scale, crop, rotate."""
+"""Turn a frame into an upright picture of square pixels: whole, or the square that an encoder takes."""
 
 from __future__ import annotations
 
 from fractions import Fraction
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import av
 import numpy as np
@@ -64,6 +64,29 @@ class View(NamedTuple):
         return np.rot90(scaled[top : top + self.size, left : left + self.size], self.turns)
 
 
+def whole_shape(
+    height: int, width: int, *, shortest_side: int | None, turns: int, pixel_aspect: float = 1.0
+) -> tuple[int, int]:
+    """Return the height and width of a frame as an upright picture of square pixels.
+
+    Args:
+        height: height of the frame in pixels.
+        width: width of the frame in pixels.
+        shortest_side: pixels to which a longer shortest side is scaled down; None to keep the size.
+        turns: quarter turns, counter-clockwise.
+        pixel_aspect: width of a pixel of the frame divided by its height.
+
+    >>> whole_shape(576, 720, shortest_side=None, turns=0, pixel_aspect=16 / 15)
+    (576, 768)
+    >>> whole_shape(1080, 1920, shortest_side=720, turns=1)
+    (1280, 720)
+    """
+    sides = height, width * pixel_aspect
+    scale = 1.0 if shortest_side is None else min(1.0, shortest_side / min(sides))
+    upright = sides[::-1] if turns % 2 else sides
+    return max(1, round(upright[0] * scale)), max(1, round(upright[1] * scale))
+
+
 def _middle(length: int, limit: float) -> tuple[int, int]:
     """Return the start and length of the middle of a side, which is the whole side if it is within the limit."""
     start = max(0, int(length - limit) // 2) // _CHROMA * _CHROMA
@@ -79,21 +102,36 @@ class Scaler:
 
     def square(self, frame: VideoFrame, view: View) -> NDArray[np.uint8]:
         """Return the upright square of a frame in RGB (3, S, S)."""
-        if frame.interlaced_frame or view.part != (0, 0, frame.height, frame.width):
-            frame = self._cut(frame, view)
-        height, width = view.scaled
-        area = Interpolation.AREA
-        scaled = self._reformatter.reformat(frame, width, height, "rgb24", interpolation=area, threads=1)
-        return view.cut(scaled.to_ndarray()).transpose(2, 0, 1)
+        return view.cut(self._scale(frame, view.part, view.scaled)).transpose(2, 0, 1)
 
-    def _cut(self, frame: VideoFrame, view: View) -> VideoFrame:
+    def whole(self, frame: VideoFrame, shape: tuple[int, int], *, turns: int) -> NDArray[np.uint8]:
+        """Return the whole frame in RGB (3, H, W), rotated upright.
+
+        Args:
+            frame: frame of the file.
+            shape: H and W, those of `whole_shape`.
+            turns: quarter turns, counter-clockwise.
+        """
+        scaled = self._scale(frame, (0, 0, frame.height, frame.width), shape[::-1] if turns % 2 else shape)
+        return np.rot90(scaled, turns).transpose(2, 0, 1)
+
+    def _scale(self, frame: VideoFrame, part: tuple[int, int, int, int], scaled: tuple[int, int]) -> NDArray[np.uint8]:
+        """Return a part of a frame in RGB (height, width, 3), scaled by area averaging."""
+        if frame.interlaced_frame or part != (0, 0, frame.height, frame.width):
+            frame = self._cut(frame, part)
+        height, width = scaled
+        area = Interpolation.AREA
+        picture = self._reformatter.reformat(frame, width, height, "rgb24", interpolation=area, threads=1)
+        return cast(NDArray[np.uint8], picture.to_ndarray())
+
+    def _cut(self, frame: VideoFrame, part: tuple[int, int, int, int]) -> VideoFrame:
         """Return a part of a frame, marked as progressive, without copying its pixels.
 
         Swscale would scale each field of an interlaced frame by itself, which blurs progressive pictures.
         """
-        kind = (frame.width, frame.height, frame.format.name, view.part)
+        kind = (frame.width, frame.height, frame.format.name, part)
         if self._cutter is None or self._cutter[0] != kind:
-            top, left, height, width = view.part
+            top, left, height, width = part
             graph = Graph()
             graph.threads = 1
             graph.link_nodes(
@@ -107,6 +145,6 @@ class Scaler:
             self._cutter = kind, graph
         graph = self._cutter[1]
         graph.push(frame)
-        part = graph.pull()
-        assert isinstance(part, VideoFrame)
-        return part
+        cut = graph.pull()
+        assert isinstance(cut, VideoFrame)
+        return cut
