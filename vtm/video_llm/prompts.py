@@ -42,6 +42,10 @@ def encode_question(
     """
     if len(times) != len(frames):
         raise ValueError(f"expected a time for each of {len(frames)} frames, got {len(times)}")
+    missing = getattr(processor.video_processor, "temporal_patch_size", 1) - len(frames)
+    if missing > 0:  # the processor of Qwen3-VL refuses a single frame, which those of other models repeat
+        frames = torch.cat([frames, frames[-1:].expand(missing, -1, -1, -1)])
+        times = [*times, *[times[-1]] * missing]
     before, after = _apply_template(processor, prefill)
     tokenizer = processor.tokenizer
     bos = tokenizer.bos_token
