@@ -83,5 +83,14 @@ def test_mistakes_raise(tiny):
     try:
         with pytest.raises(ValueError, match="has no chat template"):
             encode(tiny, "Why?")
+        for wrong in (
+            "{{ messages[0].content[1].text }}",
+            tiny.video,
+            "{{ messages[0].content[1].text }}" + tiny.video,
+        ):
+            tiny.processor.chat_template = wrong
+            if tiny.family != "smolvlm":  # which has a template of its own for videos
+                with pytest.raises(ValueError, match=f"a chat template that writes {tiny.processor.video_token} and"):
+                    encode(tiny, "Why?")
     finally:
         tiny.processor.chat_template = template

@@ -130,8 +130,8 @@ def generate_answer(
     limit = getattr(llm.model.config.get_text_config(), "max_position_embeddings", length + max_new_tokens)
     if length + max_new_tokens > limit:
         raise ValueError(
-            f"{length} tokens of the prompt and {max_new_tokens} new ones are more than the {limit} of the context of the "
-            "model; compress more, take fewer frames, or generate fewer tokens"
+            f"{length} tokens of the prompt and {max_new_tokens} new ones do not fit into the context of the model, "
+            f"{limit}; compress more, take fewer frames, or generate fewer tokens"
         )
     first = _FirstLogits(watch)
     processors = [*options.pop("logits_processor", ()), first]

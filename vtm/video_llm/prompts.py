@@ -95,7 +95,12 @@ def _apply_template(processor: Any, prefill: str) -> tuple[str, str]:
         raise ValueError(f"{type(processor).__name__} has no chat template; save one with the processor")
     content = [{"type": "video"}, {"type": "text", "text": _QUESTION}]
     text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-    before, _, after = text.partition(_QUESTION)
+    before, question, after = text.partition(_QUESTION)
+    if not question or processor.video_token not in before:
+        raise ValueError(
+            f"expected a chat template that writes {processor.video_token} and the question behind it, got one that "
+            f"writes {text.replace(_QUESTION, 'QUESTION')!r}; save the chat template of the model with the processor"
+        )
     return before, after + prefill
 
 
