@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from vtm.video.decoding import TooShortError
-from vtm.video.reading import read_frames
+from tests.video.files import join, moving, spoil
+from vtm.video.decoding import TooShortError, VideoError
+from vtm.video.reading import read_frames, read_whole_frames
 from vtm.video.scanning import duration
 from vtm.video.writing import write_video
 
@@ -156,3 +157,93 @@ def test_short_deep_and_odd_videos(stamps, tmp_path, count, settings):
 def test_times_must_be_there_and_not_negative(clip, times):
     with pytest.raises(ValueError, match=r"not negative"):
         read_frames(clip, times, size=16)
+
+
+def every_frame(path, shape=None):
+    """Decode a whole file with PyAV alone: the time stamp of each frame, and its pixels (H, W, 3)."""
+    with av.open(str(path)) as container:
+        area = av.video.reformatter.Interpolation.AREA
+        height, width = shape or (None, None)
+        frames = [
+            (frame.time, frame.reformat(width, height, "rgb24", interpolation=area).to_ndarray())
+            for frame in container.decode(video=0)
+        ]
+    start = frames[0][0]
+    return [time - start for time, _ in frames], np.stack([pixels for _, pixels in frames])
+
+
+@pytest.mark.parametrize(("name", "codec", "options"), ENCODERS[:6])
+@pytest.mark.parametrize("shortest_side", [None, 64, 40])
+def test_whole_frames_are_those_of_a_slow_reader(tmp_path, name, codec, options, shortest_side):
+    path = moving(tmp_path / name, 40, codec=codec, **options)  # 64 x 96
+    stamps, pixels = every_frame(path, (40, 60) if shortest_side == 40 else None)
+    wanted = [3, 17, 18, 39]
+    read = read_whole_frames(path, [stamps[number] + 0.04 for number in wanted[::-1]], shortest_side=shortest_side)
+    assert read.pixels.shape == (4, 3, *pixels.shape[1:3])
+    assert np.array_equal(read.pixels.numpy().transpose(0, 2, 3, 1), pixels[wanted])
+    assert read.times == pytest.approx([stamps[number] for number in wanted])
+    assert read.substituted == 0
+
+
+def test_whole_frames_appear_once_and_in_order(stamps, clip):
+    read = read_whole_frames(clip, [2.0, 0.0, 2.01, 1.0, 2.0])
+    assert stamps.read(read.pixels[..., 8:56]) == [0, 30, 60]
+    assert read.times == [0.0, 1.0, 2.0]
+
+
+@pytest.mark.parametrize(("quarters", "matrix"), [(1, (0, 1, -1, 0)), (2, (-1, 0, 0, -1)), (3, (0, -1, 1, 0))])
+def test_whole_frames_are_upright(clip, tmp_path, quarters, matrix):
+    content = bytearray(clip.read_bytes())
+    place = content.index(b"tkhd") + 44
+    a, b, c, d = (value << 16 for value in matrix)
+    content[place : place + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    (tmp_path / "turned.mp4").write_bytes(content)
+    for shortest_side in (None, 24):
+        upright = read_whole_frames(clip, [1.0], shortest_side=shortest_side).pixels
+        turned = read_whole_frames(tmp_path / "turned.mp4", [1.0], shortest_side=shortest_side).pixels
+        assert torch.equal(turned, torch.rot90(upright, -quarters, (2, 3)))  # clockwise
+
+
+def test_whole_frames_have_square_pixels(tmp_path):
+    with av.open(str(tmp_path / "wide.mp4"), "w") as container:
+        stream = container.add_stream("libx264", rate=10)
+        stream.height, stream.width, stream.codec_context.sample_aspect_ratio = 48, 64, Fraction(3, 2)
+        for number in range(3):
+            picture = np.full((48, 64, 3), 50 * number, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode(None))
+    assert read_whole_frames(tmp_path / "wide.mp4", [0.0, 0.1]).pixels.shape == (2, 3, 48, 96)
+    assert read_whole_frames(tmp_path / "wide.mp4", [0.0, 0.1], shortest_side=24).pixels.shape == (2, 3, 24, 48)
+
+
+def test_sizes_that_change_become_the_first(stamps, tmp_path):
+    pictures = [stamps.picture(number) for number in range(4)]
+    write_video(tmp_path / "small.h264", pictures[:2], fps=10, options={"bf": "0"})
+    larger = (picture.repeat(2, 0).repeat(2, 1) for picture in pictures[2:])
+    write_video(tmp_path / "large.h264", larger, fps=10, options={"bf": "0"})
+    path = join(tmp_path / "both.h264", tmp_path / "small.h264", tmp_path / "large.h264")
+    read = read_whole_frames(path, [number * duration(path) / 4 for number in range(4)])
+    assert read.pixels.shape == (4, 3, 48, 64)
+    assert stamps.read(read.pixels[..., 8:56]) == [0, 1, 2, 3]
+
+
+def test_damaged_whole_frames_are_replaced_and_counted(tmp_path):
+    path = moving(tmp_path / "clean.mp4", 60, codec="libx264", g="10", bf="0")
+    _, pixels = every_frame(path)
+    spoil(path, tmp_path / "damaged.mp4", [22])
+    read = read_whole_frames(tmp_path / "damaged.mp4", [number / 10 for number in (5, 21, 25, 40)])
+    shown = read.pixels.numpy().transpose(0, 2, 3, 1)
+    assert np.array_equal(shown[[0, 1, 3]], pixels[[5, 21, 40]])
+    assert any(np.array_equal(shown[2], pixels[number]) for number in (21, 30))
+    assert read.substituted == 1
+    assert read.times == pytest.approx([0.5, 2.1, 2.5, 4.0])
+
+
+def test_whole_frames_that_cannot_be_read(clip, tmp_path):
+    with pytest.raises(TooShortError, match=r"expected a frame at 6\.00 s, but the file ends at 4\.00 s"):
+        read_whole_frames(clip, [6.0])
+    with pytest.raises(ValueError, match="not negative"):
+        read_whole_frames(clip, [])
+    (tmp_path / "text.mp4").write_text("no video")
+    with pytest.raises(VideoError, match="cannot be read as a video"):
+        read_whole_frames(tmp_path / "text.mp4", [0.0])
