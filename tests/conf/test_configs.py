@@ -36,6 +36,7 @@ COMPOSED_BELOW = {
     "merging",
     "merging/weighting",
     "compressor",
+    "questions",
     "trainer",
     "callbacks",
 }
@@ -220,6 +221,34 @@ def test_the_released_dyto_differs_where_its_code_does():
         "reduce": "max",
         "order": "score",
     }
+
+
+def composed_for_qa(*overrides: str) -> DictConfig:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("qa", overrides=list(overrides))
+
+
+QUESTIONS = [name for group, name in OPTIONS if group == "questions" and name != "base"]
+
+
+@pytest.mark.parametrize("name", QUESTIONS)
+def test_every_list_of_questions_instantiates_with_its_published_figures(name, tmp_path):
+    config = composed_for_qa(f"questions={name}", "llm=a/folder")
+    assert config.questions.root == f"data/{name}"
+    assert config.published == OmegaConf.load(CONF / "published" / f"{name}.yaml")
+    with pytest.raises(FileNotFoundError, match=r"annotations.* is missing"):
+        instantiate(config.questions, root=tmp_path).read()
+
+
+def test_the_help_of_qa_names_all_options():
+    text = OmegaConf.load(CONF / "hydra" / "qa.yaml").help.template
+    assert f"questions: {', '.join(QUESTIONS)}\n" in text
+    assert f"compressor: {', '.join(name for group, name in OPTIONS if group == 'compressor')}\n" in text
+
+
+@pytest.mark.parametrize("name", [name for group, name in OPTIONS if group == "compressor"])
+def test_every_compressor_composes_for_qa(name):
+    assert composed_for_qa(f"compressor={name}").compressor == compressor(name)
 
 
 @pytest.mark.parametrize("name", [name for group, name in OPTIONS if group == "trainer"])
