@@ -1,0 +1,133 @@
+"""Answer the questions of a list, video by video, in any number of processes."""
+
+from __future__ import annotations
+
+import logging
+import time
+import warnings
+from collections import defaultdict
+from collections.abc import Sequence
+
+import torch
+
+from vtm.system.progress import Progress
+from vtm.video.decoding import VideoError
+from vtm.video_llm.answer_file import AnswerFile
+from vtm.video_llm.answering import Choice, choose_option
+from vtm.video_llm.compress import Compressor
+from vtm.video_llm.frames import VideoClip, read_clip
+from vtm.video_llm.loading import VideoLLM
+from vtm.video_llm.questions.question import Question
+
+_log = logging.getLogger(__name__)
+
+
+def answer_questions(
+    llm: VideoLLM,
+    questions: Sequence[Question],
+    file: AnswerFile,
+    compressor: Compressor,
+    *,
+    frames: int,
+    prefill: str,
+    cyclic: bool,
+) -> list[str]:
+    """Answer all questions that are not in the file and whose videos no other process has taken.
+
+    A video is decoded once for all its questions. A video that cannot be read, or about which a question cannot be
+    answered, is noted in the file and does not stop the others.
+
+    Args:
+        llm: model and processor.
+        questions: questions to answer.
+        file: open file, to which the answers are added.
+        compressor: function that compresses the tokens of a video.
+        frames: number of frames to read of each video.
+        prefill: how the answer begins.
+        cyclic: whether to answer each question in all rotations of its options too.
+
+    Returns:
+        Names of the videos about which questions are left, because of errors or because another process has taken them.
+    """
+    by_video: dict[str, list[Question]] = defaultdict(list)
+    for question in questions:
+        by_video[question.video].append(question)
+    wanted = {
+        video: [(question, order) for question in group for order in orders(question, cyclic=cyclic)]
+        for video, group in by_video.items()
+    }
+    keys = {(question.id, order) for pairs in wanted.values() for question, order in pairs}
+
+    def left(video: str) -> list[tuple[Question, int]]:
+        return [(question, order) for question, order in wanted[video] if (question.id, order) not in file.answers]
+
+    with Progress("answering", len(keys), done=len(keys & file.answers.keys())) as progress:
+        failed = 0
+        for video in file.take(list(wanted), is_done=lambda video: not left(video)):
+            if isinstance(clip := _read(by_video[video][0], frames), str):
+                file.add_failure(video, clip)
+                _log.warning("%s: %s", video, clip)
+                failed += 1
+                continue
+            reason = None
+            for question, order in left(video):
+                start = time.perf_counter()
+                choice = _choose(llm, clip, question, order, compressor, prefill=prefill)
+                if isinstance(choice, str):
+                    reason = reason or choice
+                    continue
+                file.add(_line(question, order, choice, clip, seconds=time.perf_counter() - start))
+                progress.advance(f"{failed} videos failed" if failed else "", to=len(keys & file.answers.keys()))
+            if reason is not None:
+                file.add_failure(video, reason)
+                _log.warning("%s: %s", video, reason)
+                failed += 1
+    return [video for video in wanted if left(video)]
+
+
+def orders(question: Question, *, cyclic: bool) -> range:
+    """Return the rotations of the options of a question in which it is answered; 0 is the official order."""
+    return range(len(question.options) if cyclic else 1)
+
+
+def _read(question: Question, frames: int) -> VideoClip | str:
+    """Return the frames of the video of a question, or why they cannot be read."""
+    try:
+        return read_clip(question.path, frames)
+    except (VideoError, OSError, ValueError) as error:
+        return str(error).removeprefix(f"{question.path}: ")
+
+
+def _choose(
+    llm: VideoLLM, clip: VideoClip, question: Question, order: int, compressor: Compressor, *, prefill: str
+) -> Choice | str:
+    """Answer a question in one order of its options, or return why it cannot be answered."""
+    options = [*question.options[order:], *question.options[:order]]
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "0 of .* tokens merged")  # reported once, in the results
+            choice = choose_option(llm, clip, question.text, options, compressor, prefill=prefill)
+    except torch.OutOfMemoryError:
+        return "out of memory; take fewer frames, or device_map=auto with several GPUs"
+    except ValueError as error:
+        return f"{question.id}: {error}"
+    if not bool(choice.logits.isfinite().all()):
+        return f"{question.id}: the logits of the letters are not finite; try dtype=float32 or dtype=bfloat16"
+    return choice
+
+
+def _line(question: Question, order: int, choice: Choice, clip: VideoClip, *, seconds: float) -> dict[str, object]:
+    """Return an answer as a line of the file."""
+    chosen = (choice.index + order) % len(question.options)
+    return {
+        "id": question.id,
+        "video": question.video,
+        "order": order,
+        "choice": chosen,
+        "answer": question.answer,
+        "correct": None if question.answer is None else chosen == question.answer,
+        "tokens_before": choice.cost.tokens_before,
+        "tokens_after": choice.cost.tokens_after,
+        "frames": len(clip.frames),
+        "seconds": seconds,
+    }
