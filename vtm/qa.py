@@ -108,7 +108,10 @@ def main(cfg: DictConfig) -> None:
     write_atomically(run_dir / "results.json", json.dumps(results, indent=2, ensure_ascii=False) + "\n")
     print(results_summary(results))
     if errors:
-        sys.exit(f"{len(errors)} videos have errors, see {run_dir}/results.json; the same command tries them again")
+        videos = len({question.video for question in selection.questions})
+        sys.exit(
+            f"{len(errors)} of {videos} videos have errors, see {run_dir}/results.json; the same command tries again"
+        )
 
 
 def _results(cfg: DictConfig, file: AnswerFile, selection: Selection, errors: Mapping[str, str]) -> dict[str, Any]:
