@@ -203,10 +203,39 @@ def test_a_video_with_errors_does_not_stop_the_others_and_is_tried_again(qa, cwd
     assert (results["n"], results["missing"], results["errors"]) == (10, 0, {})
 
 
-def test_questions_that_cannot_be_answered_are_errors_of_their_video(qa, cwd):
-    with pytest.raises(SystemExit, match=r"no question was answered; the first error is: v0_0: .*frames.*"):
-        qa("compressor=dyto_released", "limit=2")
-    assert not (run_folder(cwd) / "results.json").exists()
+def test_a_compressor_that_does_not_fit_the_model_stops_the_run_early(qa, cwd, monkeypatch):
+    read, decoded = evaluation.read_clip, []
+    monkeypatch.setattr(evaluation, "read_clip", lambda path, frames: decoded.append(path.stem) or read(path, frames))
+    with pytest.raises(SystemExit, match=r"the first 3 videos fail for the same reason: .*CLS"):
+        qa("compressor=dyto_released")
+    assert decoded == ["v0", "v1", "v2"]
+    with pytest.raises(
+        SystemExit, match=r"no question was answered; the first error is: v0_0: expected one of threshold"
+    ):
+        qa("compressor=dyntok", "compressor.target_ratio=0.5", "limit=2")
+    assert not list(cwd.glob("runs/qa/nextqa/*/results.json"))
+
+
+def test_questions_that_cannot_be_answered_do_not_stop_the_others(qa, cwd, monkeypatch):
+    choose = evaluation.choose_option
+
+    def refuse_some(llm, clip, question, *rest, **options):
+        choice = choose(llm, clip, question, *rest, **options)
+        if clip.path.stem == "v0":
+            raise ValueError("the context is too short")
+        if clip.path.stem == "v2":
+            choice.logits[1] = float("nan")
+        return choice
+
+    monkeypatch.setattr(evaluation, "choose_option", refuse_some)
+    with pytest.raises(SystemExit, match="2 of 4 videos have errors"):
+        qa()
+    results = json.loads((run_folder(cwd) / "results.json").read_text())
+    assert results["errors"] == {
+        "v0": "v0_0: the context is too short",
+        "v2": "v2_2: the logits of the letters are not finite; try dtype=float32 or dtype=bfloat16",
+    }
+    assert results["n"] == 5
 
 
 def test_secret_answers_are_exported_for_the_server(call, cwd, make_video):
@@ -234,6 +263,10 @@ def test_secret_answers_are_exported_for_the_server(call, cwd, make_video):
         ("limit=0", "expected limit to be a whole number of at least 1"),
         ("cyclic=maybe", "cyclic=maybe: expected true or false"),
         ("dtype=half", "expected a dtype of auto"),
+        ("prefill=5", "expected a text as prefill, got prefill=5; quote it twice"),
+        ("device_map=gpu", "device_map 'gpu' needs accelerate"),
+        ("attention=best", "attn_implementation=.?best"),
+        ("compressor.budget=7", "'compressor.budget' is unknown"),
         ("questions.split=train", r"expected questions\.split=val or test, got train"),
         ("questions.root=elsewhere", "The folder elsewhere is missing"),
         ("llm=nowhere", "nowhere: no such folder"),

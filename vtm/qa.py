@@ -60,9 +60,11 @@ OmegaConf.register_new_resolver("setting_folder", setting_folder)
 def main(cfg: DictConfig) -> None:
     """Answer the questions that are not answered yet, and score them once all are."""
     run_dir, listing = Path(os.path.relpath(cfg.run_dir)), instantiate(cfg.questions)
-    name = cfg.llm  # raises before anything is read if there is none
+    name = str(cfg.llm)  # raises before anything is read if there is none
     if cfg.frames < 1:
         raise ValueError(f"expected frames of at least 1, got frames={cfg.frames}")
+    if not isinstance(cfg.prefill, str):
+        raise ValueError(f"expected a text as prefill, got prefill={cfg.prefill}; quote it twice: 'prefill=\"…\"'")
     listed = listing.read()
     selection = listing.select(listed, cfg.limit)
     compressor = instantiate(cfg.compressor)

@@ -45,6 +45,7 @@ def test_every_cut_of_the_last_line_is_repaired(tmp_path):
         path.write_bytes(whole[:end])
         with open_file(tmp_path) as file:
             assert file.answers.keys() == {("é", 0)}
+            assert path.read_bytes() == whole[:first]
             file.add(answer("q2"))
         assert path.read_bytes() == whole
 

@@ -40,6 +40,7 @@ class AnswerFile:
 
     Attributes:
         answers: answers in the part of the file that has been read, by id and order.
+        failed: reasons why videos failed in this process, by video.
         hash: hash of `parts`.
 
     Raises:
@@ -52,7 +53,7 @@ class AnswerFile:
         self.parts = json.loads(json.dumps(parts, default=str))
         self.hash = json_sha256(self.parts)
         self.answers: dict[tuple[str, int], dict[str, Any]] = {}
-        self._failed: dict[str, str] = {}
+        self.failed: dict[str, str] = {}
         self._end = 0  # of the lines that were read, in bytes
 
     def __enter__(self) -> Self:
@@ -62,7 +63,8 @@ class AnswerFile:
         self._locks = ByteLocks(self._file, self.path)
         try:
             with self._locks.opening() as alone:
-                self._read()
+                with self._writing():
+                    pass  # which reads the file and removes an incomplete line
                 if alone:
                     for path in self.path.parent.glob("errors.*.json"):  # of earlier runs; their videos are tried again
                         path.unlink()
@@ -114,9 +116,9 @@ class AnswerFile:
 
     def add_failure(self, video: str, reason: str) -> None:
         """Note that a video has failed, and why."""
-        self._failed[video] = " ".join(reason.split())
+        self.failed[video] = " ".join(reason.split())
         path = self.path.with_name(f"errors.{host_name()}.{os.getpid()}.json")
-        write_atomically(path, json.dumps(self._failed, indent=1, ensure_ascii=False) + "\n")
+        write_atomically(path, json.dumps(self.failed, indent=1, ensure_ascii=False) + "\n")
 
     def failures(self) -> dict[str, str]:
         """Return the reasons why videos failed in this and other processes, by video."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 import warnings
 from collections import defaultdict
@@ -19,7 +18,7 @@ from vtm.video_llm.frames import VideoClip, read_clip
 from vtm.video_llm.loading import VideoLLM
 from vtm.video_llm.questions.question import Question
 
-_log = logging.getLogger(__name__)
+_HOPELESS = 3  # videos that fail for the same reason before any question is answered
 
 
 def answer_questions(
@@ -35,7 +34,7 @@ def answer_questions(
     """Answer all questions that are not in the file and whose videos no other process has taken.
 
     A video is decoded once for all its questions. A video that cannot be read, or about which a question cannot be
-    answered, is noted in the file and does not stop the others.
+    answered, is noted in the file with the reason, and does not stop the others.
 
     Args:
         llm: model and processor.
@@ -48,6 +47,9 @@ def answer_questions(
 
     Returns:
         Names of the videos about which questions are left, because of errors or because another process has taken them.
+
+    Raises:
+        ValueError: if the first questions fail for the same reason, such as a compressor that does not fit the model.
     """
     by_video: dict[str, list[Question]] = defaultdict(list)
     for question in questions:
@@ -62,32 +64,33 @@ def answer_questions(
         return [(question, order) for question, order in wanted[video] if (question.id, order) not in file.answers]
 
     with Progress("answering", len(keys), done=len(keys & file.answers.keys())) as progress:
-        failed = 0
+        refusals: list[str] = []
         for video in file.take(list(wanted), is_done=lambda video: not left(video)):
-            if isinstance(clip := _read(by_video[video][0], frames), str):
+            clip = _read(by_video[video][0], frames)
+            if isinstance(clip, str):
                 file.add_failure(video, clip)
-                _log.warning("%s: %s", video, clip)
-                failed += 1
                 continue
-            reason = None
             for question, order in left(video):
                 start = time.perf_counter()
                 choice = _choose(llm, clip, question, order, compressor, prefill=prefill)
-                if isinstance(choice, str):
-                    reason = reason or choice
-                    continue
-                file.add(_line(question, order, choice, clip, seconds=time.perf_counter() - start))
-                progress.advance(f"{failed} videos failed" if failed else "", to=len(keys & file.answers.keys()))
-            if reason is not None:
-                file.add_failure(video, reason)
-                _log.warning("%s: %s", video, reason)
-                failed += 1
+                if not isinstance(choice, str):
+                    file.add(_line(question, order, choice, clip, seconds=time.perf_counter() - start))
+                elif video not in file.failed:
+                    file.add_failure(video, f"{question.id}: {choice}")
+                    refusals.append(choice)
+                progress.advance(_failures(file), to=len(keys & file.answers.keys()))
+            if len(refusals) == _HOPELESS and len(set(refusals)) == 1 and not file.answers:
+                raise ValueError(f"the first {_HOPELESS} videos fail for the same reason: {refusals[0]}")
     return [video for video in wanted if left(video)]
 
 
 def orders(question: Question, *, cyclic: bool) -> range:
     """Return the rotations of the options of a question in which it is answered; 0 is the official order."""
     return range(len(question.options) if cyclic else 1)
+
+
+def _failures(file: AnswerFile) -> str:
+    return f"{count} videos failed" if (count := len(file.failed)) else ""
 
 
 def _read(question: Question, frames: int) -> VideoClip | str:
@@ -110,9 +113,9 @@ def _choose(
     except torch.OutOfMemoryError:
         return "out of memory; take fewer frames, or device_map=auto with several GPUs"
     except ValueError as error:
-        return f"{question.id}: {error}"
+        return str(error)
     if not bool(choice.logits.isfinite().all()):
-        return f"{question.id}: the logits of the letters are not finite; try dtype=float32 or dtype=bfloat16"
+        return "the logits of the letters are not finite; try dtype=float32 or dtype=bfloat16"
     return choice
 
 
