@@ -105,6 +105,7 @@ LIGHT = {
     "import vtm.visualize": "torch lightning wandb hydra av matplotlib",
     "import vtm.merging": "lightning wandb av timm hydra torchvision matplotlib torchmetrics",
     "import vtm.compressors": "lightning wandb av timm hydra torchvision matplotlib torchmetrics transformers",
+    "import vtm.video_llm": "lightning wandb av timm hydra torchvision matplotlib torchmetrics transformers",
     "import vtm.models": "lightning wandb av timm hydra torchvision matplotlib torchmetrics",
     "from vtm import load": "lightning wandb hydra timm",
     "from vtm import Predictor": "lightning wandb hydra timm",

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.video_llm.tiny import build
+from tests.video_llm.tiny import FAMILIES, build
 from vtm.video_llm.fingerprint import hash_parts, weights_sha256
 from vtm.video_llm.questions.question import Question
 
@@ -38,7 +38,7 @@ def test_each_part_depends_on_its_own_settings():
     assert parts([replace(QUESTIONS[0], answer=1)]) == first
 
 
-@pytest.mark.parametrize("family", ["qwen2_vl", "internvl"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_weights_configuration_and_processor_count_but_not_their_place(family, tmp_path):
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
