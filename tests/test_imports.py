@@ -31,7 +31,13 @@ ALLOWED_IN = {
     "omegaconf": (*COMMANDS, "vtm/cli/", "vtm/benchmark/", "vtm/results/runs.py"),
     "timm": ("vtm/encoders/", "vtm/patching/timm.py"),
     "torchvision": ("vtm/encoders/",),
-    "transformers": ("vtm/encoders/", "vtm/patching/", "vtm/video_llm/", "vtm/benchmark/merging/"),
+    "transformers": (
+        "vtm/encoders/",
+        "vtm/patching/",
+        "vtm/video_llm/",
+        "vtm/benchmark/merging/",
+        "vtm/benchmark/compressors/",
+    ),
     "wandb": ("vtm/training/loggers.py",),
 }
 FILES = [*sorted((ROOT / "vtm").rglob("*.py")), ROOT / "train.py"]

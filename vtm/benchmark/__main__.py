@@ -26,9 +26,14 @@ from vtm.system.progress import Progress
 def main() -> None:
     """Measure the tables chosen on the command line."""
     if sys.argv[1:2] == ["merging"]:  # overrides contain "="
-        from vtm.benchmark.merging import command
+        from vtm.benchmark.merging import command as merging
 
-        command.main(sys.argv[2:])
+        merging.main(sys.argv[2:])
+        return
+    if sys.argv[1:2] == ["compressors"]:
+        from vtm.benchmark.compressors import command as compressors
+
+        compressors.main(sys.argv[2:])
         return
     given = _arguments()
     with concise_errors():
@@ -116,8 +121,8 @@ def _arguments() -> dict[str, Any]:
         description="Measure time and memory of the network on this machine, and count its arithmetic, for each "
         "strategy, γ, L, R, batch size, precision and torch.compile.",
         epilog="A small example: python -m vtm.benchmark --only strategies --height 4 --width 4 "
-        "--channels 256 --batch 1 --precision 32-true. Training-free merging has a benchmark of its own: "
-        "python -m vtm.benchmark merging --help",
+        "--channels 256 --batch 1 --precision 32-true. Training-free merging and the compressors of video LLMs have "
+        "benchmarks of their own: python -m vtm.benchmark merging --help, python -m vtm.benchmark compressors --help",
     )
     parser.add_argument("overrides", nargs="*", help="overrides of conf/train.yaml, such as merging.partition_factor=4")
     parser.add_argument("--full", action="store_true", help="measure all combinations, not one factor at a time")
@@ -149,8 +154,9 @@ def _arguments() -> dict[str, Any]:
     )
     parser.add_argument("--out", type=Path, help="output folder (default: runs/benchmark/<stamp>)")
     given = vars(parser.parse_intermixed_args())
-    if "merging" in given["overrides"]:
-        parser.error("merging must come first: python -m vtm.benchmark merging …")
+    for name in ("merging", "compressors"):
+        if name in given["overrides"]:
+            parser.error(f"{name} must come first: python -m vtm.benchmark {name} …")
     given["overrides"] = tuple(given["overrides"])
     given["out"] = given["out"] or stamped_folder()
     return given
