@@ -176,22 +176,23 @@ def tables(results: Results, seconds: list[float], *, frames: int) -> dict[str, 
         ]
     }
     for kind in learned:
-        title = f"{kind.capitalize()}, right answers in %"
-        found[title] = _table({key: tested.right[kind] for key, tested in results.items()}, results, none[kind])
-    found["Tokens kept in %"] = _table({key: tested.kept for key, tested in results.items()}, results, [100.0])
+        right = {key: tested.right[kind] for key, tested in results.items()}
+        found[f"{kind.capitalize()}, right answers in %"] = _table(right, none[kind])
+    found["Tokens kept in %"] = _table({key: tested.kept for key, tested in results.items()}, [100.0])
+    for row in found["Tokens kept in %"]:
+        problems = {results[str(row["compressor"]), ratio].problem: ratio for ratio in RATIOS}
+        row["remarks"] = "; ".join(f"{_percent(ratio)}: {problem}" for problem, ratio in problems.items() if problem)
     kept = {key: tested.frames for key, tested in results.items()}
-    found[f"Frames that keep tokens, of {frames}"] = _table(kept, results, [float(frames)])
+    found[f"Frames that keep tokens, of {frames}"] = _table(kept, [float(frames)])
     return found
 
 
-def _table(values: dict[Key, list[float]], results: Results, full: list[float]) -> list[dict[str, Cell]]:
+def _table(values: dict[Key, list[float]], full: list[float]) -> list[dict[str, Cell]]:
     """Return a table of values with a row for each compressor and a column for each budget."""
     rows = []
     for name in COMPRESSORS:
         row: dict[str, Cell] = {"compressor": name, "100 %": Spread.of(full)}
         row |= {_percent(ratio): Spread.of(values[name, ratio]) if values[name, ratio] else None for ratio in RATIOS}
-        problems = {results[name, ratio].problem: _percent(ratio) for ratio in RATIOS if results[name, ratio].problem}
-        row["remarks"] = "; ".join(f"{ratio}: {problem}" for problem, ratio in problems.items())
         rows.append(row)
     return rows
 

@@ -40,7 +40,7 @@ class Recipe:
         test_clips: number of test clips.
     """
 
-    stages: tuple[tuple[int, int, int], ...] = ((2, 32, 120), (4, 16, 120), (8, 16, 50), (16, 8, 90))
+    stages: tuple[tuple[int, int, int], ...] = ((2, 16, 260), (4, 16, 140), (8, 16, 50), (16, 8, 100))
     learning_rate: float = 3e-3
     frames: int = 16
     test_clips: int = 200
@@ -198,8 +198,8 @@ def load_or_train(
         return model.eval().to(device), seconds
     start = clock_seconds(device)
     model = train(recipe, seed=seed, device=device, after_step=after_step)
-    seconds = clock_seconds(device) - start
-    metadata = {"recipe": description, "seconds": f"{seconds:.1f}"}
+    seconds = round(clock_seconds(device) - start, 1)
+    metadata = {"recipe": description, "seconds": str(seconds)}
     weights = {name: value.contiguous() for name, value in model.state_dict().items()}
     write_atomically(path, save(weights, metadata=metadata))
     return model, seconds
