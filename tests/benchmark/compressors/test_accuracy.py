@@ -8,7 +8,7 @@ import torch
 pytest.importorskip("transformers", reason="transformers is not installed (pip install vtm[hf])")
 
 from vtm.benchmark.compressors import accuracy, training
-from vtm.benchmark.compressors.accuracy import COMPRESSORS, RATIOS, Tested, budgeted, tables
+from vtm.benchmark.compressors.accuracy import COMPRESSORS, RATIOS, Answers, budgeted, tables
 from vtm.benchmark.compressors.clips import KINDS
 from vtm.compressors import Clip
 from vtm.video_llm.families import family_of
@@ -115,8 +115,8 @@ def test_training_leaves_the_tower_and_the_random_state_alone():
     assert len(same) < len(weights[0]) / 2
 
 
-def test_a_random_compressor_that_keeps_all_answers_as_the_model_alone(model, prompts):
-    alone, compressed = Tested(), Tested()
+def test_keeping_all_tokens_answers_like_no_compression(model, prompts):
+    alone, compressed = Answers(), Answers()
     alone.add(model, prompts, None)
     with pytest.warns(UserWarning, match="0 of 4032 tokens merged"):
         compressed.add(model, prompts, budgeted("random tokens", TOKENS, 1.0, seed=0))
@@ -128,11 +128,11 @@ def test_a_random_compressor_that_keeps_all_answers_as_the_model_alone(model, pr
 def test_a_budget_out_of_reach_leaves_a_cell_empty(model, prompts, monkeypatch):
     monkeypatch.setattr(accuracy, "RATIOS", (0.5, 0.05))
     monkeypatch.setattr(accuracy, "COMPRESSORS", {name: COMPRESSORS[name] for name in ("dyntok", "uniform frames")})
-    results = {("none", 1.0): Tested()}
+    results = {("none", 1.0): Answers()}
     results[("none", 1.0)].right = {kind: [95.0] for kind in KINDS} | {"how many": [89.0]}
     for name in ("dyntok", "uniform frames"):
         for ratio in (0.5, 0.05):
-            results[name, ratio] = Tested()
+            results[name, ratio] = Answers()
             results[name, ratio].add(model, prompts, budgeted(name, TOKENS, ratio, seed=0))
     found = tables(results, [1.0], frames=FRAMES)
     assert [row["remarks"] for row in found["Without compression"]] == ["", "", "", "not learned, so not compared"]
@@ -154,5 +154,5 @@ def test_compressors_see_one_video_at_a_time(model, prompts):
         grids.append(clip.grid)
         return budgeted("pool", TOKENS, 0.25, seed=0)(clip)
 
-    Tested().add(model, prompts, compressor)
+    Answers().add(model, prompts, compressor)
     assert grids == [(FRAMES, 12, 12)] * 2

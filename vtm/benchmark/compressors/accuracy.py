@@ -49,7 +49,7 @@ LEGEND = (
 
 
 @dataclass
-class Tested:
+class Answers:
     """The answers of the models of all seeds so far with one compressor at one budget.
 
     Attributes:
@@ -67,20 +67,20 @@ class Tested:
     def add(self, model: Any, prompts: Prompts, compressor: Compressor | None) -> None:
         """Test one more model, without compression if there is no compressor."""
         chosen, kept, frames = [], [], []
-        try:
-            for part in prompts.split(_BATCH):
-                inputs: dict[str, Any] = part.inputs
-                if compressor is not None:
+        for part in prompts.split(_BATCH):
+            inputs: dict[str, Any] = part.inputs
+            if compressor is not None:
+                try:
                     compression = compress_videos(model, inputs, compressor)
-                    inputs = compression.inputs
-                    kept.append(100 * compression.tokens_after / compression.tokens_before)
-                    frames += [float(len(one.position[:, 0].unique())) for one in compression.compressed]
-                with torch.inference_mode():
-                    logits = model(**inputs, use_cache=False, logits_to_keep=len(KINDS)).logits
-                chosen.append(chosen_options(logits, part.order))
-        except ValueError as error:  # of a compressor, for a budget out of its reach
-            self.problem = str(error)
-            return
+                except ValueError as error:  # a budget out of its reach
+                    self.problem = str(error)
+                    return
+                inputs = compression.inputs
+                kept.append(100 * compression.tokens_after / compression.tokens_before)
+                frames += [float(len(one.position[:, 0].unique())) for one in compression.compressed]
+            with torch.inference_mode():
+                logits = model(**inputs, use_cache=False, logits_to_keep=len(KINDS)).logits
+            chosen.append(chosen_options(logits, part.order))
         right = 100 * (torch.cat(chosen) == prompts.answers).double().mean(0)
         for values, value in zip(self.right.values(), right.tolist(), strict=True):
             values.append(value)
@@ -90,7 +90,7 @@ class Tested:
 
 
 Key = tuple[str, float]  # name of the compressor and share of the tokens
-Results = dict[Key, Tested]
+Results = dict[Key, Answers]
 
 
 def budgeted(name: str, tokens: int, ratio: float, *, seed: int) -> Compressor:
@@ -126,8 +126,8 @@ def measure(
         device: torch device.
         progress: progress whose total is `work(recipe, seeds)`.
     """
-    results: Results = {("none", 1.0): Tested()}
-    results |= {(name, ratio): Tested() for name in COMPRESSORS for ratio in RATIOS}
+    results: Results = {("none", 1.0): Answers()}
+    results |= {(name, ratio): Answers() for name in COMPRESSORS for ratio in RATIOS}
 
     def after_step(frames: int) -> None:
         progress.advance("training", to=progress.done + _TRAINING * frames)
@@ -139,9 +139,9 @@ def measure(
         seconds.append(spent)
         generator = torch.Generator().manual_seed(2**32 + seed)  # clips that training has not seen
         prompts = draw_prompts(recipe.test_clips, frames=recipe.frames, generator=generator).to(device)
-        for (name, ratio), tested in results.items():
+        for (name, ratio), answers in results.items():
             tokens = recipe.frames * CELLS**2
-            tested.add(model, prompts, None if name == "none" else budgeted(name, tokens, ratio, seed=seed))
+            answers.add(model, prompts, None if name == "none" else budgeted(name, tokens, ratio, seed=seed))
             progress.advance(name, to=progress.done + recipe.test_clips * recipe.frames)
         yield tables(results, seconds, frames=recipe.frames)
 
@@ -176,13 +176,13 @@ def tables(results: Results, seconds: list[float], *, frames: int) -> dict[str, 
         ]
     }
     for kind in learned:
-        right = {key: tested.right[kind] for key, tested in results.items()}
+        right = {key: answers.right[kind] for key, answers in results.items()}
         found[f"{kind.capitalize()}, right answers in %"] = _table(right, none[kind])
-    found["Tokens kept in %"] = _table({key: tested.kept for key, tested in results.items()}, [100.0])
+    found["Tokens kept in %"] = _table({key: answers.kept for key, answers in results.items()}, [100.0])
     for row in found["Tokens kept in %"]:
         problems = {results[str(row["compressor"]), ratio].problem: ratio for ratio in RATIOS}
         row["remarks"] = "; ".join(f"{_percent(ratio)}: {problem}" for problem, ratio in problems.items() if problem)
-    kept = {key: tested.frames for key, tested in results.items()}
+    kept = {key: answers.frames for key, answers in results.items()}
     found[f"Frames that keep tokens, of {frames}"] = _table(kept, [float(frames)])
     return found
 

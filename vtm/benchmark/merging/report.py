@@ -1,4 +1,4 @@
-"""The tables of one kind of the benchmark of merging, in Markdown and CSV."""
+"""The tables of the benchmarks of merging and of compressors, in Markdown and CSV."""
 
 from __future__ import annotations
 
