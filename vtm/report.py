@@ -2,7 +2,8 @@
 
 Runs that differ only by their seed share a row. It prints the table, and writes it to `report.md`, all runs to
 `report.csv`, and plots of the score over seeds and against tokens kept, throughput and memory. With `--against`, the
-differences to a baseline on the same test items follow the table, and are written to `differences.csv`.
+differences to a baseline on the same test items follow the table, and are written to `differences.csv`. Runs are those
+of `train.py` and `vtm.qa`.
 """
 
 from __future__ import annotations
@@ -69,8 +70,8 @@ def _arguments() -> argparse.Namespace:
         type=Path,
         default=[],
         metavar="BASELINE",
-        help="folders of the runs of one setting: print the difference of every other run to them on the same test "
-        "items",
+        help="run folders of one setting, which may have several seeds: add the difference of every other run to them, "
+        "on the same test videos or questions",
     )
     parser.add_argument(
         "--out", type=Path, help="output folder (default: report/ in the folder that contains all runs)"

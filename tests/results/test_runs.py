@@ -83,7 +83,7 @@ def test_a_corrupt_file_is_named(write_run: Write, content: str, message: str) -
 def test_what_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"nowhere does not exist; give run folders"):
         read_runs([tmp_path / "nowhere"], checkpoint="best")
-    with pytest.raises(ValueError, match=r"expected runs of train\.py in this folder, found no results\.json"):
+    with pytest.raises(ValueError, match=r"expected runs of train\.py or vtm\.qa, found no results\.json and no"):
         read_runs([tmp_path], checkpoint="best")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -18,8 +19,10 @@ _SAME: dict[str, Callable[[Run], object]] = {  # in runs that can be compared
     "task": lambda run: run.content["task"],
     "metric": lambda run: run.test["metric"],
     "test items": lambda run: f"{run.test['n']} with the hash {run.test['ids_sha256'][:8]}",
-    "frames": lambda run: run.setting("data.protocol.num_frames"),
+    "frames": lambda run: run.test.get("frames", run.setting("data.protocol.num_frames")),
+    "prompt": lambda run: str(run.test.get("prompt"))[:8],
 }
+_ALL_ORDERS = "mean of all"
 
 
 @dataclass(frozen=True)
@@ -31,12 +34,13 @@ class Comparison:
         row: row of the runs.
         runs: one run, or all runs of the row, whose scores are averaged item by item.
         against: runs of the baseline that they are compared with, likewise averaged.
+        order: order of the options of questions, "official" or the "mean of all"; empty for videos.
         by_seed: whether each run is compared with the run of its seed, not with the mean over all runs of the baseline.
         value: score of the runs.
         baseline: score of the baseline.
         difference: `value` − `baseline`, with its 95 % interval.
         sd: sample standard deviation of the differences of the single runs; None for a single run.
-        only_run: number of items that only the run has right; None for averages and errors.
+        only_run: number of items that only the run has right; None for averages and squared errors.
         only_baseline: number of items that only the baseline has right; likewise.
         items: number of items.
         clusters: number of clusters of the items.
@@ -46,6 +50,7 @@ class Comparison:
     row: Row
     runs: Sequence[Run]
     against: Sequence[Run]
+    order: str
     by_seed: bool
     value: float
     baseline: float
@@ -58,7 +63,7 @@ class Comparison:
 
     @property
     def p(self) -> float | None:
-        """P-value of McNemar's exact test; None for averages and errors."""
+        """P-value of McNemar's exact test; None for averages and squared errors."""
         if self.only_run is None or self.only_baseline is None:
             return None
         return mcnemar(self.only_run, self.only_baseline)
@@ -76,7 +81,7 @@ def compare(tables: Sequence[Table]) -> list[Comparison]:
     Raises:
         FileNotFoundError: if a run has no predictions.
         ValueError: if the baseline has several settings, nothing is to be compared with it, or a run was tested with
-            another task, metric or number of frames, or on other items.
+            another task, metric, prompt or number of frames, or on other items.
     """
     baseline = _baseline(tables)
     others = [(table, row) for table in tables for row in table.rows if not row.is_baseline]
@@ -89,8 +94,11 @@ def compare(tables: Sequence[Table]) -> list[Comparison]:
     for run in (*runs, *baseline.runs[1:]):
         _check_targets(run, baseline.runs[0], outcomes)
     clusters = min((one.clusters for one in outcomes.values()), key=lambda names: len(set(names)))
+    orders = {"official" if baseline.runs[0].is_of_questions else "": {at: one.scores for at, one in outcomes.items()}}
+    if all(one.over_orders is not None for one in outcomes.values()):
+        orders[_ALL_ORDERS] = {at: one.over_orders for at, one in outcomes.items() if one.over_orders is not None}
     comparisons = []
-    for table, row in others:
+    for (table, row), (order, scores) in product(others, orders.items()):
         of_seed = {run.seed: run for run in baseline.runs}
         by_seed = all(run.seed in of_seed for run in row.runs)
         groups: list[tuple[Run, ...]] = [(run,) for run in row.runs]
@@ -98,8 +106,8 @@ def compare(tables: Sequence[Table]) -> list[Comparison]:
             groups.append(row.runs)
         for group in groups:
             sides = group, tuple(of_seed[run.seed] for run in group) if by_seed else baseline.runs
-            first, second = (torch.stack([outcomes[run.folder].scores for run in side]) for side in sides)
-            comparisons.append(_compare(table, row, sides, by_seed, (first, second), clusters))
+            first, second = (torch.stack([scores[run.folder] for run in side]) for side in sides)
+            comparisons.append(_compare(table, row, sides, order, by_seed, (first, second), clusters))
     return comparisons
 
 
@@ -107,6 +115,7 @@ def _compare(
     table: Table,
     row: Row,
     sides: tuple[tuple[Run, ...], tuple[Run, ...]],
+    order: str,
     by_seed: bool,
     scores: tuple[Tensor, Tensor],
     clusters: Sequence[str],
@@ -114,12 +123,13 @@ def _compare(
     """Compare runs with runs of the baseline by their scores (runs, n)."""
     first, second = (score.mean(0) for score in scores)
     single = (scores[0].mean(1) - (scores[1].mean(1) if by_seed else second.mean())).tolist()
-    counted = len(scores[0]) == len(scores[1]) == 1 and not table.lower_is_better
+    counted = len(scores[0]) == len(scores[1]) == 1 and not table.lower_is_better and order != _ALL_ORDERS
     return Comparison(
         table=table,
         row=row,
         runs=sides[0],
         against=sides[1],
+        order=order,
         by_seed=by_seed,
         value=float(first.mean()),
         baseline=float(second.mean()),

@@ -39,13 +39,15 @@ def differences_csv(comparisons: Sequence[Comparison]) -> str:
 
 def _legend(one: Comparison) -> str:
     """Return the notes on how to read the tables."""
-    noun, error = "videos", one.table.lower_is_better
+    noun = "questions" if one.order else "videos"
+    error = one.table.lower_is_better
+    clusters = "the videos of these questions" if one.order else f"the {one.clusters} clusters of these videos"
     return _LEGEND.format(
         metric=one.table.metric,
         items=one.items,
         noun=noun,
         better=", so that a run with a negative one is better" if error else "",
-        clusters=f"the {noun}" if one.clusters == one.items else f"the {one.clusters} clusters of these {noun}",
+        clusters=f"the {noun}" if one.clusters == one.items else clusters,
         test="" if error else _TEST.format(noun=noun),
     )
 
@@ -54,8 +56,8 @@ def _cells(comparisons: Sequence[Comparison]) -> list[list[str]]:
     """Return the rows of a table, heading first."""
     table = comparisons[0].table
     digits = ".3f" if table.metric == "accuracy" else ".4g"
-    heading = [*table.columns, "seed", "against", table.metric, "baseline", "difference", "95 % interval"]
-    heading += ["only run right", "only baseline right", "McNemar p"]
+    heading = [*table.columns, "seed", "order of options", "against", table.metric, "baseline", "difference"]
+    heading += ["95 % interval", "only run right", "only baseline right", "McNemar p"]
     rows = [heading]
     for one in comparisons:
         counts = ["" if count is None else str(count) for count in (one.only_run, one.only_baseline)]
@@ -64,6 +66,7 @@ def _cells(comparisons: Sequence[Comparison]) -> list[list[str]]:
             [
                 *one.row.setting,
                 ("mean of " if len(one.runs) > 1 else "") + _seeds(one.runs),
+                one.order,
                 _against(one),
                 f"{one.value:{digits}}",
                 f"{one.baseline:{digits}}",
@@ -94,6 +97,7 @@ def _facts(one: Comparison) -> dict[str, object]:
         "seeds": " ".join(str(run.seed) for run in one.runs),
         "baseline_seeds": " ".join(str(run.seed) for run in one.against),
         "by_seed": one.by_seed,
+        "order_of_options": one.order,
         "metric": one.table.metric,
         "test": one.value,
         "baseline_test": one.baseline,

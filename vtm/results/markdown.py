@@ -11,7 +11,7 @@ from tabulate import tabulate
 from vtm.results.record import NOTE
 from vtm.results.runs import Run, Unfinished
 from vtm.results.summary import published_figures
-from vtm.results.tables import Row, Table, clips_per_second, peak_gb, tokens_kept
+from vtm.results.tables import Row, Table, clips_per_second, peak_gb, seconds_per_question, tokens_kept
 from vtm.system.cells import as_cell
 
 LEGEND = (
@@ -77,23 +77,33 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
 def _title(table: Table) -> str:
     test = table.runs[0].test
     task = "" if table.task == table.experiment else f" ({table.task})"
-    return f"{table.experiment}{task}: {table.metric} of {test['n']} test videos, ids {test['ids_sha256'][:8]}"
+    items = f"{test['n']} test videos"
+    if table.runs[0].is_of_questions:
+        items = f"{test['n']} questions about {test['videos']} videos"
+    return f"{table.experiment}{task}: {table.metric} of {items}, ids {test['ids_sha256'][:8]}"
 
 
 def _cells(table: Table) -> list[list[str]]:
     """Return the rows of a table, heading first."""
     digits = ".3f" if table.metric == "accuracy" else ".4g"
-    heading = [*table.columns, "baseline", "seeds", table.metric, "worst (seed)", "best (seed)", "validation", "floor"]
-    heading += [*table.details, "tokens kept %", "clips/s", "peak GB"]
+    heading = [*table.columns, "baseline", "seeds", table.metric, "95 % interval", "worst (seed)", "best (seed)"]
+    heading += ["validation", "floor", *table.details, "tokens kept %", "s/question", "clips/s", "peak GB"]
     rows = [heading]
     for row in table.rows:
         mean, sd = row.score
         cells = [f"{mean:{digits}}" + ("" if sd is None else f" ± {sd:{digits}}")]
-        cells += [f"{run.test['value']:{digits}} ({run.seed})" for run in (row.worst, row.best)]
+        ends = [f"{run.test['value']:{digits}} ({run.seed})" for run in (row.worst, row.best)]
+        if row.runs[0].is_of_questions and len(row.runs) == 1:  # most have no seed
+            low, high = row.runs[0].test["interval"]
+            cells += [f"{low:{digits}} to {high:{digits}}", "", ""]
+        else:
+            cells += ["", *ends]
         cells += [_number(row.mean(lambda run: run.val.get("value")), digits)]
         cells += [_number(row.mean(lambda run: run.test.get("floor")), digits)]
         cells += [_number(row.mean(_detail(name)), ".3f") for name in table.details]
-        cells += [_short(row.median(of)) for of in (tokens_kept, clips_per_second, peak_gb)]
+        merged = not all(run.test.get("nothing_merged") for run in row.runs)
+        cells.append(_short(row.median(tokens_kept)) + ("" if merged else " (nothing merged)"))
+        cells += [_short(row.median(of)) for of in (seconds_per_question, clips_per_second, peak_gb)]
         rows.append([*row.setting, "yes" if row.is_baseline else "", str(len(row.runs)), *cells])
     return rows
 
@@ -103,11 +113,19 @@ def _notes(table: Table) -> list[str]:
     runs, notes = table.runs, []
     if any(run.test.get("selection") == "test" and run.test.get("checkpoint") != "last" for run in runs):
         notes.append("In at least one run, the epoch was chosen on the TEST videos: its score is optimistic.")
+    noun = "questions" if runs[0].is_of_questions else "test videos"
+    if runs[0].is_of_questions:
+        notes.append(
+            "The answers of a ready model in the official order of the options; the interval is a bootstrap over "
+            "videos, and the floor that of always choosing the letter that is right most often."
+        )
     if missing := max(run.test.get("missing", 0) for run in runs):
-        notes.append(f"{missing} of the test videos are missing.")
+        notes.append(f"{missing} of the {noun} are missing.")
+    if errors := max(run.test.get("errors", 0) for run in runs):
+        notes.append(f"Videos with errors in at least one run: {errors}; their questions are not counted.")
     measured = dict.fromkeys(
         f"{run.cost['device']}, {run.cost['inputs']}, at most {run.cost['batch_size']} clips a step"
-        for run in runs if run.cost
+        for run in runs if "device" in run.cost
     )  # fmt: skip
     if len(measured) > 1:
         notes.append(f"Speed and memory cannot be compared, because they were measured on: {'; '.join(measured)}.")
@@ -123,7 +141,8 @@ def _notes(table: Table) -> list[str]:
     figures = {name: figure for run in runs for name, figure in run.content["published"].get("figures", {}).items()}
     if figures:
         listed = "; ".join(published_figures(figures, metric=table.metric))
-        notes.append(f"Published by others: {listed}. {NOTE}")
+        note = next(run.content["published"].get("note", NOTE) for run in runs if run.content["published"]["figures"])
+        notes.append(f"Published by others: {listed}. {note}")
     return [line for note in notes for line in (note, "")][:-1]
 
 
@@ -144,7 +163,7 @@ def _facts(table: Table, row: Row, run: Run) -> dict[str, object]:
         "floor": test.get("floor"),
         "macro_accuracy": test.get("macro_accuracy"),
         **test.get("details", {}),
-        "videos": test["n"],
+        "videos": test.get("videos", test["n"]),
         "missing": test.get("missing"),
         "ids_sha256": test["ids_sha256"],
         "tokens": " ".join(map(str, run.cost.get("tokens", []))),
@@ -156,6 +175,16 @@ def _facts(table: Table, row: Row, run: Run) -> dict[str, object]:
         "device": run.cost.get("device"),
         "commit": run.content["commit"],
         "folder": str(run.folder),
+        **_facts_of_questions(run),
+    }
+
+
+def _facts_of_questions(run: Run) -> dict[str, object]:
+    if not run.is_of_questions:
+        return {}
+    return {
+        "questions": run.test["n"],
+        **{key: run.test[key] for key in ("errors", "seconds_per_question", "nothing_merged", "hash")},
     }
 
 

@@ -12,14 +12,16 @@ from typing import Any, NamedTuple
 from omegaconf import OmegaConf
 
 from vtm.results.old_names import ADDED_SETTINGS
+from vtm.results.questions import as_run
 from vtm.results.record import read_results
 from vtm.system.names import explain_path
 
 _IGNORED = (  # settings that do not change the result of a run
     "run_dir", "logger", "published", "ablation", "hydra", "callbacks.finite_loss",
     "data.root", "data.num_workers", "data.source.address", "data.source.cache", "data.source.cache_gb",
+    "questions.root", "questions.allow_missing", "device_map", "compressor.seed",
 )  # fmt: skip
-_TRAINING = "  job:\n    name: train\n"  # in the files that Hydra writes for train.py, but not for other commands
+_COMMANDS = ("  job:\n    name: train\n", "  job:\n    name: qa\n")  # in the files that Hydra writes, for these only
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Run:
     Attributes:
         folder: folder of the run.
         checkpoint: checkpoint whose test is used, `best` or `last`.
-        content: content of `results.json`.
+        content: content of `results.json`, that of questions in the form of `as_run`.
         hydra: content of `.hydra/hydra.yaml`; empty if the file does not exist.
     """
 
@@ -48,6 +50,11 @@ class Run:
         """Evaluation on the test videos."""
         test: Mapping[str, Any] = self.content["test_last" if self.checkpoint == "last" else "test"]
         return test
+
+    @property
+    def is_of_questions(self) -> bool:
+        """Whether questions about videos were answered, not videos classified."""
+        return self.test.get("level") == "question"
 
     @property
     def val(self) -> Mapping[str, Any]:
@@ -116,7 +123,7 @@ def read_runs(paths: Iterable[Path], *, checkpoint: str) -> tuple[list[Run], lis
     unfinished: list[Unfinished] = []
     for file in dict.fromkeys(file.resolve() for path in paths for file in _files(path)):
         if not file.exists():
-            started = any(file.parent.glob("checkpoints/*.ckpt"))
+            started = any(file.parent.glob("checkpoints/*.ckpt")) or any(file.parent.glob("answers.jsonl"))
             unfinished.append(Unfinished(file.parent, "no results.json" if started else "no epoch was finished"))
             continue
         run = _read(file, checkpoint)
@@ -139,10 +146,11 @@ def _files(path: Path) -> Iterator[Path]:
         )
     files = set(path.rglob("results.json"))
     for composed in path.rglob(".hydra/hydra.yaml"):
-        if _TRAINING in composed.read_text(encoding="utf-8"):
+        text = composed.read_text(encoding="utf-8")
+        if any(command in text for command in _COMMANDS):
             files.add(composed.parents[1] / "results.json")
     if not files:
-        raise ValueError(f"{path}: expected runs of train.py in this folder, found no results.json and no .hydra")
+        raise ValueError(f"{path}: expected runs of train.py or vtm.qa, found no results.json and no .hydra in it")
     yield from sorted(files, key=_natural)
 
 
@@ -153,6 +161,8 @@ def _natural(path: Path) -> list[tuple[str, int]]:
 
 def _read(file: Path, checkpoint: str) -> Run:
     content = read_results(file)
+    if content.get("level") == "question":
+        content = as_run(content)
     hydra: Any = {}
     if (composed := file.parent / ".hydra" / "hydra.yaml").is_file():
         hydra = OmegaConf.to_container(OmegaConf.load(composed), resolve=False)

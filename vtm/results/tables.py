@@ -138,7 +138,14 @@ def spread(values: Sequence[float]) -> Spread:
 def tokens_kept(run: Run) -> float | None:
     """Return the share of a clip's tokens after the last block, in percent."""
     tokens = run.cost.get("tokens")
+    if "tokens_kept" in run.cost:  # mean over questions about videos of different lengths
+        return 100 * float(run.cost["tokens_kept"])
     return 100 * tokens[-1] / tokens[0] if tokens else None
+
+
+def seconds_per_question(run: Run) -> float | None:
+    """Return the mean time of an answer to a question, without decoding the video."""
+    return run.test.get("seconds_per_question")
 
 
 def clips_per_second(run: Run) -> float | None:
