@@ -43,7 +43,10 @@ def dyntok(
     tensor([3, 2, 1])
     """
     if (threshold is None) == (target_ratio is None):
-        raise ValueError(f"expected one of threshold and target_ratio, got {threshold} and {target_ratio}")
+        raise ValueError(
+            f"expected one of threshold and target_ratio, got {threshold} and {target_ratio}; set the other to None, "
+            "or null on a command line"
+        )
     check_reduce(reduce)
     similarity = neighbor_similarity(_encoder(clip), axis=axis)
     limit = threshold if target_ratio is None else _threshold(similarity.flatten(), target_ratio)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from vtm.compressors import Clip, random_tokens
 from vtm.system.measure import PeakMemory, synchronize
 from vtm.video_llm.compress import Compression, Compressor, compress_videos
 from vtm.video_llm.families import family_of
@@ -181,9 +183,10 @@ def choose_option(
     return Choice(int(logits.argmax()), logits, logits.softmax(0), compression, cost)
 
 
-def compress_clip(llm: VideoLLM, clip: VideoClip, question: str, compressor: Compressor) -> Compression:
-    """Encode a clip and compress its tokens, as the functions that answer do."""
-    return _compress(llm, _encode(llm, clip, question, ""), compressor)
+@torch.no_grad()
+def encode_clip(llm: VideoLLM, clip: VideoClip) -> Clip:
+    """Return the visual tokens and encoder features of a clip, which need not fit into the context of the model."""
+    return _compress(llm, _encode(llm, clip, "", ""), partial(random_tokens, budget=1)).clips[0]
 
 
 def _encode(llm: VideoLLM, clip: VideoClip, question: str, prefill: str) -> dict[str, Any]:

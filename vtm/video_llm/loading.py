@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -61,7 +62,10 @@ def load_llm(
             "device such as cuda:0"
         )
     from transformers import AutoModelForImageTextToText, AutoProcessor
+    from transformers.utils.logging import disable_progress_bar
 
+    if not sys.stderr.isatty():
+        disable_progress_bar()
     options: dict[str, Any] = {"trust_remote_code": False, "local_files_only": _find(name)}
     _check_family(name, options)
     with _naming(name, "processor"):
