@@ -272,9 +272,10 @@ def test_secret_answers_are_exported_for_the_server(call, cwd, make_video):
         ("llm=nowhere", "nowhere: no such folder"),
     ],
 )
-def test_a_wrong_override_is_named(qa, override, message):
+def test_a_wrong_override_is_named(qa, cwd, override, message):
     with pytest.raises(SystemExit, match=message):
         qa(override)
+    assert not (cwd / "runs").exists()
 
 
 def test_a_command_without_a_model_says_so(call, cwd):

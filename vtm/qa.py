@@ -11,7 +11,8 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,10 @@ from vtm.cli.overrides import check_overrides
 from vtm.results.record import describe_run
 from vtm.system.atomic import write_atomically
 from vtm.video_llm.answer_file import AnswerFile
+from vtm.video_llm.compress import Compressor
 from vtm.video_llm.evaluation import answer_questions
 from vtm.video_llm.fingerprint import hash_parts, json_sha256
-from vtm.video_llm.loading import load_llm
+from vtm.video_llm.loading import VideoLLM, load_llm
 from vtm.video_llm.prompts import letter_ids
 from vtm.video_llm.questions.listing import Selection
 from vtm.video_llm.questions.question import Question
@@ -59,25 +61,9 @@ OmegaConf.register_new_resolver("setting_folder", setting_folder)
 @concise_errors()
 def main(cfg: DictConfig) -> None:
     """Answer the questions that are not answered yet, and score them once all are."""
-    run_dir, listing = Path(os.path.relpath(cfg.run_dir)), instantiate(cfg.questions)
-    name = str(cfg.llm)  # raises before anything is read if there is none
-    if cfg.frames < 1:
-        raise ValueError(f"expected frames of at least 1, got frames={cfg.frames}")
-    if not isinstance(cfg.prefill, str):
-        raise ValueError(f"expected a text as prefill, got prefill={cfg.prefill}; quote it twice: 'prefill=\"…\"'")
-    listed = listing.read()
-    selection = listing.select(listed, cfg.limit)
-    compressor = instantiate(cfg.compressor)
-    llm = load_llm(name, dtype=cfg.dtype, device_map=cfg.device_map, attention=cfg.attention)
-    letter_ids(llm.processor, max(len(question.options) for question in listed), prefill=cfg.prefill)
-    parts = hash_parts(
-        llm.model,
-        llm.processor,
-        listed,
-        prefill=cfg.prefill,
-        frames=cfg.frames,
-        compressor=OmegaConf.to_container(cfg.compressor, resolve=True),  # type: ignore[arg-type]
-    )
+    run_dir = Path(os.path.relpath(cfg.run_dir))
+    with _no_empty_folder(run_dir):
+        selection, llm, compressor, parts = _prepare(cfg)
     with AnswerFile(run_dir, parts) as file:
         keep_configuration(cfg)
         print(f"{len(selection.questions)} questions, in the folder {run_dir}", flush=True)
@@ -114,6 +100,41 @@ def main(cfg: DictConfig) -> None:
         sys.exit(
             f"{len(errors)} of {videos} videos have errors, see {run_dir}/results.json; the same command tries again"
         )
+
+
+@contextmanager
+def _no_empty_folder(folder: Path) -> Iterator[None]:
+    """Remove the folder, which Hydra has made, and its parents as far as they are empty, if the start fails."""
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):
+            os.removedirs(folder)
+        raise
+
+
+def _prepare(cfg: DictConfig) -> tuple[Selection, VideoLLM, Compressor, dict[str, Any]]:
+    """Return the questions to answer, the model, the compressor, and what the answers depend on."""
+    name = str(cfg.llm)  # raises before anything is read if there is none
+    if cfg.frames < 1:
+        raise ValueError(f"expected frames of at least 1, got frames={cfg.frames}")
+    if not isinstance(cfg.prefill, str):
+        raise ValueError(f"expected a text as prefill, got prefill={cfg.prefill}; quote it twice: 'prefill=\"…\"'")
+    listing = instantiate(cfg.questions)
+    listed = listing.read()
+    selection = listing.select(listed, cfg.limit)
+    compressor = instantiate(cfg.compressor)
+    llm = load_llm(name, dtype=cfg.dtype, device_map=cfg.device_map, attention=cfg.attention)
+    letter_ids(llm.processor, max(len(question.options) for question in listed), prefill=cfg.prefill)
+    parts = hash_parts(
+        llm.model,
+        llm.processor,
+        listed,
+        prefill=cfg.prefill,
+        frames=cfg.frames,
+        compressor=OmegaConf.to_container(cfg.compressor, resolve=True),  # type: ignore[arg-type]
+    )
+    return selection, llm, compressor, parts
 
 
 def _results(cfg: DictConfig, file: AnswerFile, selection: Selection, errors: Mapping[str, str]) -> dict[str, Any]:

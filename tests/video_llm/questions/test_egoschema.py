@@ -21,6 +21,14 @@ def test_entries_of_the_official_form(tmp_path):
     assert [question.id for question in read(tmp_path, public_only=True)] == ["uid1", "uid3"]
 
 
+def test_an_empty_list_is_refused(tmp_path):
+    write_egoschema(tmp_path, count=0)
+    write(tmp_path / "annotations" / "subset_answers.json", {})
+    listing = EgoSchema(root=tmp_path, allow_missing=True, public_only=False)
+    with pytest.raises(ValueError, match="expected at least one question, got an empty list"):
+        listing.select(listing.read())
+
+
 def test_the_first_public_list_without_questions_is_refused(tmp_path):
     write_egoschema(tmp_path)
     path = tmp_path / "annotations" / "questions.json"

@@ -84,10 +84,12 @@ class QuestionList(ABC):
 
         Raises:
             FileNotFoundError: if some of the videos are missing without `allow_missing`, or all of them are.
-            ValueError: if the limit is not a whole number of at least 1.
+            ValueError: if the list is empty, or the limit is not a whole number of at least 1.
         """
         if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
             raise ValueError(f"expected limit to be a whole number of at least 1, or null for all, got {limit!r}")
+        if not questions:
+            raise ValueError(f"{self.root}: expected at least one question, got an empty list; get the original files")
         if not self.allow_missing:
             questions = spread(questions, limit)
         exists = {path: path.is_file() for path in {question.path for question in questions}}
