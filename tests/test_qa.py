@@ -128,13 +128,14 @@ def test_a_run_that_was_stopped_continues_with_the_same_command(qa, cwd, monkeyp
 
 
 def test_the_answers_do_not_depend_on_where_a_run_was_stopped_or_the_rotation_was_added(qa, cwd, capsys):
-    results = qa("limit=3")
+    folder = "hydra.run.dir=runs/qa/nextqa/mine"  # limit=3 has a folder of its own without it
+    results = qa("limit=3", folder)
     assert results["n"] == 3
     assert results["tokens"]["nothing_merged"]
     assert "nothing was merged: all 64 tokens" in capsys.readouterr().out
     some = {answer["id"]: answer["choice"] for answer in lines(run_folder(cwd))}
     assert some.keys() == {"v0_0", "v3_3", "v2_6"}
-    results = qa("cyclic=true")
+    results = qa("cyclic=true", folder)
     answers = {(answer["id"], answer["order"]): answer for answer in lines(run_folder(cwd))}
     assert len(answers) == len(lines(run_folder(cwd))) == 50
     assert {id: answers[id, 0]["choice"] for id in some} == some
@@ -146,6 +147,18 @@ def test_the_answers_do_not_depend_on_where_a_run_was_stopped_or_the_rotation_wa
     assert cyclic["min"] <= cyclic["mean"] <= cyclic["max"]
     right = {id for id, _ in answers} - {id for (id, _), answer in answers.items() if not answer["correct"]}
     assert cyclic["all_correct"] == len(right) / 10
+
+
+def test_each_setting_has_a_folder_that_all_its_rotations_share(qa, call, cwd):
+    qa("limit=1", "cyclic=true")
+    path = run_folder(cwd) / "answers.jsonl"
+    before = path.read_bytes()
+    assert "cyclic" not in qa("limit=1", "attention=eager")
+    assert path.read_bytes() == before
+    others = (["limit=2"], ["limit=1", "frames=3"], ["limit=1", "compressor=pool"], ["limit=1", "dtype=bfloat16"])
+    for other in others:
+        call(main, cwd, "llm=tiny", *SETTINGS, *other)
+    assert len(list(cwd.glob("runs/qa/nextqa/*/results.json"))) == 1 + len(others)
 
 
 def test_a_rotation_is_mapped_back_to_the_official_order(qa, cwd, monkeypatch):

@@ -38,8 +38,8 @@ from vtm.video_llm.scores import score_answers
 from vtm.video_llm.summary import NOTE, results_summary
 
 CONF = Path(__file__).parents[1] / "conf"
-# settings that change neither the answers nor their order
-_NOT_OF_THE_FOLDER = ("limit", "cyclic", "device_map", "attention", "published", "run_dir", "hydra")
+# settings that change neither the questions nor their answers; cyclic adds to them
+_NOT_OF_THE_FOLDER = ("cyclic", "device_map", "attention", "published", "run_dir", "hydra")
 
 
 def setting_folder(*, _root_: DictConfig) -> str:
