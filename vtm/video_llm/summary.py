@@ -10,7 +10,7 @@ from tabulate import tabulate
 
 from vtm.results.summary import published_figures
 
-NOTE = "Published by others, with their models, prompts and frames: a difference from ours is not one of the methods."
+NOTE = "Their models, prompts and frames are not those of this run: a difference is not one of the methods alone."
 _SHOWN = 5
 
 
