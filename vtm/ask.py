@@ -22,7 +22,6 @@ from vtm.cli.errors import concise_errors, interruption, one_sentence
 if TYPE_CHECKING:  # slow to import, so only after the arguments are checked
     from vtm.compressors import Clip
     from vtm.video_llm.answering import Answer, Choice
-    from vtm.video_llm.frames import VideoClip
     from vtm.video_llm.loading import VideoLLM
 
 _Result = TypeVar("_Result")
@@ -216,8 +215,9 @@ class _Asker:
         """Return the lines to print."""
         from vtm.inference.prediction import printable
         from vtm.video_llm.answering import choose_option, generate_answer
-        from vtm.video_llm.description import describe
+        from vtm.video_llm.description import answer_text, describe, tokens_text
         from vtm.video_llm.frames import read_clip
+        from vtm.video_llm.picture import draw_compression
 
         given = self._given
         clip = read_clip(video, given.frames)
@@ -236,40 +236,23 @@ class _Asker:
                 result = choose_option(
                     self._llm, clip, given.question, given.choices, self._compressor, prefill=given.prefill
                 )
-        lines = [str(video), *describe(clip, result, options=given.choices or (), compressor=self._label)]
+        options, label = given.choices or (), " ".join(given.compressor)
+        lines = [str(video), *describe(clip, result, options=options, compressor=label)]
         if given.picture is not None:
-            lines.append(f"  {'picture':12} {self._draw(clip, result)}")
+            path = self._file(video)
+            answer = answer_text(result, options)
+            facts = [f"Question: {given.question}", f"Answer: {answer}", f"Tokens: {tokens_text(result.cost, label)}"]
+            draw_compression(path, self._llm, clip, result.compression, lines=[printable(fact) for fact in facts])
+            lines.append(f"  {'picture':12} {path}")
         return "\n".join(map(printable, lines))
 
-    @property
-    def _label(self) -> str:
-        return " ".join(self._given.compressor)
-
-    def _draw(self, clip: VideoClip, result: Answer | Choice) -> Path:
-        """Draw the kept frames and merged tokens, and return the file."""
-        from vtm.inference.prediction import printable
-        from vtm.pictures.contact import TokenView, write_contact_sheet
-        from vtm.video_llm.description import answer_text, tokens_text
-        from vtm.video_llm.frames import seen_frames
-
-        (before,), (after,) = result.compression.clips, result.compression.compressed
-        frames, times = seen_frames(self._llm.processor, clip, len(before.tokens))
-        view = TokenView(frames, times, clip.seconds, after.index.cpu().view(before.grid))
-        number, name = 1, f"{clip.path.name}_{self._given.compressor[0]}"
+    def _file(self, video: Path) -> Path:
+        """Return a file for the picture of a video that no other video of this command has."""
+        number, name = 1, f"{video.name}_{self._given.compressor[0]}"
         while (file := name + (f"_{number}" if number > 1 else "")) in self._pictures:  # of another folder
             number += 1
         self._pictures.add(file)
         path: Path = self._given.picture / f"{file}.png"
-        answer = answer_text(result, self._given.choices or ())
-        covered = -(-len(clip.frames) // len(frames))
-        notes = [f"Each picture is the first of {covered} frames that share tokens; its time is their mean."]
-        lines = [
-            f"Question: {self._given.question}",
-            f"Answer: {answer}",
-            f"Tokens: {tokens_text(result.cost, self._label)}",
-        ]
-        lines = [printable(line) for line in [*lines, *notes[: covered > 1]]]
-        write_contact_sheet(path, view, title=printable(clip.path.name), lines=lines)
         return path
 
 

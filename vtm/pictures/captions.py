@@ -49,6 +49,26 @@ def labels(times: Sequence[float]) -> list[str]:
     return [*written[:1], *("" if time == before else time for before, time in pairwise(written))]
 
 
+def clock_times(times: Sequence[float]) -> list[str]:
+    """Format times, with as many decimals as tell them apart.
+
+    >>> clock_times([0.5, 59.94, 3725.0])
+    ['0:00:00', '0:01:00', '1:02:05']
+    >>> clock_times([0.04, 0.08])
+    ['0.04 s', '0.08 s']
+    """
+    step = min((after - before for before, after in pairwise(times)), default=1.0)
+    if times[-1] < 60 or step < 1:
+        digits = 0 if step >= 10 else 1 if step >= 0.1 else 2
+        return [f"{time:.{digits}f} s" for time in times]
+    written = []
+    for time in times:
+        minutes, seconds = divmod(round(time), 60)
+        hours, minutes = divmod(minutes, 60)
+        written.append(f"{hours}:{minutes:02}:{seconds:02}" if times[-1] >= 3600 else f"{minutes}:{seconds:02}")
+    return written
+
+
 def shortened(text: str, count: int) -> str:
     """Shorten a text to at most `count` characters.
 

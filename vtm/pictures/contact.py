@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from textwrap import wrap
 
@@ -16,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from vtm.pictures.canvas import DPI, Canvas
-from vtm.pictures.captions import shortened
+from vtm.pictures.captions import clock_times, shortened
 from vtm.pictures.colors import PALETTE, Bytes, group_colors
 from vtm.pictures.layers import DROPPED, fill_groups, fill_shades
 from vtm.pictures.legend import LETTER
@@ -126,7 +125,7 @@ class _Frames:
         kept = self.view.kept.tolist()
         some = not all(kept)
         pictures = self.cell.scale(self.view.frames[self.steps])
-        stamps = _stamps(self.view.times)
+        stamps = clock_times(self.view.times)
         for number, (step, picture) in enumerate(zip(self.steps, pictures, strict=True)):
             if not kept[step]:
                 gray = picture @ np.array([0.299, 0.587, 0.114]) * _FADED + 255 * (1 - _FADED)
@@ -171,7 +170,7 @@ class _Tokens:
         )
         pictures = _resized(frames, (height, width))
         drawn = fill_groups(pictures, block.group.numpy(), group_colors(frames, block), dropped=dropped.numpy())
-        stamps = _stamps(self.view.times)
+        stamps = clock_times(self.view.times)
         for number, (step, picture) in enumerate(zip(self.steps, drawn, strict=True)):
             tokens = self.view.group[step]
             text = f"{stamps[step]}: {tokens.numel()} → {len(tokens[tokens >= 0].unique())}"
@@ -211,7 +210,7 @@ def _axis(canvas: Canvas, y: int, view: TokenView) -> None:
     """Draw the length of the video, with a mark for each frame, and a large one for those that were kept."""
     start, end = _MARGIN + 90, _MARGIN + _WIDTH - 130
     canvas.write(_MARGIN, y + 10, "0 s", _SMALL, va="center")
-    canvas.write(end + 16, y + 10, _stamps([view.seconds])[0], _SMALL, va="center")
+    canvas.write(end + 16, y + 10, clock_times([view.seconds])[0], _SMALL, va="center")
     canvas.pixels[y + 9 : y + 12, start:end] = _AXIS
     order = sorted(zip(view.kept.tolist(), view.times, strict=True))  # those that were kept above the others
     for kept, time in order:
@@ -285,23 +284,3 @@ def _spread(count: int, most: int) -> list[int]:
 def _resized(frames: Tensor, shape: tuple[int, int]) -> Bytes:
     pictures = F.interpolate(frames, shape, mode="bilinear", antialias=True)
     return pictures.movedim(1, -1).contiguous().numpy()
-
-
-def _stamps(times: Sequence[float]) -> list[str]:
-    """Format times, with as many decimals as tell them apart.
-
-    >>> _stamps([0.5, 59.94, 3725.0])
-    ['0:00:00', '0:01:00', '1:02:05']
-    >>> _stamps([0.04, 0.08])
-    ['0.04 s', '0.08 s']
-    """
-    step = min((after - before for before, after in pairwise(times)), default=1.0)
-    if times[-1] < 60 or step < 1:
-        digits = 0 if step >= 10 else 1 if step >= 0.1 else 2
-        return [f"{time:.{digits}f} s" for time in times]
-    written = []
-    for time in times:
-        minutes, seconds = divmod(round(time), 60)
-        hours, minutes = divmod(minutes, 60)
-        written.append(f"{hours}:{minutes:02}:{seconds:02}" if times[-1] >= 3600 else f"{minutes}:{seconds:02}")
-    return written

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -55,35 +54,3 @@ def read_clip(path: Path | str, num_frames: int) -> VideoClip:
     seconds = duration(path)
     read = read_whole_frames(path, spread(seconds, num_frames), shortest_side=SHORTEST_SIDE)
     return VideoClip(Path(path), read.pixels, read.times, seconds, read.substituted)
-
-
-def seen_frames(processor: Any, clip: VideoClip, num_steps: int) -> tuple[Tensor, list[float]]:
-    """Return a picture and a time for each frame of tokens: what the model sees of it.
-
-    Where a frame of tokens covers several frames of the clip, the picture is the first of them, and the time is their
-    mean.
-
-    Args:
-        processor: processor of the model, which may crop the center of the frames.
-        clip: frames of a video.
-        num_steps: t, number of frames of tokens.
-
-    Returns:
-        pictures (t, 3, Y, X) uint8, and t times in seconds.
-    """
-    step = -(-len(clip.frames) // num_steps)
-    frames = clip.frames[::step]
-    groups = [clip.times[first : first + step] for first in range(0, len(clip.times), step)]
-    times = [sum(group) / len(group) for group in groups]
-    video_processor = processor.video_processor
-    shortest = (video_processor.size or {}).get("shortest_edge")
-    if getattr(video_processor, "do_center_crop", False) and shortest:
-        height, width = frames.shape[2:]
-        crop = (video_processor.crop_size["height"], video_processor.crop_size["width"])
-        rows, columns = (
-            min(side, round(part * min(height, width) / shortest))
-            for side, part in zip((height, width), crop, strict=True)
-        )
-        top, left = (height - rows) // 2, (width - columns) // 2
-        frames = frames[:, :, top : top + rows, left : left + columns]
-    return frames, times
