@@ -31,7 +31,7 @@ _ANSWERS = list(accumulate(map(len, KINDS.values()), initial=_QUESTIONS + len(KI
 
 @dataclass(frozen=True)
 class Recipe:
-    """The training of the model and its test.
+    """The training of the model, on short clips first, whose tokens are few, and its test.
 
     Attributes:
         stages: frames of a clip, drawn clips per step and number of steps, of one stage after the other.
