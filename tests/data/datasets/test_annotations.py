@@ -92,3 +92,22 @@ def test_what_is_no_class_index_is_refused(value):
 
 def test_class_indices_may_be_text_or_whole_floats():
     assert [class_index(value, "") for value in ("3", 4, 5.0, "6.0")] == [3, 4, 5, 6]
+
+
+def test_quoted_fields_and_optional_columns_are_read_where_they_are_allowed(tmp_path):
+    path = tmp_path / "list.csv"
+    path.write_text('"name",label,more\n"a, ""b""",1,x\n"c\nd",2,y\ne,3\n')
+    options = {"delimiter": ",", "optional": ("more",), "quoted": True}
+    with pytest.raises(ValueError, match=r"list.csv, line 5: expected the 3 fields"):
+        read_rows(path, ("name", "label"), **options)
+    path.write_text(path.read_text().removesuffix("e,3\n"))
+    rows = read_rows(path, ("name", "label"), **options)
+    assert rows == [{"name": 'a, "b"', "label": "1", "more": "x"}, {"name": "c\nd", "label": "2", "more": "y"}]
+    path.write_text("name,label\na,1\n")
+    assert read_rows(path, ("name", "label"), **options) == [{"name": "a", "label": "1"}]
+    path.write_text("name,label,more\n")
+    with pytest.raises(ValueError, match=r"expected the columns \['name', 'label'\], got \['name', 'label', 'more'\]"):
+        read_rows(path, ("name", "label"), delimiter=",")
+    path.write_text('name,label\na,"1\n')
+    with pytest.raises(ValueError, match=r"list.csv: expected a table with the columns"):
+        read_rows(path, ("name", "label"), **options)

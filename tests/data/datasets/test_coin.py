@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from vtm.data.datasets.coin import COINDataModule, hold_out_tenth, read_coin
+from vtm.data.datasets.coin import COINDataModule, read_coin
+from vtm.data.datasets.official import hold_out_tenth
 from vtm.data.sampling import Single
 
 ROOT = Path(__file__).parents[3] / "data" / "coin"

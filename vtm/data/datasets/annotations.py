@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from io import StringIO
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from vtm.system.names import explain_missing
 
@@ -99,35 +99,44 @@ def read_text(path: Path) -> str:
     return text
 
 
-def read_rows(path: Path, columns: Iterable[str], *, delimiter: str) -> list[Row]:
+def read_rows(
+    path: Path, columns: Iterable[str], *, delimiter: str, optional: Sequence[str] = (), quoted: bool = False
+) -> list[Row]:
     """Read the rows of an annotation table.
 
     Args:
         path: table in UTF-8.
         columns: names that the header must have, in order.
         delimiter: character between fields.
+        optional: names of further columns that the header may end with, all or none.
+        quoted: read fields in double quotes as CSV does; otherwise quotes are part of the fields.
 
     Raises:
         ValueError: if the text is not UTF-8, the header differs from `columns`, or a row has another number of fields.
     """
     columns = list(columns)
+    quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
+    reader = csv.reader(StringIO(read_text(path), newline=""), delimiter=delimiter, quoting=quoting, strict=quoted)
     try:
-        rows = list(csv.reader(StringIO(read_text(path), newline=""), delimiter=delimiter, quoting=csv.QUOTE_NONE))
+        lines = [(reader.line_num, row) for row in reader]
     except csv.Error as error:
         raise ValueError(
             f"{path}: expected a table with the columns {columns} ({error}); get the original file"
         ) from error
-    if not rows or rows[0] != columns:
-        got = f"{rows[0]}{header_hint(rows[0], columns, delimiter=delimiter)}" if rows else "an empty file"
+    header = lines[0][1] if lines else []
+    if header == [*columns, *optional]:
+        columns = header
+    elif header != columns:
+        got = f"{header}{header_hint(header, columns, delimiter=delimiter)}" if lines else "an empty file"
         raise ValueError(f"{path}, line 1: expected the columns {columns}, got {got}; get the original file")
-    for number, row in enumerate(rows, start=1):
+    for number, row in lines:
         if len(row) != len(columns):
             got = str(row) if row else "an empty line"
             raise ValueError(
                 f"{path}, line {number}: expected the {len(columns)} fields {columns} with {_DELIMITERS[delimiter]} "
                 f"between them, got {got}; correct the line, or get the original file"
             )
-    return [Row(zip(columns, row, strict=True), f"{path}, line {i}") for i, row in enumerate(rows[1:], start=2)]
+    return [Row(zip(columns, row, strict=True), f"{path}, line {number}") for number, row in lines[1:]]
 
 
 def header_hint(row: list[str], columns: list[str], *, delimiter: str) -> str:

@@ -2,15 +2,15 @@
 
 import json
 import warnings
-from collections import Counter, defaultdict
+from collections import Counter
 from functools import partial
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple, Unpack
 
 from vtm.data.datamodule import SPLITS, LoaderOptions, Split, VideoDataModule
 from vtm.data.datasets.annotations import class_index, finite_number, name_classes, read_rows, read_text
 from vtm.data.datasets.checking import Item, check_items
+from vtm.data.datasets.official import hold_out_tenth
 from vtm.data.source import Video
 from vtm.system.names import explain_missing
 from vtm.video.listing import VideoIndex
@@ -143,25 +143,6 @@ def _region(entry: dict[str, Any], origin: str) -> tuple[float, float | None]:
     if end is not None and end <= (start or 0):
         raise ValueError(f"{origin}: expected an end after the start {start or 0:g} s, got {end:g} s; correct them")
     return start or 0.0, end
-
-
-def hold_out_tenth(classes: dict[str, int]) -> set[str]:
-    """Select a tenth of the ids of each class, rounded and at least one, in the order of their SHA-256.
-
-    Args:
-        classes: class index by id.
-
-    >>> len(hold_out_tenth({str(number): number % 2 for number in range(60)}))
-    6
-    """
-    members = defaultdict(list)
-    for key, label in classes.items():
-        members[label].append(key)
-    held_out: set[str] = set()
-    for keys in members.values():
-        keys.sort(key=lambda key: sha256(key.encode()).digest())
-        held_out.update(keys[: max(1, round(len(keys) / 10))])
-    return held_out
 
 
 def _read_entries(path: Path) -> tuple[dict[str, dict[str, Any]], str | None]:
