@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from vtm.cli import launch
 from vtm.cli.encoder import build_encoder
 from vtm.cli.errors import concise_errors, naming
+from vtm.cli.model import build_model
 from vtm.cli.naming import name_run
 from vtm.cli.overrides import check_overrides
 from vtm.cli.ownership import claimed
@@ -22,16 +23,15 @@ from vtm.system.threads import use_threads
 CONF = Path(__file__).parent / "conf"
 
 
-def checked_run_folder(name: str, train: bool, ckpt_path: str | None, finetune_from: str | None) -> str:
+def checked_run_folder(name: str, train: bool, ckpt_path: str | None, finetune_from: str | None, ready: bool) -> str:
     """Check the given checkpoints and return the run folder; errors end here, before OmegaConf wraps them."""
     from vtm.training.checkpoint import read_checkpoint
 
-    given = {"ckpt_path": ckpt_path, "finetune_from": finetune_from}
     with concise_errors():
-        for key, path in given.items():
+        for key, path in (("ckpt_path", ckpt_path), ("finetune_from", finetune_from)):
             if path is not None:
                 read_checkpoint(path, key=key)
-        return launch.run_folder(name, train=train, ckpt_path=ckpt_path)
+        return launch.run_folder(name, train=train, ckpt_path=ckpt_path, ready=ready)
 
 
 OmegaConf.register_new_resolver("run_folder", checked_run_folder, use_cache=True)
@@ -83,7 +83,7 @@ def build(cfg: DictConfig) -> tuple[Any, Any, Any]:
     data.check_videos(training=cfg.train)
     with naming("seed"):
         epoch_seed(cfg.seed, epoch=0, rank=0)  # the same initial weights on every rank
-    model = instantiate(cfg.model, encoder.channels, data.num_outputs, encoder.grid)
+    model = build_model(cfg, encoder, data)
     rules = {"optimizer": instantiate(cfg.optimizer), "scheduler": instantiate(cfg.scheduler)}
     module = VTMModule(encoder, model, task, data, **rules, config=OmegaConf.to_container(cfg, resolve=True))
     if cfg.ckpt_path is not None:

@@ -19,6 +19,7 @@ ON_ONE_FLOOR = {
     *(("benchmark", room) for room in FLOORS[2]),
     ("results", "tasks"),
     ("pictures", "models"),
+    ("patching", "models"),
 }  # exceptions: rooms of the same layer that a room may import
 COMMANDS = (*(path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "vtm").glob("*.py"))), "train.py")
 ALLOWED_IN = {
@@ -29,7 +30,7 @@ ALLOWED_IN = {
     "lightning": ("vtm/data/datamodule.py", "vtm/training/"),
     "matplotlib": ("vtm/pictures/", "vtm/results/plots.py"),
     "omegaconf": (*COMMANDS, "vtm/cli/", "vtm/benchmark/", "vtm/results/runs.py"),
-    "timm": ("vtm/encoders/", "vtm/patching/timm.py"),
+    "timm": ("vtm/encoders/", "vtm/patching/timm.py", "vtm/patching/video_hosts.py"),
     "torchvision": ("vtm/encoders/",),
     "transformers": (
         "vtm/encoders/",

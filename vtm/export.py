@@ -116,11 +116,17 @@ def from_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         "num_outputs": len(state["head.bias"]),
         "encoder": config["encoder"],
         "encoder_key": checkpoint.encoder_key,
-        "model": config["model"],
+        "model": _without_weights(config["model"]),
         "protocol": config["data"]["protocol"],
         "motion": config["motion"] and _motion(config["data"]),
         "training": _training(path, config, epoch=checkpoint.epochs),
     }
+
+
+def _without_weights(model: Mapping[str, Any]) -> dict[str, Any]:
+    """Describe a network that is not built from a checkpoint of others, because the model file holds its weights."""
+    host = {"host": {**model["host"], "pretrained": False}} if "host" in model else {}
+    return {**model, **host}
 
 
 def _motion(data: Mapping[str, Any]) -> bool | str:

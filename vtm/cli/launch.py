@@ -59,7 +59,7 @@ except SignalException:
 """  # no traceback or table when a process fails, which prints its error itself, or when the run is interrupted
 
 
-def run_folder(name: str, *, train: bool, ckpt_path: str | None) -> str:
+def run_folder(name: str, *, train: bool, ckpt_path: str | None, ready: bool = False) -> str:
     """Return the folder of the run to resume if the checkpoint is still in it, else a new folder.
 
     The new folder is named by the time, or by the SLURM or torchrun job if this process is one of several of it.
@@ -68,11 +68,12 @@ def run_folder(name: str, *, train: bool, ckpt_path: str | None) -> str:
         name: name of the experiment.
         train: whether the job trains; a job that only tests a checkpoint gets a new folder.
         ckpt_path: checkpoint to resume or test, `<folder>/checkpoints/<file>`, or None.
+        ready: whether the network may be trained already, so that it can be tested without a checkpoint.
 
     Raises:
         ValueError: if the job does not train and has no checkpoint to test.
     """
-    if not train and ckpt_path is None:
+    if not (train or ckpt_path or ready):
         raise ValueError("train=false needs ckpt_path=<file>, the checkpoint to test")
     if ckpt_path is not None:
         folder = Path(ckpt_path).parent.parent

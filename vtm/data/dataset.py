@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -52,10 +53,15 @@ class VideoDataset(Dataset[Clip]):
         self.videos = list(videos)
         self.protocol = protocol
         self.source = source
-        self._clips: list[tuple[int, float | None]] = (
-            [(index, None) for index in range(len(self.videos))]
+        self._clips: list[tuple[int, float | None, float]] = (
+            [(index, None, 0.5) for index in range(len(self.videos))]
             if train
-            else [(i, start) for i, video in enumerate(videos) for start in protocol.starts(source.length(video))]
+            else [
+                (index, start, crop)
+                for index, video in enumerate(videos)
+                for start in protocol.starts(source.length(video))
+                for crop in protocol.crops
+            ]
         )
 
     def __len__(self) -> int:
@@ -69,8 +75,8 @@ class VideoDataset(Dataset[Clip]):
             VideoError: if the video cannot be read.
             FeatureError: if the stored features cannot be read.
         """
-        index, start = self._clips[item]
-        video = self.videos[index]
+        index, start, crop = self._clips[item]
+        video = replace(self.videos[index], crop=crop)
         length = self.source.length(video)
         times = self.protocol.draw(length) if start is None else self.protocol.times(start, length)
         content = self.source.read(video, [video.start + time for time in times])
@@ -97,7 +103,7 @@ def make_clip(video: Video, index: int, start: float, content: StepData, *, num_
         motion=None if content.motion is None else _pad(content.motion, absent),
         target=torch.tensor(video.target, dtype=torch.int64 if isinstance(video.target, int) else torch.float32),
         index=index,
-        id=f"{video.id}@{start:.2f}",
+        id=f"{video.id}@{start:.2f}" + ("" if video.crop == 0.5 else f"@{video.crop:g}"),
         damaged=bool(content.substituted.any()),
         from_codec=None if content.from_codec is None else content.from_codec.float().mean().item(),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from stat import S_ISREG
 from typing import NamedTuple, Protocol
@@ -11,14 +12,14 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from vtm.data.sampling import ClipProtocol
+from vtm.data.sampling import ClipProtocol, Length
 from vtm.merging import FeatureGrid
 from vtm.system.names import PathIndex, explain_missing, spellings
 from vtm.video.frames import FrameSpec
 from vtm.video.listing import SUFFIXES
 from vtm.video.motion import MotionSource
 from vtm.video.reading import read_frames
-from vtm.video.scanning import duration
+from vtm.video.scanning import duration, frame_rate
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,8 @@ class Video:
         end: end of the region of interest in seconds; None for the end of the file.
         cluster: name of a group of videos that are not independent, such as recordings of one performance by several
             cameras; confidence intervals take it into account. None if the video is independent of all others.
+        crop: where the square lies along the longer side of the frames, from 0, the left or top, to 1; 0.5 for the
+            center.
     """
 
     id: str
@@ -41,6 +44,7 @@ class Video:
     start: float = 0.0
     end: float | None = None
     cluster: str | None = None
+    crop: float = 0.5
 
 
 def region_length(video: Video, end: float) -> float:
@@ -194,20 +198,25 @@ class VideoFiles:
             ValueError: if the region is empty.
             VideoError: if the file cannot be read.
         """
-        return region_length(video, duration(video.path) if video.end is None else video.end)
+        seconds = region_length(video, duration(video.path) if video.end is None else video.end)
+        return Length(seconds, partial(frame_rate, video.path))
 
     def read(self, video: Video, times: list[float]) -> StepData:
         """Decode the frames at some times.
 
         Raises:
             VideoError: if the file cannot be read.
+            ValueError: if motion is read of another crop than the center.
         """
+        if self.motion and video.crop != 0.5:
+            raise ValueError("motion is read for the center of frames only; set data.protocol.num_crops=1")
         frames = read_frames(
             video.path,
             times,
             size=self.frames.image_size,
             frames_per_step=self.frames.frames_per_step,
             squash=self.frames.squash,
+            crop=video.crop,
             motion_grid=(self.grid.height, self.grid.width) if self.motion else None,
             motion_source=self.motion_source,
         )

@@ -4,13 +4,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from vtm.encoders.base import Encoder
+from vtm.encoders.pixels import Pixels
 from vtm.encoders.precomputed import Precomputed
 
 if TYPE_CHECKING:
     from vtm.encoders.image import ImageEncoder
     from vtm.encoders.video_swin import VideoSwin
 
-__all__ = ["Encoder", "ImageEncoder", "Precomputed", "VideoSwin"]
+__all__ = ["Encoder", "ImageEncoder", "Pixels", "Precomputed", "VideoSwin"]
 
 _FILES = {"ImageEncoder": "image", "VideoSwin": "video_swin"}  # imported lazily: timm and torchvision take seconds
 

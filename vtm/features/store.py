@@ -14,6 +14,7 @@ from typing import Protocol
 
 from vtm.data.sampling import ClipProtocol
 from vtm.data.source import EncoderSpec, StepData, Video, frames_of, region_length, stored_times
+from vtm.encoders import Pixels
 from vtm.encoders.rounding import Quantized, StorageDtype, dequantize
 from vtm.features.file import FeatureError, FeatureHeader, FeatureWriter, OtherTimesError, read_header, read_steps
 from vtm.features.remote import size_and_version
@@ -48,7 +49,7 @@ class FeatureStore:
         cache_gb: size limit of the cache in 10⁹ bytes; the least recently used blocks are removed first.
 
     Raises:
-        ValueError: if the data are features already.
+        ValueError: if the data are features already, or frames.
     """
 
     def __init__(
@@ -63,6 +64,11 @@ class FeatureStore:
         cache_gb: float,
         motion_source: MotionSource = "codec",
     ) -> None:
+        if isinstance(encoder, Pixels):
+            raise ValueError(
+                "encoder=pixels hands frames through, so it has no features to store; train on the videos with "
+                "data/source=videos"
+            )
         self.key = f"{encoder.key}-{sampling}"
         base = address or str(root / "features")
         self.folder = f"{base if '://' in base else Path(base).expanduser()}".rstrip("/") + f"/{self.key}"

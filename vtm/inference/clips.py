@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -14,7 +15,7 @@ from torch import Tensor
 from vtm.data.dataset import Clip, make_clip
 from vtm.data.sampling import ClipProtocol
 from vtm.data.source import StepData, Video, VideoFiles
-from vtm.encoders import Encoder, Precomputed
+from vtm.encoders import Encoder, Pixels, Precomputed
 from vtm.system.names import explain_path
 from vtm.video.scanning import packet_table
 
@@ -50,7 +51,7 @@ class EncodedVideo:
     def __init__(
         self,
         path: Path,
-        encoder: Encoder | Precomputed,
+        encoder: Encoder | Pixels | Precomputed,
         protocol: ClipProtocol,
         *,
         motion: bool | Literal["difference"],
@@ -82,7 +83,13 @@ class EncodedVideo:
         return len(set(packet_table(self._video.path).rows(times).tolist())) < self.protocol.num_frames
 
     def clips(self) -> Iterator[tuple[float, Clip]]:
-        """Yield all clips with their starts in seconds; each step is encoded once and kept until its last clip."""
+        """Yield all clips with their starts in seconds, for one crop of the frames after the other."""
+        for crop in self.protocol.crops:
+            self._video = replace(self._video, crop=crop)
+            yield from self._clips()
+
+    def _clips(self) -> Iterator[tuple[float, Clip]]:
+        """Yield all clips of a crop; each step is encoded once and kept until its last clip."""
         waiting = deque(self.protocol.starts(self.seconds))
         wanted = {time for start in waiting for time in self.protocol.times(start, self.seconds)}
         held: dict[float, Step] = {}

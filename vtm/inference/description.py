@@ -30,7 +30,7 @@ _LARGEST_MODEL_ARGS = 2**14  # of the arguments of a timm model, which may all b
 _SEEDS = 2**63
 _PLACES = ("checkpoint_path", "cache_dir", "device")  # arguments of timm, with those that begin with `pretrained`
 _CLIP = 2**33  # numbers in the features of a clip
-_TOKENS = 2**16  # of a frame
+_TOKENS = 2**18  # of a frame, or its pixels
 _BLOCKS = 1000  # entries of a list
 _TORCH_PARTS, _TORCH_NUMBERS = 10_000, 20 * 10**9  # of an encoder; the largest in timm has 2000 and 4 * 10⁹
 
@@ -89,6 +89,7 @@ def check_description(
     for name in ("encoder", "model", "protocol"):
         _check_node(name, description[name], find)
         _check_numbers(name, description[name])
+    _check_host(description["model"].get("host"))
     outputs, classes, bias = description["num_outputs"], description["classes"], weights.get("head.bias")
     if classes and len(classes) != outputs:
         raise ValueError(f"expected {outputs} classes, one for each output, got {len(classes)}")
@@ -121,6 +122,18 @@ def check_encoder(encoder: Mapping[str, Any], *, trusted: bool) -> None:
         f"its encoder has {source}; a model file cannot choose what is opened, so pass the file of the encoder's "
         "weights: --encoder-checkpoint FILE of a command, or load(…, encoder_checkpoint=…)"
     )
+
+
+def _check_host(host: Any) -> None:
+    """Check that a ready transformer of a network is built without opening a file or a repository."""
+    if not isinstance(host, dict):
+        return
+    settings = host.get("config") or {}
+    places = [name for name in settings if name in _PLACES or name.startswith("pretrained")]
+    if host.get("pretrained") or places:
+        raise ValueError(
+            f"a model file cannot choose what is opened, but model.host sets {', '.join(places)[:80] or 'pretrained'!a}"
+        )
 
 
 def check_clip(frames: int, tokens: int, channels: int) -> None:

@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vtm.encoders import Encoder
+from vtm.data.sampling import Length
+from vtm.encoders import Encoder, Pixels
 from vtm.inference.model_file import ModelFileError, to_json
 from vtm.inference.predictor import Predictor
 from vtm.system.atomic import write_atomically
@@ -38,8 +39,8 @@ def check_traceable(model: Predictor, name: str) -> None:
     """
     if model.network.samples_in_eval:
         raise ModelFileError(
-            f"format {name} cannot hold merging.sample_in_eval=true, whose noise depends on the clip's id: export "
-            "to safetensors, or train with merging.sample_in_eval=false"
+            f"format {name} cannot hold merging.sample_in_eval=true or a random model.merge, whose noise depends on "
+            "the clip's id: export to safetensors, or train with merging.sample_in_eval=false"
         )
 
 
@@ -106,9 +107,9 @@ def inputs_of(model: Predictor) -> dict[str, Any]:
     inputs: dict[str, Any] = {"features": {"shape": ["batch", frames, height, width, encoder.channels]}}
     if model.description["motion"]:
         inputs["motion"] = {"shape": ["batch", frames, height, width], "unit": "pixels per frame"}
-    if len(model.protocol.times(0.0, 0.5)) < frames:  # short videos leave steps empty
+    if len(model.protocol.times(0.0, Length(0.5, lambda: 30.0))) < frames:  # short videos leave steps empty
         inputs["mask"] = {"shape": ["batch", frames], "meaning": "true for steps that the video has"}
-    if isinstance(encoder, Encoder):  # not for precomputed features
+    if isinstance(encoder, Encoder | Pixels):  # not for precomputed features
         inputs["frames"] = {
             "image_size": encoder.frames.image_size,
             "resize": "to the square" if encoder.frames.squash else "shortest side, then center crop",

@@ -11,9 +11,9 @@ from huggingface_hub import ModelCard, PyTorchModelHubMixin, hf_hub_download
 from torch import Tensor, nn
 
 from vtm.data.dataset import clip_generator, collate
-from vtm.data.sampling import ClipProtocol, Windows, every_second
+from vtm.data.sampling import ClipProtocol, Dense, Windows, every_second
 from vtm.data.source import StepData, frames_of
-from vtm.encoders import Encoder, Precomputed
+from vtm.encoders import Encoder, Pixels, Precomputed
 from vtm.inference.clips import EncodedVideo
 from vtm.inference.description import check_clip, check_description, check_encoder, check_shapes, limited_size
 from vtm.inference.model_card import model_card
@@ -60,7 +60,7 @@ class Predictor(
         self.description = dict(description)
         try:
             with limited_size():
-                self.encoder: Encoder | Precomputed = build(description["encoder"])
+                self.encoder: Encoder | Pixels | Precomputed = build(description["encoder"])
         except FileNotFoundError as error:
             raise ModelFileError(
                 f"{error}; if the file has moved since training, pass its path: --encoder-checkpoint FILE of a "
@@ -165,7 +165,9 @@ class Predictor(
                 seen(segments[-1].end, seconds)
         short = video.is_short(self.protocol.times(0.0, seconds))
         votes = torch.tensor([segment.scores for segment in segments], dtype=torch.float64).mean(0)
-        return Prediction(str(path), seconds, self.labels, votes.tolist(), segments, short=short, damaged=damaged)
+        return Prediction(
+            str(path), float(seconds), self.labels, votes.tolist(), segments, short=short, damaged=damaged
+        )
 
     @torch.no_grad()
     def trace(self, path: str | Path, *, start: float = 0.0) -> ClipView:
@@ -244,6 +246,8 @@ class Predictor(
 
     def _end(self, start: float, seconds: float) -> float:
         """Return the end of a clip in seconds."""
+        if isinstance(self.protocol, Dense):
+            return self.protocol.times(start, seconds)[-1]
         return min(start + self.protocol.num_frames, seconds) if isinstance(self.protocol, Windows) else seconds
 
     def _stream(self, path: str | Path, video: EncodedVideo, seen: Callable[[float, float], None] | None) -> Prediction:

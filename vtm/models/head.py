@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -136,6 +137,23 @@ class Head(nn.Module, ABC):
 
         Raises:
             ValueError: if the head does not support clips of this shape.
+        """
+
+    @abstractmethod
+    def token_counts(self, frames: int, height: int, width: int) -> list[int]:
+        """Return how many tokens of a clip of this shape enter each block, followed by how many remain."""
+
+    @property
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """Settings that the head has read from a checkpoint; the configuration keeps them, to build it without."""
+
+    @abstractmethod
+    def match_classes(self, names: Sequence[str] | None) -> bool:
+        """Match the outputs of a head that is trained already with the names of the classes; None for a regression.
+
+        Returns:
+            whether the head is trained already, so that it can be tested without a checkpoint of `train.py`.
         """
 
     @abstractmethod

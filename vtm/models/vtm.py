@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -132,6 +132,21 @@ class VTM(Head):
             plans.append(BlockPlan(length, windows, num_tokens, targets, merge_count, *self.widths[i : i + 2]))
             num_tokens, previous = num_tokens - merge_count, length
         return plans
+
+    def token_counts(self, frames: int, height: int, width: int) -> list[int]:
+        """Return how many tokens of a clip enter each block, followed by how many remain."""
+        plans = self.plan(frames, height, width)
+        left = [plan.windows * (plan.num_tokens - plan.merge_count) for plan in plans]
+        return [plans[0].windows * plans[0].num_tokens, *left]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """None: the network is built from its configuration alone."""
+        return {}
+
+    def match_classes(self, names: Sequence[str] | None) -> bool:
+        """Return False: the network must be trained."""
+        return False
 
     def grid_of(self, features: Tensor) -> FeatureGrid:
         """Return the layout of the tokens of a step of features (B, T, H, W, C)."""

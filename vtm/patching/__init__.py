@@ -6,11 +6,14 @@ from vtm.patching.patch import patch, recording, split_hidden_states, unpatch
 from vtm.patching.reduction import drop_random, drop_similar, merge_hybrid, merge_random, merge_similar
 from vtm.patching.schedules import constant, decreasing, equal_compute, increasing
 from vtm.patching.trace import Trace
+from vtm.patching.video_transformer import VideoMerge, VideoTransformer
 
 __all__ = [
     "DenseMerge",
     "State",
     "Trace",
+    "VideoMerge",
+    "VideoTransformer",
     "constant",
     "decreasing",
     "drop_random",

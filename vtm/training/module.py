@@ -240,8 +240,6 @@ class VTMModule(L.LightningModule):
         clusters = clusters and [clusters[index] for index in indices]
         predictions = Predictions(ids, targets, summary.pop("scores"), data.class_names, clusters)
         per_class = {"per_class": predictions.per_class()} if data.class_names is not None else {}
-        plans = self.model.plan(data.protocol.num_frames, *self.encoder.grid.shape)
-        left = [plan.windows * (plan.num_tokens - plan.merge_count) for plan in plans]
         return (
             summary
             | per_class
@@ -253,6 +251,6 @@ class VTMModule(L.LightningModule):
                 "ids_sha256": ids_sha256(ids),
                 "selection": data.selection,
                 "train_videos": {"n": len(data.listed("train")) - lost, "missing": lost},
-                "tokens": [plans[0].windows * plans[0].num_tokens, *left],
+                "tokens": self.model.token_counts(data.protocol.num_frames, *self.encoder.grid.shape),
             }
         )

@@ -22,7 +22,8 @@ class PictureLogger(Callback):
     """A callback that logs the sheet of the first validation clip, after the first, every few, and the last epoch.
 
     The sheet shows the frames of the batch. Stored features have no frames: their first three principal components are
-    shown as red, green and blue. Without a logger that takes pictures, nothing is drawn.
+    shown as red, green and blue. Without a logger that takes pictures, nothing is drawn, nor of a whole video
+    transformer, whose outputs do not tell what its blocks merge; `python -m vtm.visualize` draws that.
 
     Args:
         every_epochs: number of epochs between two sheets.
@@ -47,6 +48,8 @@ class PictureLogger(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         loggers = [logger for logger in trainer.loggers if isinstance(logger, WandbLogger | TensorBoardLogger)]
+        if not outputs["output"].blocks:
+            return
         if loggers and trainer.is_global_zero and batch_idx == dataloader_idx == 0 and self._is_due(trainer):
             self._drawn = trainer.current_epoch
             sheet, caption = _sheet(cast(VTMModule, pl_module), outputs["output"], batch)

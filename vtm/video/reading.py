@@ -55,6 +55,7 @@ def read_frames(
     size: int,
     frames_per_step: int = 1,
     squash: bool = False,
+    crop: float = 0.5,
     motion_grid: tuple[int, int] | None = None,
     motion_source: MotionSource = "codec",
 ) -> VideoFrames:
@@ -75,7 +76,9 @@ def read_frames(
         size: S, side of the returned frames in pixels.
         frames_per_step: f, number of consecutive frames of the file to read from each time on. After the end, the last
             frame is repeated.
-        squash: scale both sides to S; otherwise scale the shortest side to S and crop the center.
+        squash: scale both sides to S; otherwise scale the shortest side to S and crop a square.
+        crop: where the square lies along the longer side of the upright frame, from 0, the left or top, to 1; motion is
+            that of the center, 0.5.
         motion_grid: H and W of the tokens for which to measure motion; None to skip it, which is faster.
         motion_source: "difference" takes the difference of frames for all codecs and steps.
 
@@ -101,7 +104,7 @@ def read_frames(
     exact: dict[int, bool] = {}
     surveys: dict[int, Survey] = {}
     for row, square, is_exact in _read_squares(
-        path, table, indices.keys() | partners, surveys, size=size, squash=squash, vectors=vectors
+        path, table, indices.keys() | partners, surveys, size=size, squash=squash, crop=crop, vectors=vectors
     ):
         exact[row] = is_exact
         if row in indices:
@@ -209,6 +212,7 @@ def _read_squares(
     *,
     size: int,
     squash: bool,
+    crop: float = 0.5,
     vectors: VectorMotion | None = None,
 ) -> Iterator[tuple[int, NDArray[np.uint8], bool]]:
     """Yield the index of each frame, its upright square (3, S, S), and False if a replacement is yielded instead.
@@ -219,5 +223,5 @@ def _read_squares(
     stamps = {int(table.pts[row]): row for row in sorted(rows)}
     for pts, frame, aspect, exact in decode_wanted(path, table, list(stamps), surveys, vectors):
         turns = round(frame.rotation / 90)  # rotation of the container, counter-clockwise
-        view = View.of(frame.height, frame.width, size=size, squash=squash, turns=turns, pixel_aspect=aspect)
+        view = View.of(frame.height, frame.width, size=size, squash=squash, turns=turns, pixel_aspect=aspect, crop=crop)
         yield stamps[pts], scaler.square(frame, view), exact

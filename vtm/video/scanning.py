@@ -54,6 +54,16 @@ def duration(path: Path | str) -> float:
     return packet_table(path).length
 
 
+def frame_rate(path: Path | str) -> float:
+    """Measure the mean number of frames per second of a video from its packets.
+
+    Raises:
+        VideoError: if the file cannot be opened or has no video frames.
+    """
+    table = packet_table(path)
+    return len(table.pts) / table.length
+
+
 def packet_table(path: Path | str) -> PacketTable:
     """Return the packet table of a file, from memory unless the file has changed.
 

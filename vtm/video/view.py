@@ -32,10 +32,21 @@ class View(NamedTuple):
     scaled: tuple[int, int]  # height and width of the part after scaling
     size: int  # S
     turns: int  # quarter turns, counter-clockwise
+    crop: float = 0.5  # where the square lies along the longer side of the upright frame, from its left or top
 
     @classmethod
-    def of(cls, height: int, width: int, *, size: int, squash: bool, turns: int, pixel_aspect: float = 1.0) -> View:
-        """Make the view that scales the shortest side to S and crops the center or, to squash, scales both sides to S.
+    def of(
+        cls,
+        height: int,
+        width: int,
+        *,
+        size: int,
+        squash: bool,
+        turns: int,
+        pixel_aspect: float = 1.0,
+        crop: float = 0.5,
+    ) -> View:
+        """Make the view that scales the shortest side to S and crops a square or, to squash, scales both sides to S.
 
         Args:
             height: height of the frame in pixels.
@@ -44,6 +55,7 @@ class View(NamedTuple):
             squash: scale both sides to S.
             turns: quarter turns, counter-clockwise.
             pixel_aspect: width of a pixel of the frame divided by its height.
+            crop: where the square lies along the longer side of the upright frame, from 0, the left or top, to 1.
         """
         if squash:
             return cls((0, 0, height, width), (size, size), size, turns % 4)
@@ -51,12 +63,17 @@ class View(NamedTuple):
         top, rows = _middle(height, _ELONGATED * width * pixel_aspect)
         left, columns = _middle(width, _ELONGATED * height / pixel_aspect)
         scaled = max(size, round(rows * scale)), max(size, round(columns * pixel_aspect * scale))
-        return cls((top, left, rows, columns), scaled, size, turns % 4)
+        return cls((top, left, rows, columns), scaled, size, turns % 4, crop)
 
     @property
     def corner(self) -> tuple[int, int]:
         """First row and column of the crop in the scaled part."""
-        return (self.scaled[0] - self.size) // 2, (self.scaled[1] - self.size) // 2
+        rest = self.scaled[0] - self.size, self.scaled[1] - self.size
+        # the left or top of the upright frame is at the far end of a side that a turn reverses
+        reversed_rows, reversed_columns = self.turns in (2, 3), self.turns in (1, 2)
+        shares = (1 - self.crop if turned else self.crop for turned in (reversed_rows, reversed_columns))
+        top, left = (int(length * share) for length, share in zip(rest, shares, strict=True))
+        return top, left
 
     def cut(self, scaled: NDArray[Any]) -> NDArray[Any]:
         """Crop the square out of the scaled part (height, width, ...) and rotate it upright."""
