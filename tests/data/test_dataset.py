@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from vtm.data.dataset import Clip, VideoDataset, clip_generator, collate
-from vtm.data.sampling import Single, Windows
+from vtm.data.sampling import Dense, Single, Windows
 from vtm.data.source import Video, VideoFiles
 from vtm.video.decoding import VideoError
 from vtm.video.frames import FrameSpec
@@ -162,3 +162,34 @@ def test_the_clip_s_id_seeds_its_noise():
     first, again, other = (torch.rand(3, generator=clip_generator(clip)) for clip in ("a@0", "a@0", "a@1"))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
+
+
+def test_dense_evaluation_sees_every_view_and_crop(stamps, make, videos):
+    dataset = make(videos, Dense(num_frames=3, rate=5, views=2, num_crops=3))
+    clips = [dataset[item] for item in range(len(dataset))]
+    starts = ("a/long.mp4@0.00", "a/long.mp4@10.90", "a/short.mp4@0.00", "a/short.mp4@1.40")
+    assert [clip.id for clip in clips] == [f"{start}{crop}" for start in starts for crop in ("@0", "", "@1")]
+    assert [stamps.read(clip.inputs) for clip in clips[1::3]] == [
+        [0, 5, 10],
+        [109, 114, 119],
+        [0, 5, 10],
+        [14, 19, 24],
+    ]
+    left, center, right = (clip.inputs for clip in clips[:3])  # the frames are 16 columns wider than the square
+    assert torch.equal(left[..., 8:], center[..., :-8])
+    assert torch.equal(right[..., :-8], center[..., 8:])
+
+
+def test_dense_clips_have_no_padding(stamps, make, videos):
+    clip = make([videos[1]], Dense(num_frames=4, rate=10, views=1, num_crops=1))[0]
+    assert stamps.read(clip.inputs) == [0, 10, 20, 24]
+    assert clip.mask is None
+    region = replace(videos[0], start=2.0, end=3.0)
+    clip = make([region], Dense(num_frames=4, rate=4, views=1, num_crops=1))[0]
+    assert stamps.read(clip.inputs) == [20, 24, 28, 29]
+
+
+def test_motion_is_refused_outside_the_center(make, videos):
+    dataset = make(videos, Dense(num_frames=1, rate=1, views=1, num_crops=3), motion=True)
+    with pytest.raises(ValueError, match=r"set data\.protocol\.num_crops=1"):
+        dataset[0]

@@ -1,7 +1,10 @@
+import pickle
+from functools import partial
+
 import pytest
 import torch
 
-from vtm.data.sampling import Single, Windows, every_second, spread, windows
+from vtm.data.sampling import Dense, Length, Single, Windows, every_second, spread, windows
 
 
 def test_spread_takes_the_middles_of_equal_parts():
@@ -101,3 +104,60 @@ def test_windows_of_any_length_share_what_is_stored():
 def test_strides_are_whole_seconds(stride):
     with pytest.raises(ValueError, match=f"whole number of seconds, at least 1, got {stride}"):
         Windows(num_frames=4, stride=stride)
+
+
+def at(frames: int, fps: float) -> Length:
+    """The length of a video of so many frames."""
+    return Length(frames / fps, lambda: fps)
+
+
+def frames(times: list[float], fps: float) -> list[int]:
+    """The frames of the file on screen at some times."""
+    return [int(time * fps) for time in times]
+
+
+@pytest.mark.parametrize("fps", [24000 / 1001, 25.0, 29.97, 60.0])
+def test_dense_clips_are_frames_of_the_file_at_equal_distances(fps):
+    protocol = Dense(num_frames=4, rate=3, views=1, num_crops=1)
+    length = at(100, fps)
+    (start,) = protocol.starts(length)
+    assert frames(protocol.times(start, length), fps) == [45, 48, 51, 54]  # the middle of 0, …, 90
+    assert (protocol.sampling, protocol.crops) == ("dense4x3", (0.5,))
+    torch.manual_seed(0)
+    drawn = [frames(protocol.draw(length), fps) for _ in range(2000)]
+    assert {clip[0] for clip in drawn} == set(range(91))
+    assert all(clip == [clip[0] + 3 * i for i in range(4)] for clip in drawn)
+    assert frames(protocol.stored(length, train=True), fps) == list(range(100))
+
+
+def test_dense_views_reach_from_the_first_start_to_the_last():
+    protocol = Dense(num_frames=4, rate=3, views=5, num_crops=3)
+    length = at(110, 30.0)
+    assert [frames(protocol.times(start, length), 30.0)[0] for start in protocol.starts(length)] == [0, 25, 50, 75, 100]
+    assert frames(protocol.times(protocol.starts(length)[-1], length), 30.0)[-1] == 109
+    assert protocol.crops == (0.0, 0.5, 1.0)
+    stored = protocol.stored(length, train=False)
+    assert stored == sorted(stored)
+    assert len(stored) == 20
+
+
+def test_dense_clips_repeat_the_last_frame_of_a_short_video():
+    protocol = Dense(num_frames=4, rate=3, views=5, num_crops=1)
+    for count, expected in ((10, [0, 3, 6, 9]), (9, [0, 3, 6, 8]), (5, [0, 3, 4, 4]), (1, [0, 0, 0, 0])):
+        length = at(count, 25.0)
+        assert protocol.starts(length) == [0.0]
+        assert frames(protocol.times(0.0, length), 25.0) == frames(protocol.draw(length), 25.0) == expected
+
+
+def test_dense_needs_the_frame_rate_of_a_file_and_sound_numbers():
+    with pytest.raises(ValueError, match=r"counts the frames of video files; set data/source=videos"):
+        Dense(num_frames=4, rate=3, views=1, num_crops=1).starts(8.0)
+    with pytest.raises(ValueError, match=r"data\.protocol\.rate as a whole number of at least 1, got 0"):
+        Dense(num_frames=4, rate=0, views=1, num_crops=1)
+    with pytest.raises(ValueError, match=r"num_crops to be 1 or 3, got 2"):
+        Dense(num_frames=4, rate=1, views=1, num_crops=2)
+
+
+def test_a_length_is_a_number_that_can_be_copied():
+    length = pickle.loads(pickle.dumps(Length(2.5, partial(float, 25))))
+    assert (length, length.frame_rate(), type(length)) == (2.5, 25.0, Length)

@@ -47,6 +47,17 @@ def test_a_view_cuts_the_center_or_squashes(squash, corner, scaled):
     assert (view.corner, view.scaled, view.turns) == (corner, scaled, 1)
 
 
+@pytest.mark.parametrize("turns", range(4))
+@pytest.mark.parametrize("shape", [(16, 27), (27, 16)])
+def test_crops_lie_along_the_longer_side_of_the_upright_frame(shape, turns):
+    stored = np.arange(16 * 27).reshape(shape)
+    upright = np.rot90(stored, turns)
+    for crop, start in ((0.0, 0), (1.0, 11)):
+        view = View.of(*shape, size=16, squash=False, turns=turns, crop=crop)
+        rows, columns = (start if side > 16 else 0 for side in upright.shape)
+        assert (view.cut(stored) == upright[rows : rows + 16, columns : columns + 16]).all()
+
+
 @pytest.mark.parametrize("shape", [(480, 640), (1080, 1920), (720, 2880), (90, 360), (1, 4), (239, 421)])
 def test_ordinary_frames_are_scaled_whole(shape):
     for height, width in (shape, shape[::-1]):

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from torch import Tensor, nn
 
 from vtm.merging import FeatureGrid
@@ -139,17 +139,18 @@ def _find_processor(name: str) -> Path | None:
     """Return the processor file of a model; None if it has none."""
     if Path(name).is_dir():
         return next((path for file in _FILES if (path := Path(name, file)).is_file()), None)
+    reason = None
     for file in _FILES:
         try:
             return Path(hf_hub_download(name, file))
-        except EntryNotFoundError:
-            continue
         except (OSError, ValueError) as error:
-            reason = str(error).partition("\n")[0]
-            raise RuntimeError(
-                f"the processor file of {name} cannot be found on this machine or downloaded ({reason}); give a local "
-                "folder with the model as model.host.name, or set encoder.processor=null"
-            ) from error
+            if isinstance(error, LocalEntryNotFoundError) or not isinstance(error, EntryNotFoundError):
+                reason = str(error).partition("\n")[0]  # not known whether there is one
+    if reason is not None:
+        raise RuntimeError(
+            f"the processor file of {name} cannot be found on this machine or downloaded ({reason}); give a local "
+            "folder with the model as model.host.name, or set encoder.processor=null"
+        )
     return None
 
 
