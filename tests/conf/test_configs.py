@@ -18,7 +18,9 @@ from vtm.data.datasets.needle import NeedleSource
 from vtm.data.source import VideoFiles
 from vtm.encoders import Encoder
 from vtm.features.store import FeatureStore
+from vtm.merging import FeatureGrid
 from vtm.models import VTM, SinusoidalTime
+from vtm.patching import VideoTransformer
 
 CONF = Path(__file__).parents[2] / "conf"
 GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir())
@@ -28,6 +30,9 @@ OPTIONS = [
     if path.parent != CONF
 ]
 EXPERIMENTS = [name for group, name in OPTIONS if group == "experiment"]
+READY = ["epic_videomae", "k400_motionformer", "k400_timesformer", "k400_videomae", "k400_vivit", "ssv2_videomae"]
+OF_READY_MODELS = ("merge_mode", "merge_shape")
+OFFLINE = "model.host.pretrained=false"
 # composed by tests of their own, published figures with their experiment
 COMPOSED_BELOW = {
     "experiment",
@@ -39,6 +44,8 @@ COMPOSED_BELOW = {
     "questions",
     "trainer",
     "callbacks",
+    "model/host",
+    "model/merge",
 }
 OTHERS = [option for option in OPTIONS if option[0] not in COMPOSED_BELOW]
 
@@ -64,7 +71,8 @@ def network(config: DictConfig, channels: int) -> VTM:
 
 @pytest.mark.parametrize(("group", "option"), OTHERS, ids=map("=".join, OTHERS))
 def test_every_other_option_composes(group, option):
-    OmegaConf.to_container(composed("experiment=demo", f"{group}={option}").merging, resolve=True)
+    experiment = "k400_videomae" if option in OF_READY_MODELS else "demo"
+    OmegaConf.to_container(composed(f"experiment={experiment}", f"{group}={option}").merging, resolve=True)
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
@@ -74,7 +82,7 @@ def test_every_experiment_is_named_after_its_file_and_says_how_to_run_it(name):
     assert OmegaConf.load(path).name == name
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.parametrize("name", [name for name in EXPERIMENTS if name not in READY])
 def test_every_experiment_instantiates(name):
     config = composed(f"experiment={name}")
     frozen = encoder(OmegaConf.to_yaml(config.encoder, resolve=True))
@@ -96,6 +104,76 @@ def test_every_experiment_instantiates(name):
     instantiate(config.scheduler)(optimizer, total_steps=100, total_epochs=config.trainer.max_epochs)
 
 
+@pytest.mark.parametrize("name", READY)
+def test_every_experiment_with_a_ready_model_instantiates(name):
+    config = composed(f"experiment={name}", OFFLINE, "model/merge=merge_similar")
+    encoder = instantiate(config.encoder)
+    data = instantiate(config.data, encoder=encoder)
+    assert (data.batch_size, type(data.source)) == (16, VideoFiles)
+    with torch.device("meta"):
+        model = whole(config)
+    frames = {"vivit": 32, "timesformer": 8}.get(name.partition("_")[2], 16)
+    assert data.protocol.num_frames == frames
+    tokens = model.token_counts(frames, *encoder.grid.shape)
+    assert tokens == PAPER[name.partition("_")[2]]
+    optimizer = instantiate(config.optimizer)(model.parameters())
+    instantiate(config.scheduler)(optimizer, total_steps=100, total_epochs=config.trainer.max_epochs)
+    with pytest.raises(InstantiationException, match="encoder=pixels hands frames through"):
+        instantiate(composed(f"experiment={name}", OFFLINE, "data/source=features").data, encoder=encoder)
+
+
+def whole(config: DictConfig) -> VideoTransformer:
+    """Make the whole transformer of a configuration with random weights."""
+    pytest.importorskip("transformers")
+    return instantiate(config.model, 3, 3, FeatureGrid(config.encoder.image_size, config.encoder.image_size))
+
+
+PAPER = {
+    "videomae": [1568, 1418, 1268, 1118, 968, 818, 668, 518, 368, 218, 109, 55, 28],
+    "vivit": [3137, 2837, 2537, 2237, 1937, 1637, 1337, 1037, 737, 437, 219, 110, 56],
+} | {
+    name: [1 + 8 * tokens for tokens in (196, 178, 160, 142, 124, 106, 88, 70, 52, 34, 17, 9, 5)]
+    for name in ("timesformer", "motionformer")
+}  # the paper's counts, tokens of a clip before each block and at the end
+
+
+@pytest.mark.parametrize("host", [name for group, name in OPTIONS if group == "model/host"])
+@pytest.mark.parametrize("merge", [name for group, name in OPTIONS if group == "model/merge"])
+def test_every_ready_model_can_merge_in_every_way(host, merge):
+    config = composed("experiment=k400_videomae", f"model/host={host}", f"model/merge={merge}", OFFLINE)
+    assert (config.model.merge is None) == (merge == "none")
+    if merge != "none" and host != "timm":
+        reduce = instantiate(config.model.merge).options["reduce"]
+        assert reduce.func.__name__ == merge
+        assert reduce.keywords == ({"threshold": config.host_defaults.threshold} if merge == "merge_hybrid" else {})
+    if merge in ("none", "merge_similar"):
+        with torch.device("meta"):
+            model = whole(config)
+        frames, size = config.data.protocol.num_frames, config.encoder.image_size
+        tokens = model.token_counts(frames, size, size)
+        assert (tokens[-1] < tokens[0]) == (merge != "none")
+        assert model.plan(frames, size, size) == []
+
+
+@pytest.mark.parametrize("host", ["videomae", "vivit", "timesformer", "motionformer"])
+def test_the_ablations_of_merging_fit_every_ready_model_of_the_paper(host):
+    chosen = ("experiment=k400_videomae", f"model/host={host}", OFFLINE)
+    params = composed(*chosen, "ablation=merge_mode").hydra.sweeper.params
+    assert set(params["model/merge"].split(",")) == {n for g, n in OPTIONS if g == "model/merge"} - {"none"}
+    counts = [int(count) for count in params["model.merge.count"].split(",")]
+    assert composed(*chosen).host_defaults.count in counts
+    assert counts == sorted(set(counts))
+    config = composed(*chosen, "ablation=merge_shape")
+    (key, shapes) = next(iter(config.hydra.sweeper.params.items()))
+    assert (key, config.model.merge.ratio) == ("model.merge.shape", 0.6)
+    for shape in shapes.split(","):
+        schedule = instantiate(config.model.merge, shape=shape).schedule(PATCHES[host], 12, 768, protected=0)
+        assert len(schedule) == 12
+
+
+PATCHES = {"videomae": 1568, "vivit": 3137, "timesformer": 196, "motionformer": 196}
+
+
 @pytest.mark.parametrize("source", ["videos", "features"])
 def test_the_source_of_motion_reaches_the_source_of_the_data(source):
     for override, expected in ([], "codec"), (["data.motion_source=difference"], "difference"):
@@ -114,6 +192,7 @@ def test_needle_clips_are_refused_from_elsewhere():
 
 SHAPES = {
     "swin3d_b": (32, (7, 7), 1024),
+    "pixels": (1, (224, 224), 3),
     "vis4mer": (1, (1, 197), 1024),
     "vis4mer_swin": (32, (7, 7), 1024),
     "vit_l16": (1, (14, 14), 1024),
@@ -269,7 +348,9 @@ def test_every_callback_instantiates(name, tmp_path):
 @pytest.mark.parametrize(
     "experiment", ["lvu_scene", *(pytest.param(name, marks=pytest.mark.slow) for name in ("needle", "demo", "coin"))]
 )
-@pytest.mark.parametrize("name", [name for group, name in OPTIONS if group == "ablation"])
+@pytest.mark.parametrize(
+    "name", [name for group, name in OPTIONS if group == "ablation" and name not in OF_READY_MODELS]
+)
 def test_every_ablation_sweeps_over_values_that_fit_every_experiment(name, experiment):
     config = composed(f"experiment={experiment}", f"ablation={name}")
     assert str(config.hydra.mode) == "RunMode.MULTIRUN"
