@@ -73,7 +73,7 @@ def test_the_answer_is_that_of_the_model_with_its_cost(ask, folder):
     )
     assert fact(out, "frames") == "8 of 5.5 s, grid of tokens 4 × 6 × 8"
     for phase in ("encoding", "prefill", "generation"):
-        assert re.match(r"\d+\.\d\d s(, \d+ MB)?", fact(out, phase))
+        assert re.match(r"\d+\.\d\d s(, peak memory \d+\.\d\d GB)?", fact(out, phase))
 
 
 def test_a_choice_has_its_probabilities(ask, folder):

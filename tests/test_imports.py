@@ -109,6 +109,7 @@ LIGHT = {
     "import vtm.export": "torch lightning wandb hydra",
     "import vtm.report": "torch lightning wandb hydra matplotlib",
     "import vtm.predict": "torch lightning wandb hydra av",
+    "import vtm.ask": "torch lightning wandb hydra av transformers",
     "import vtm.visualize": "torch lightning wandb hydra av matplotlib",
     "import vtm.merging": "lightning wandb av timm hydra torchvision matplotlib torchmetrics",
     "import vtm.compressors": "lightning wandb av timm hydra torchvision matplotlib torchmetrics transformers",

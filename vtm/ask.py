@@ -40,12 +40,13 @@ What is printed for each video:
 
   answer       what the model writes, or the option whose letter is the most probable first token
   tokens       visual tokens before → after; newline tokens and text are counted apart
-  encoding     seconds and memory from the pixels to the compressed tokens
+  context      length of the prompt that the language model reads
+  frames       frames that were read, and the frames, rows and columns of visual tokens
+  encoding     seconds and peak memory from the pixels to the compressed tokens
   prefill      the same, from these tokens to the first logits
   generation   the same, for the tokens of the answer
 
-Memory is what a phase takes in addition to the memory in use at its beginning. On a CPU it is a lower bound, since
-memory that was freed before is used again.
+On a GPU, memory is that of all tensors, weights included; on a CPU, that of the whole process.
 
 The exit status is 1 if a video could not be answered.
 """
@@ -273,8 +274,8 @@ def _calibrate(llm: VideoLLM, each: _Each, arguments: argparse.Namespace, axis: 
     found = calibrate(each.results(encode), arguments.calibrate, axis=axis)
     print(f"thresholds at which dyntok keeps {arguments.calibrate:.1%} of the tokens:")
     for video, threshold, kept in zip(used, found.per_clip, found.kept, strict=True):
-        print(f"  {threshold:.4f}  {printable(str(video))} alone; the common threshold keeps {kept:.1%} of it")
-    print(f"  {found.pooled:.4f}  common to all: --compressor dyntok threshold={found.pooled:.4f}")
+        print(f"  {threshold:.6f}  {printable(str(video))} alone; the common threshold keeps {kept:.1%} of it")
+    print(f"  {found.pooled:.6f}  common to all: --compressor dyntok threshold={found.pooled:.6f}")
 
 
 def _explain(video: Path, error: Exception) -> str:

@@ -65,7 +65,7 @@ def test_a_shorter_prompt_is_answered_like_compressed_inputs(llm):
     assert cost.context == length == cost.tokens_after + cost.newlines + cost.text
     assert cost.generation is not None
     phases = [cost.encoding, cost.prefill, cost.generation]
-    assert all(phase.seconds > 0 and (phase.peak_bytes is None or phase.peak_bytes >= 0) for phase in phases)
+    assert all(phase.seconds > 0 and (phase.peak_bytes is None or phase.peak_bytes > 1e7) for phase in phases)
 
 
 @pytest.mark.parametrize("prefill", ["", "("])

@@ -79,11 +79,13 @@ class PeakMemory:
         bytes: increase in bytes, set after the block. On a GPU, memory of tensors in torch's allocator. On a CPU,
             resident memory of the process, which follows the memory of the tensors only after `return_freed_memory`.
             None if the system does not report it.
+        total: the same, with the memory in use before the block.
     """
 
     def __init__(self, device: torch.device | str) -> None:
         self.device = torch.device(device)
         self.bytes: int | None = None
+        self.total: int | None = None
         self._before: int | None = None
 
     def __enter__(self) -> Self:
@@ -100,7 +102,8 @@ class PeakMemory:
         after = (
             torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else _resident_peak(reset=False)
         )
-        self.bytes = None if self._before is None or after is None else after - self._before
+        if self._before is not None and after is not None:
+            self.bytes, self.total = after - self._before, after
 
 
 def _resident_peak(*, reset: bool) -> int | None:

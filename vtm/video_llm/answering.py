@@ -28,8 +28,8 @@ class Phase:
 
     Attributes:
         seconds: duration.
-        peak_bytes: largest increase of memory, see `PeakMemory`; None if the system does not report it. Of several
-            GPUs, that of the first.
+        peak_bytes: peak memory. On a GPU (the first of several), memory of tensors, weights included; on a CPU,
+            resident memory of the process. None if the system does not report it.
     """
 
     seconds: float
@@ -245,8 +245,7 @@ class _Watch:
         synchronize(self._device)
         seconds = time.perf_counter() - self._begin
         self._memory.__exit__(None, None, None)
-        peak = self._memory.bytes
-        phase = Phase(seconds, None if peak is None else max(0, peak))  # the system may take memory back
+        phase = Phase(seconds, self._memory.total)
         self.start()
         return phase
 

@@ -76,7 +76,7 @@ def _frames(clip: VideoClip, result: Answer | Choice) -> str:
 
 
 def _phase(phase: Phase) -> str:
-    memory = "" if phase.peak_bytes is None else f", {phase.peak_bytes / 1e6:.0f} MB"
+    memory = "" if phase.peak_bytes is None else f", peak memory {phase.peak_bytes / 1e9:.2f} GB"
     return f"{phase.seconds:.2f} s{memory}"
 
 
