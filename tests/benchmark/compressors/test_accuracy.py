@@ -128,23 +128,46 @@ def test_keeping_all_tokens_answers_like_no_compression(model, prompts):
 def test_a_budget_out_of_reach_leaves_a_cell_empty(model, prompts, monkeypatch):
     monkeypatch.setattr(accuracy, "RATIOS", (0.5, 0.05))
     monkeypatch.setattr(accuracy, "COMPRESSORS", {name: COMPRESSORS[name] for name in ("dyntok", "uniform frames")})
-    results = {("none", 1.0): Answers()}
-    results[("none", 1.0)].right = {kind: [95.0] for kind in KINDS} | {"how many": [89.0]}
+    results = {("none", 1.0): Answers({kind: [95.0] for kind in KINDS} | {"how many": [89.0]})}
     for name in ("dyntok", "uniform frames"):
         for ratio in (0.5, 0.05):
             results[name, ratio] = Answers()
             results[name, ratio].add(model, prompts, budgeted(name, TOKENS, ratio, seed=0))
     found = tables(results, [1.0], frames=FRAMES)
-    assert [row["remarks"] for row in found["Without compression"]] == ["", "", "", "not learned, so not compared"]
-    assert not any(title.startswith("How many") for title in found)
-    for title in ("Which code, right answers in %", "Tokens kept in %", f"Frames that keep tokens, of {FRAMES}"):
+    code = "Which code, right answers of 1 models in %"
+    for title in (code, "Tokens kept in %", f"Frames that keep tokens, of {FRAMES}"):
         for row in found[title]:
             assert row["50 %"] is not None
             assert row["5 %"] is None
     dyntok, uniform = (row["remarks"] for row in found["Tokens kept in %"])
     assert str(dyntok).startswith("5 %: expected the ratio of tokens to keep between 0.0833")
     assert str(uniform).startswith("5 %: a budget of 100 tokens is less than the 144 of one frame")
-    assert found["Which code, right answers in %"][0]["100 %"] == accuracy.Spread(95.0, None)
+    assert found[code][0]["100 %"] == accuracy.Spread(95.0, None)
+
+
+def test_a_budget_that_one_model_does_not_reach_is_not_reached(model, prompts):
+    answers = Answers()
+    answers.add(model, prompts, budgeted("pool", TOKENS, 0.5, seed=0))
+    assert len(answers.kept) == len(answers.right["how many"]) == 1
+    answers.add(model, prompts, budgeted("uniform frames", TOKENS, 0.05, seed=0))
+    answers.add(model, prompts, budgeted("pool", TOKENS, 0.5, seed=0))
+    assert answers.problem
+    assert answers.kept == answers.frames == answers.right["how many"] == []
+
+
+def test_a_kind_is_compared_in_the_models_that_have_learned_it(monkeypatch):
+    monkeypatch.setattr(accuracy, "RATIOS", (0.5,))
+    monkeypatch.setattr(accuracy, "COMPRESSORS", {"pool": ("pool",)})
+    right = {kind: [91.0, 95.0, 99.0] for kind in KINDS}
+    none = Answers(right | {"which half": [89.0, 90.0, 98.0], "how many": [50.0, 60.0, 89.9]})
+    pooled = Answers({kind: [10.0, 20.0, 40.0] for kind in KINDS}, [50.0] * 3, [8.0] * 3)
+    found = tables({("none", 1.0): none, ("pool", 0.5): pooled}, [1.0] * 3, frames=FRAMES)
+    learned = {row["question"]: row["learned by"] for row in found["Without compression"]}
+    assert list(learned.values()) == ["3 of 3 models", "2 of 3 models", "3 of 3 models", "0 of 3 models"]
+    (half,) = found["Which half, right answers of 2 models in %"]
+    assert half["100 %"] == accuracy.Spread.of([90.0, 98.0])
+    assert half["50 %"] == accuracy.Spread.of([20.0, 40.0])
+    assert not any(title.startswith("How many") for title in found)
 
 
 def test_compressors_see_one_video_at_a_time(model, prompts):

@@ -51,7 +51,10 @@ def test_tables_and_another_run_with_the_same_models(few, run, monkeypatch, caps
     titles = list(dict.fromkeys(row["table"] for row in found))
     assert titles == [
         "Without compression",
-        *(f"{kind}, right answers in %" for kind in ("Which code", "Which half", "Which first", "How many")),
+        *(
+            f"{kind}, right answers of 2 models in %"
+            for kind in ("Which code", "Which half", "Which first", "How many")
+        ),
         "Tokens kept in %",
         "Frames that keep tokens, of 14",
     ]

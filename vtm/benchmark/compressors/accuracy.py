@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from itertools import count
+from itertools import compress, count
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ COMPRESSORS: dict[str, tuple[str, ...]] = {
     "random tokens": ("random_tokens",),
 }  # preset in conf/compressor and overrides, by the name in the tables
 RATIOS = (0.5, 0.25, 0.1)
-LEARNED = 90.0  # percentage of right answers without compression from which on a kind of question is compared
+LEARNED = 90.0  # percentage of right answers without compression from which on a model has learned a kind
 _BATCH, _TRAINING = 10, 3  # prompts per call; cost of a frame in training, relative to one in the test
 LEGEND = (
     "A LlavaOnevision with 144 tokens per frame, a random frozen tower with CLS and 2 layers of width 64 is trained "
@@ -40,11 +40,11 @@ LEGEND = (
     "conf/compressor. Each value is the mean ± the standard deviation over the seeds, each with its own weights, "
     "training clips and test clips. Budgets are shares of the visual tokens; the last tables tell what was kept of "
     "them. At 100 % compressors return all tokens, so the answers are those without compression. Empty: the "
-    f"compressor does not reach the budget. Compared are the kinds that every model answers at {LEARNED:.0f} % or "
-    "better without compression. Which code: one token shows one of 4 patterns for a quarter of the clip. Which half: "
-    "a square of 2 × 2 tokens with a pattern shows up for an eighth of the clip. Which first: two such squares, of 2 "
-    "of 4 other patterns, show up one after the other; a model that sees both but not their order is right in half of "
-    "the cases. How many: 0 to 3 such squares show up, each in one frame."
+    "compressor does not reach the budget. A kind of question is compared in the models that have learned it, which "
+    f"answer it at {LEARNED:.0f} % or better without compression. Which code: one token shows one of 4 patterns for a "
+    "quarter of the clip. Which half: a square of 2 × 2 tokens with a pattern shows up for an eighth of the clip. "
+    "Which first: two such squares, of 2 of 4 other patterns, show up one after the other; a model that sees both but "
+    "not their order is right in half of the cases. How many: 0 to 3 such squares show up, each in one frame."
 )
 
 
@@ -65,15 +65,17 @@ class Answers:
     problem: str = ""
 
     def add(self, model: Any, prompts: Prompts, compressor: Compressor | None) -> None:
-        """Test one more model, without compression if there is no compressor."""
+        """Test one more model, without compression if there is no compressor, unless the budget is out of reach."""
+        if self.problem:
+            return
         chosen, kept, frames = [], [], []
         for part in prompts.split(_BATCH):
             inputs: dict[str, Any] = part.inputs
             if compressor is not None:
                 try:
                     compression = compress_videos(model, inputs, compressor)
-                except ValueError as error:  # a budget out of its reach
-                    self.problem = str(error)
+                except ValueError as error:
+                    vars(self).update(vars(Answers(problem=str(error))))
                     return
                 inputs = compression.inputs
                 kept.append(100 * compression.tokens_after / compression.tokens_before)
@@ -161,7 +163,7 @@ def tables(results: Results, seconds: list[float], *, frames: int) -> dict[str, 
         frames: number of frames of a clip.
     """
     none = results["none", 1.0].right
-    learned = [kind for kind, right in none.items() if min(right) >= LEARNED]
+    learned = {kind: [value >= LEARNED for value in right] for kind, right in none.items()}  # by each model
     found: dict[str, list[dict[str, Cell]]] = {
         "Without compression": [
             {
@@ -169,15 +171,17 @@ def tables(results: Results, seconds: list[float], *, frames: int) -> dict[str, 
                 "chance %": 100 / len(KINDS[kind]),
                 "right %": Spread.of(right),
                 "lowest seed %": min(right),
+                "learned by": f"{sum(learned[kind])} of {len(right)} models",
                 "training, seconds": Spread.of(seconds),
-                "remarks": "" if kind in learned else "not learned, so not compared",
             }
             for kind, right in none.items()
         ]
     }
-    for kind in learned:
-        right = {key: answers.right[kind] for key, answers in results.items()}
-        found[f"{kind.capitalize()}, right answers in %"] = _table(right, none[kind])
+    for kind, models in learned.items():
+        if any(models):
+            right = {key: list(compress(answers.right[kind], models)) for key, answers in results.items()}
+            title = f"{kind.capitalize()}, right answers of {sum(models)} models in %"
+            found[title] = _table(right, right["none", 1.0])
     found["Tokens kept in %"] = _table({key: answers.kept for key, answers in results.items()}, [100.0])
     for row in found["Tokens kept in %"]:
         problems = {results[str(row["compressor"]), ratio].problem: ratio for ratio in RATIOS}
