@@ -80,7 +80,7 @@ def build(cfg: DictConfig) -> tuple[Any, Any, Any]:
     encoder = build_encoder(cfg)
     data = instantiate(cfg.data, encoder=encoder)
     task = instantiate(cfg.task, data.num_outputs)
-    data.check_videos(training=cfg.train)
+    data.check_videos(training=cfg.train, validates=cfg.train or cfg.ckpt_path is not None)
     with naming("seed"):
         epoch_seed(cfg.seed, epoch=0, rank=0)  # the same initial weights on every rank
     model = build_model(cfg, encoder, data)
@@ -92,7 +92,7 @@ def build(cfg: DictConfig) -> tuple[Any, Any, Any]:
         fine_tune(model, cfg.finetune_from, encoder_key=encoder.key)
     callbacks = instantiate(cfg.callbacks)
     trainer = instantiate(cfg.trainer, callbacks=check_callbacks(callbacks), logger=False)
-    check_start(trainer, module, trains=cfg.train)
+    check_start(trainer, module, trains=cfg.train, validates=cfg.train or cfg.ckpt_path is not None)
     return module, callbacks, trainer
 
 

@@ -34,11 +34,16 @@ def composed(row: Row, setting: Setting) -> DictConfig:
     """Compose the configuration of a row, with random encoder weights, so that nothing is downloaded.
 
     Raises:
-        ValueError: if an override is unknown or sets `merging`.
+        ValueError: if an override is unknown or sets `merging` or another network.
     """
     if taken := [text for text in setting.overrides if text.startswith("merging=")]:
         raise ValueError(
             f"{taken[0]} would make all rows the same; leave it out, because every strategy has its own rows"
+        )
+    if taken := [text for text in setting.overrides if text.startswith(("model=", "encoder=pixels"))]:
+        raise ValueError(
+            f"{taken[0]} is not measured here, because all rows are of vtm's own network; python -m vtm.benchmark "
+            "merging measures merging in ready transformers"
         )
     shared = tuple(text for text in setting.overrides if _concerns(text, row.strategy))
     return _composed(row.strategy, shared, row.overrides)

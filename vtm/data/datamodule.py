@@ -121,18 +121,19 @@ class VideoDataModule(LightningDataModule, ABC):
         return "val"
 
     @rank_zero_only
-    def check_videos(self, *, training: bool) -> None:
+    def check_videos(self, *, training: bool, validates: bool = True) -> None:
         """Prepare the data and check that the videos of a run exist, before the run writes any files.
 
         Args:
             training: also check the training videos.
+            validates: also check the validation videos.
 
         Raises:
             FileNotFoundError: if the folder, an annotation file or some of the videos are missing.
             ValueError: if the lists are wrong.
         """
         self.check_lists()
-        for split in SPLITS if training else SPLITS[1:]:
+        for split in SPLITS if training else SPLITS[1 if validates else 2 :]:
             self.videos(split)
 
     def check_lists(self) -> None:

@@ -45,13 +45,23 @@ def check_traceable(model: Predictor, name: str) -> None:
 
 
 def trace(model: Predictor) -> Any:
-    """Trace the graph of a model, for batches of any size."""
+    """Trace the graph of a model, for batches of any size.
+
+    Raises:
+        ModelFileError: if the network supports only batches of one size.
+    """
     example = _example(model, 2)
     arguments = {name: example.get(name) for name in ("features", "motion", "mask")}
     batch = torch.export.Dim("batch")
     shapes = {name: None if value is None else {0: batch} for name, value in arguments.items()}
-    with _silent_exporters():
-        graph = torch.export.export(model, tuple(arguments.values()), dynamic_shapes=shapes)
+    try:
+        with _silent_exporters():
+            graph = torch.export.export(model, tuple(arguments.values()), dynamic_shapes=shapes)
+    except torch._dynamo.exc.UserError as error:  # the merging of ready transformers fixes the size of the batch
+        raise ModelFileError(
+            f"a graph for batches of any size cannot hold this {type(model.network).__name__}, whose blocks merge for "
+            "a fixed one: export to safetensors, or train with model/merge=none"
+        ) from error
     graph.example_inputs = None  # they would be most of a .pt2 file
     return graph
 

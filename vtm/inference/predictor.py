@@ -19,8 +19,10 @@ from vtm.inference.description import check_clip, check_description, check_encod
 from vtm.inference.model_card import model_card
 from vtm.inference.model_file import PARTS, ModelFileError, build, find, read_model, weights_sha256, write_model
 from vtm.inference.prediction import Prediction, Segment, printable
+from vtm.merging import FeatureGrid
 from vtm.merging.partition import Generators
-from vtm.models import VTM, Head, HeadOutput, Stream
+from vtm.models import VTM, Head, Stream
+from vtm.patching import VideoTransformer
 from vtm.pictures.view import ClipView
 from vtm.tasks.classification import Classification
 from vtm.tasks.regression import Regression
@@ -175,24 +177,31 @@ class Predictor(
 
         Args:
             path: video file.
-            start: start of the clip in seconds; 0 unless the protocol is `Windows`.
+            start: start of the clip in seconds; 0 unless the protocol is `Windows` or `Dense`.
 
         Raises:
             FileNotFoundError: if the file does not exist.
             VideoError: if the video cannot be read, or is too short.
-            ValueError: if no clip starts at `start`, the model takes features, not frames, or a score is not finite.
+            ValueError: if no clip starts at `start`, the model takes features, not frames, a score is not finite, or a
+                whole video transformer merges nothing.
         """
         video = self._open(path)
         seconds = video.seconds
-        if start and not isinstance(self.protocol, Windows):
+        if start and not isinstance(self.protocol, Windows | Dense):
             raise ValueError(f"{path}: this model sees the whole video as one clip; expected start 0 s, got {start} s")
         if not 0 <= start < seconds:
             raise ValueError(f"{path}: expected a clip to start in [0, {seconds:.2f}) s, got {start} s")
         clip, frames = video.clip(start)
         batch = collate([clip])
-        output: HeadOutput = self.network(
-            batch.inputs, motion=batch.motion, mask=batch.mask, generator=[clip_generator(name) for name in batch.id]
-        )
+        generators = [clip_generator(name) for name in batch.id]
+        if isinstance(self.network, VideoTransformer):
+            output, merges = self.network.record(batch.inputs, generator=generators)
+            scores = ranked(self.labels, self._scores(output.logits)[0].tolist())
+            side = frames.shape[2] // self.network.patch_size
+            return ClipView.of_merges(
+                frames, self.protocol.times(start, seconds), merges, FeatureGrid(side, side), scores=scores
+            )
+        output = self.network(batch.inputs, motion=batch.motion, mask=batch.mask, generator=generators)
         return ClipView.of(
             frames[:: frames_of(self.encoder).frames_per_step],
             self.protocol.times(start, seconds),

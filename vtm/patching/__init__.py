@@ -6,7 +6,8 @@ from vtm.patching.patch import patch, recording, split_hidden_states, unpatch
 from vtm.patching.reduction import drop_random, drop_similar, merge_hybrid, merge_random, merge_similar
 from vtm.patching.schedules import constant, decreasing, equal_compute, increasing
 from vtm.patching.trace import Trace
-from vtm.patching.video_transformer import VideoMerge, VideoTransformer
+from vtm.patching.video_merge import VideoMerge
+from vtm.patching.video_transformer import VideoTransformer
 
 __all__ = [
     "DenseMerge",

@@ -5,76 +5,23 @@ With `encoder=pixels`, the features of a clip are its frames, so a ready model i
 
 from __future__ import annotations
 
-import re
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from vtm.merging import FeatureGrid
 from vtm.merging.partition import Generators
+from vtm.merging.tokens import ClipMerge
 from vtm.models.head import BlockPlan, Head, HeadOutput
-from vtm.patching.block import Heads
+from vtm.patching.class_names import match_outputs, new_layer
 from vtm.patching.host import find_host
-from vtm.patching.patch import patch
-from vtm.patching.reduction import Reduction, drop_random, merge_random
-from vtm.patching.schedules import SHAPES, Shape, equal_compute, token_counts
+from vtm.patching.patch import patch, recording
+from vtm.patching.schedules import token_counts
 from vtm.patching.video_hosts import VideoHost
-
-_SHOWN = 3  # names of classes in a message
-
-
-class VideoMerge:
-    """How the blocks of a video transformer merge tokens.
-
-    Args:
-        count: number of tokens that a block takes away, on average over the blocks; of each frame with
-            `groups="frame"`.
-        ratio: share of the multiply-adds of the blocks that may be left, in (0, 1], which replaces `count`; None to
-            use `count`.
-        shape: how the counts change from block to block: "constant", "decreasing" or "increasing".
-        proportional: whether to weigh each token in the attention by its size.
-        groups: "clip" if any token may meet any other, "frame" for only the tokens of one frame.
-        keys: attention keys to compare: "mean" of the heads, or all heads, "concat".
-        reduce: reduction with all its settings.
-
-    Raises:
-        ValueError: if the count is negative, or the shape or the share is unknown.
-    """
-
-    def __init__(
-        self,
-        *,
-        count: int,
-        ratio: float | None,
-        shape: Shape,
-        proportional: bool,
-        groups: Literal["clip", "frame"],
-        keys: Heads,
-        reduce: Reduction,
-    ) -> None:
-        if not isinstance(count, int) or count < 0:
-            raise ValueError(f"expected model.merge.count as a whole number >= 0, got {count!r}")
-        if ratio is not None and not 0 < ratio <= 1:
-            raise ValueError(f"expected model.merge.ratio in (0, 1], or null, got {ratio!r}")
-        if shape not in SHAPES:
-            raise ValueError(f"expected model.merge.shape to be one of {', '.join(SHAPES)}, got {shape!r}")
-        self.count, self.ratio, self.shape = count, ratio, shape
-        self.options: dict[str, Any] = {"proportional": proportional, "groups": groups, "keys": keys, "reduce": reduce}
-        inner: Any = reduce
-        while isinstance(inner, partial):
-            inner = inner.func
-        self.is_random = inner in (merge_random, drop_random)
-
-    def schedule(self, num_tokens: int, depth: int, width: int, *, protected: int) -> list[int]:
-        """Return the number of tokens that each block takes away; see `equal_compute` for the arguments."""
-        if self.ratio is None:
-            return SHAPES[self.shape](depth, self.count)
-        return equal_compute(num_tokens, depth, width, ratio=self.ratio, shape=self.shape, protected=protected)
+from vtm.patching.video_merge import VideoMerge
 
 
 class VideoTransformer(Head):
@@ -113,7 +60,7 @@ class VideoTransformer(Head):
         self.host, trained, self._facts = host(num_outputs)
         self._name = type(self.host).__name__
         keeps = trained.out_features == num_outputs and not new_classifier
-        self.head = trained if keeps else _new_layer(trained.in_features, num_outputs)
+        self.head = trained if keeps else new_layer(trained.in_features, num_outputs)
         self.is_trained = keeps and self._facts.labels is not None
         self._trained: list[nn.Linear] = [] if self._facts.labels is None or new_classifier else [trained]
         blocks = find_host(self.host)[2]
@@ -175,6 +122,25 @@ class VideoTransformer(Head):
                 logits.append(self._logits(clip))
         return HeadOutput(torch.cat(logits), None, ())
 
+    def record(self, features: Tensor, *, generator: Generators = None) -> tuple[HeadOutput, list[ClipMerge]]:
+        """Classify one clip (1, T, S, S, 3), and return what its blocks merge, too, for pictures.
+
+        Raises:
+            ValueError: if no block merges.
+        """
+        if not any(self._schedule):
+            raise ValueError(
+                f"{self._name} merges no tokens, so there is nothing to draw; test it with model/merge=merge_similar"
+            )
+        with recording(self.host) as trace:
+            output = self(features, generator=generator)
+        return output, trace.clip_merges(images=features.shape[1] if self._facts.steps is None else 1)
+
+    @property
+    def patch_size(self) -> int:
+        """Side in pixels of the patch of a frame that is a token."""
+        return self._facts.patch
+
     def plan(self, frames: int, height: int, width: int) -> list[BlockPlan]:
         """Check that clips have the shape that the host expects; there are no plans of blocks.
 
@@ -210,44 +176,12 @@ class VideoTransformer(Head):
         Raises:
             ValueError: if the trained layer has K classes of other names.
         """
-        trained, labels, name = self._trained, self._facts.labels, self._name
-        self._trained = []
-        if not trained or names is None:
-            self.is_trained = self.is_trained and names is not None
-            return self.is_trained
-        (layer,) = trained
-        rows = {_plain(label): row for row, label in enumerate(labels or [])}
-        absent = [text for text in names if _plain(text) not in rows]
-        if not absent:
-            order = [rows[_plain(text)] for text in names]
-            if order != list(range(layer.out_features)):
-                self.head = _select(layer, order)
-            if len(names) < layer.out_features:
-                warnings.warn(
-                    f"the {len(names)} classes of the data are compared only with one another; {name} knows "
-                    f"{layer.out_features}",
-                    stacklevel=2,
-                )
-            self.is_trained = True
-        elif len(names) != layer.out_features:
-            warnings.warn(
-                f"the last layer of {name} is new, with {len(names)} classes, because the trained one has "
-                f"{layer.out_features} and lacks {_shown(absent)}",
-                stacklevel=2,
-            )
-        elif labels:
-            others = [label for label in labels if _plain(label) not in set(map(_plain, names))]
-            raise ValueError(
-                f"{name} is trained on other classes: the data have {_shown(absent)} where it has {_shown(others)}; "
-                "use the data it was trained on, or set model.new_classifier=true to train a new last layer"
-            )
-        else:
-            warnings.warn(
-                f"the checkpoint of {name} does not name its {len(names)} classes, so they are taken in the order of "
-                f"the data, {_shown(list(names))}",
-                stacklevel=2,
-            )
-        return self.is_trained
+        trained, self._trained = self._trained, []
+        if trained and names is not None:
+            matched = match_outputs(trained[0], self._facts.labels or [], names, model=self._name)
+            self.head = self.head if matched is None else matched
+            self.is_trained = matched is not None
+        return self.is_trained and names is not None
 
     def freeze_unused(self, frames: int, height: int, width: int) -> None:
         """Disable the gradients of the parts of the host that its features do not use."""
@@ -297,37 +231,6 @@ class VideoTransformer(Head):
         _, whole, protected = self._tokens(frames, size, size)
         self._schedule = self.merge.schedule(whole, len(blocks), host.facts(owner).width, protected=protected)
         return self._schedule
-
-
-def _new_layer(channels: int, num_outputs: int) -> nn.Linear:
-    layer = nn.Linear(channels, num_outputs)
-    nn.init.trunc_normal_(layer.weight, std=0.02)
-    nn.init.zeros_(layer.bias)
-    return layer
-
-
-def _select(layer: nn.Linear, rows: Sequence[int]) -> nn.Linear:
-    """Return a layer with some of the outputs of another, in the given order."""
-    chosen = nn.Linear(layer.in_features, len(rows))
-    with torch.no_grad():
-        chosen.weight.copy_(layer.weight[list(rows)])
-        chosen.bias.copy_(layer.bias[list(rows)])
-    return chosen
-
-
-def _plain(name: str) -> str:
-    """Return the name of a class without what lists of one data set spell differently.
-
-    >>> _plain("Putting [something] on_a table")
-    'putting something on a table'
-    """
-    return " ".join(re.sub(r"[\[\]_]", " ", name).casefold().split())
-
-
-def _shown(names: Sequence[str]) -> str:
-    """Return the first names, and how many more there are."""
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(repr(name) for name in names[:_SHOWN]) + more
 
 
 @contextmanager

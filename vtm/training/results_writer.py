@@ -79,15 +79,18 @@ class ResultsWriter(Callback):
         self._files: set[str] = set()  # written beside `path`
         self._steps = _Steps()
 
-    def each(self, checkpoints: Mapping[str, str]) -> Iterator[str]:
+    def each(self, checkpoints: Mapping[str, str | None]) -> Iterator[str | None]:
         """Yield the files of the checkpoints `best` and `last`, or `given`; one file if both are of the same epoch.
+
+        The file of `given` may be None, for a network that is trained already.
 
         After they have been tested, print a report and the names of all written files.
         """
         names: dict[int, list[str]] = {}
         for name, path in checkpoints.items():
-            if path:  # empty with fast_dev_run
-                names.setdefault(read_checkpoint(path).epochs if len(checkpoints) > 1 else 0, []).append(name)
+            if path or name == "given":  # empty with fast_dev_run
+                epochs = read_checkpoint(path).epochs if path and len(checkpoints) > 1 else 0
+                names.setdefault(epochs, []).append(name)
         for self._checkpoints in names.values():
             yield checkpoints[self._checkpoints[0]]
         if any(name.startswith("test") for name in self._scores):  # on the first rank only

@@ -36,6 +36,9 @@ def fit_and_test(
 ) -> None:
     """Fit, then test the best and the last checkpoint; or only test the given one.
 
+    A network that is trained already is tested without a checkpoint; it is not validated, because no epoch is chosen,
+    so the validation videos need not be there.
+
     Args:
         trainer: trainer with the callbacks.
         module: module to train or test.
@@ -43,13 +46,13 @@ def fit_and_test(
         trains: whether to fit.
         ckpt_path: checkpoint to resume or test; None to start from the beginning.
     """
-    checkpoints = {"given": ckpt_path}
+    checkpoints: dict[str, str | None] = {"given": ckpt_path}
     if trains:
         trainer.fit(module, module.data, ckpt_path=ckpt_path)
         checkpoints = {name: callbacks[name].best_model_path for name in ("best", "last")}
     log_tests_apart(trainer.loggers)
     for path in callbacks["results"].each(checkpoints):
-        for evaluate in (trainer.validate, trainer.test):
+        for evaluate in (trainer.validate, trainer.test) if path else (trainer.test,):
             if trainer.received_sigterm:
                 sys.exit(143)  # Lightning itself exits only before another batch
             evaluate(module, module.data, ckpt_path=path, verbose=False)

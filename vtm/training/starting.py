@@ -40,7 +40,7 @@ def check_loggers(loggers: Mapping[str, Any]) -> list[Logger]:
     return _only(Logger, "logger", loggers)
 
 
-def check_start(trainer: Trainer, module: VTMModule, *, trains: bool) -> None:
+def check_start(trainer: Trainer, module: VTMModule, *, trains: bool, validates: bool = True) -> None:
     """Check that a run can start, with the data as the trainer would load them, and finish the settings of the trainer.
 
     The check is the same if other processes will run it. The trainer will log every epoch, and write checkpoints in one
@@ -50,6 +50,7 @@ def check_start(trainer: Trainer, module: VTMModule, *, trains: bool) -> None:
         trainer: trainer of the run, or one with the same settings.
         module: module to train or test.
         trains: whether the run trains.
+        validates: whether the run validates.
 
     Raises:
         ValueError: if settings do not fit together, or a split is empty.
@@ -58,7 +59,7 @@ def check_start(trainer: Trainer, module: VTMModule, *, trains: bool) -> None:
     trainer.strategy.checkpoint_io = AtomicCheckpointIO()
     trainer.strategy.connect(module)
     trainer._data_connector.attach_data(module, datamodule=data)
-    for split in SPLITS if trains else SPLITS[1:]:
+    for split in SPLITS if trains else SPLITS[1 if validates else 2 :]:
         if not module.data.videos(split):
             raise ValueError(f"the {split} split has no videos, but every run needs some; see data/README.md")
     if trains:
