@@ -13,7 +13,7 @@ from vtm.export import export
 ROOT = Path(__file__).parents[1]
 PAGES = {
     page: page.read_text(encoding="utf-8")
-    for pattern in ("README.md", "conf/README.md", "data/README.md", "vtm/*/README.md")
+    for pattern in ("README.md", "conf/README.md", "data/README.md", "vtm/*/*.md")
     for page in sorted(ROOT.glob(pattern))
 }
 BLOCKS = [block for text in PAGES.values() for block in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)]
