@@ -12,13 +12,17 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import instantiate
 
 import train
+from tests.official_lists import LABELS, TEMPLATES, write_epic_kitchens, write_kinetics400, write_ssv2
 from vtm import check_data, extract
 from vtm.data.datamodule import VideoDataModule
 from vtm.video.writing import write_video
 
 ROOT = Path(__file__).parents[1]
 OTHERS = ("demo", "folder", "needle", "needle_videos")  # without official lists
-EXPERIMENTS = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml") if path.stem not in OTHERS)
+READY = ("epic_videomae", "k400_motionformer", "k400_timesformer", "k400_videomae", "k400_vivit", "ssv2_videomae")
+EXPERIMENTS = sorted(
+    path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml") if path.stem not in OTHERS + READY
+)
 SMALL = [
     "encoder=vit_tiny_random", "encoder.image_size=32", "encoder.model_args.depth=1", "encoder.storage=bfloat16",
     "model.channels=[8,8,8]", "model.num_heads=2", "data.num_workers=0", "data.batch_size=4", "data.allow_missing=true",
@@ -87,6 +91,57 @@ def test_experiment_from_videos_and_from_features(name, call, tmp_path):
         call(check_data.main, tmp_path / "check", *overrides)
     with pytest.raises(SystemExit, match=r"videos are missing.*check_data"):
         call(train.main, tmp_path / "strict", *overrides, "data.allow_missing=false")
+
+
+def write_lists(name: str, root: Path) -> None:
+    """Write lists like the official ones."""
+    if name.startswith("k400"):
+        write_kinetics400(root, val=[(label, f"video{number:06}", 5, 15) for number, label in enumerate(LABELS[:6])])
+    elif name.startswith("ssv2"):
+        pairs = [(str(number), template) for number, template in enumerate(TEMPLATES)]
+        write_ssv2(root, train=pairs[:120], validation=pairs[120:126])
+    else:
+        segments = [
+            (f"P{number:02}_101_{number}", f"00:00:0{number % 5}.50", f"00:00:1{number % 10}.00", number, number)
+            for number in range(36)
+        ]
+        write_epic_kitchens(root, train=segments[:30], validation=segments[30:])
+
+
+TINY = {"num_frames": 4, "image_size": 32, "hidden_size": 24, "num_attention_heads": 3, "intermediate_size": 48}
+HOSTS: dict[str, dict[str, Any]] = {
+    "videomae": {**TINY, "num_hidden_layers": 2, "patch_size": 8},
+    "timesformer": {**TINY, "num_hidden_layers": 2, "patch_size": 8},
+    "vivit": {**TINY, "num_hidden_layers": 2, "tubelet_size": [2, 8, 8]},
+    "motionformer": {"num_frames": 4, "image_size": 32, "width": 24, "depth": 2, "num_heads": 3},
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*without training videos:UserWarning")
+@pytest.mark.parametrize("name", READY)
+def test_experiment_of_a_ready_model(name, call, tmp_path, capsys):
+    pytest.importorskip("transformers")
+    root, host = tmp_path / "data", name.partition("_")[2]
+    write_lists(name, root)
+    config = ",".join(f"{key}:{value}" for key, value in HOSTS[host].items()).replace(" ", "")
+    overrides = [
+        f"experiment={name}", f"data.root={root}", "data.num_workers=0", "data.batch_size=4", "data.allow_missing=true",
+        "trainer=cpu", "trainer.max_epochs=1", "scheduler.warmup_epochs=0", "logger=csv", "model/merge=merge_similar",
+        "model.merge.count=1", "host_defaults.num_frames=4", "host_defaults.image_size=32", "data.protocol.rate=2",
+        "model.host.pretrained=false", f"+model.host.config={{{config}}}",
+    ]  # fmt: skip
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        composed = compose("train", overrides=overrides)
+    write_some(instantiate(composed.data, encoder=instantiate(composed.encoder)))
+    call(train.main, tmp_path / "run", *overrides)
+    found = results(tmp_path / "run")
+    assert found["test"]["n"] == PRESENT
+    tokens = found["test"]["cost"]["tokens"]
+    assert len(tokens) == 3
+    assert tokens[0] > tokens[1] > tokens[2]
+    (best, *_) = sorted(composed.published, key=lambda method: -composed.published[method].value)
+    assert best in capsys.readouterr().out  # the published rows beside ours
 
 
 def test_saliency_is_learnt_where_uniform_merging_loses_the_needles(call, tmp_path):

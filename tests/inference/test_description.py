@@ -24,6 +24,18 @@ MERGE = {
     "_target_": "vtm.patching.DenseMerge", "count": 8, "shape": "constant", "proportional": True,
     "reduce": {"_target_": "vtm.patching.merge_similar", "_partial_": True},
 }  # fmt: skip
+HOST = {
+    "_target_": "vtm.patching.video_hosts.transformers_host", "_partial_": True, "name": "/etc/passwd",
+    "architecture": "VideoMAEForVideoClassification", "pretrained": True, "config": {},
+}  # fmt: skip
+PIXELS = {
+    "_target_": "vtm.encoders.Pixels", "image_size": 32, "mean": [0.5] * 3, "std": [0.5] * 3, "squash": False,
+    "pretrained": True, "processor": "/etc",
+}  # fmt: skip
+TIMM = {
+    "_target_": "vtm.patching.video_hosts.timm_host", "_partial_": True, "name": "vit_tiny_patch16_224",
+    "pretrained": False, "config": {"checkpoint_path": "/etc/passwd"},
+}  # fmt: skip
 MERGER = {"_target_": "vtm.merging.TokenMerger", "dim": 10**6}
 
 
@@ -76,6 +88,9 @@ def test_any_wrong_value_is_one_error(write, place, value):
         ("encoder.model_args.mlp_ratio", 1e9, r"encoder\.model_args\.mlp_ratio in \[-16384, 16384\]"),
         ("encoder.model_args.device", "cuda", "cannot tell timm where weights are, but sets 'device'"),
         ("encoder.model_args.pretrained_cfg", {"file": "x"}, "cannot tell timm where weights are"),
+        ("encoder", PIXELS, r"cannot choose what is opened, but encoder\.processor names a processor file"),
+        ("model", {"_target_": "vtm.patching.VideoTransformer", "host": HOST}, r"model\.host sets 'pretrained'"),
+        ("model", {"_target_": "vtm.patching.VideoTransformer", "host": TIMM}, r"model\.host sets 'checkpoint_path'"),
         ("encoder.image_size", 10**5, r"expected encoder\.image_size in \[0, 2048\]"),
         ("encoder.seed", 2**63, r"expected encoder\.seed in"),
         ("model.channels", [10**12, 8], r"expected model\.channels in \[0, 1000000\]"),

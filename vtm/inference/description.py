@@ -114,6 +114,8 @@ def check_encoder(encoder: Mapping[str, Any], *, trusted: bool) -> None:
     arguments = encoder.get("model_args") or {}
     if places := [name for name in arguments if name in _PLACES or name.startswith("pretrained")]:
         raise ValueError(f"a model file cannot tell timm where weights are, but sets {', '.join(places)[:80]!a}")
+    if encoder.get("processor") is not None:
+        raise ValueError("a model file cannot choose what is opened, but encoder.processor names a processor file")
     name, checkpoint = encoder.get("model_name"), encoder.get("checkpoint")
     if trusted or (checkpoint is None and (name is None or is_plain_name(name))):
         return
