@@ -81,6 +81,10 @@ def test_a_ready_model_is_tested_fine_tuned_resumed_and_exported(call, saved, tm
     call(train.main, tmp_path, *run, *tuned, f"hydra.run.dir={whole}", "trainer.log_every_n_steps=1")
     assert results(whole)["test"]["cost"]["tokens"] == [32, 29, 26, 23]
     assert sum(losses(whole)[-4:]) < 0.8 * sum(losses(whole)[:4])
+    other, last = tmp_path / "other", whole / "checkpoints" / "last.ckpt"
+    dropping = ["train=false", f"ckpt_path={last}", "model/merge=drop_similar", "model.merge.count=5"]
+    call(train.main, tmp_path, *run, *dropping, f"hydra.run.dir={other}")  # merging has no weights
+    assert results(other)["test"]["cost"]["tokens"] == [32, 27, 22, 17]
     part = tmp_path / "part"
     stop = "+callbacks.stop={_target_: tests.test_ready_models.StopAfter, epochs: 3}"
     call(train.main, tmp_path, *run, *tuned, f"hydra.run.dir={part}", stop)

@@ -16,6 +16,8 @@ from vtm.system.archive import is_intact
 from vtm.system.names import explain_path
 
 FORMAT = 2
+# settings of a ready transformer that do not change what its weights mean
+_FREE = ("model.merge", "model.frozen_layers", "model.new_classifier", "model.host.name", "model.host.pretrained")
 _NO_CHECKPOINT = "{} is not a checkpoint of vtm, or is damaged; give one that train.py has written"
 
 
@@ -114,6 +116,8 @@ def check_same_run(
 ) -> None:
     """Check that a checkpoint was trained with the encoder, the classes and the settings of this run.
 
+    A ready transformer may be tested with another merging, which has no weights.
+
     Args:
         checkpoint: checkpoint to resume or test.
         encoder_key: key of this run's encoder.
@@ -134,6 +138,8 @@ def check_same_run(
         )
     groups = ("merging", "model", "task", *(("optimizer", "scheduler", "seed") if resumes else ()))
     for key, trained, wanted in _differences(checkpoint.config, config, groups):
+        if not resumes and "host" in config["model"] and key.startswith(_FREE):
+            continue
         raise ValueError(
             f"the checkpoint was trained with {key} = {trained}, but this run has {wanted}; a run is "
             f"{'resumed' if resumes else 'tested'} with the settings it had (finetune_from= starts a new one)"
