@@ -153,7 +153,7 @@ def _run(arguments: argparse.Namespace) -> int:
     )
     if arguments.choices is not None:
         letter_ids(llm.processor, len(arguments.choices), prefill=arguments.prefill)  # raises what all videos would
-    each = _Each(videos)
+    each = _Each(videos, "ask" if arguments.calibrate is None else "calibrate")
     try:
         if arguments.calibrate is not None:
             _calibrate(llm, each, arguments, axis=compressor.keywords.get("axis", "row"))
@@ -180,8 +180,8 @@ class _Each:
         show: function that prints a text.
     """
 
-    def __init__(self, videos: Sequence[Path]) -> None:
-        self.videos = videos
+    def __init__(self, videos: Sequence[Path], label: str) -> None:
+        self.videos, self._label = videos, label
         self.done = self.failed = 0
         self.show: Callable[[str], None] = print
 
@@ -190,7 +190,7 @@ class _Each:
         from vtm.inference.prediction import printable
         from vtm.system.progress import Progress
 
-        with Progress("ask", len(self.videos)) if len(self.videos) > 1 else nullcontext() as progress:
+        with Progress(self._label, len(self.videos)) if len(self.videos) > 1 else nullcontext() as progress:
             self.show = print if progress is None else progress.print
             for video in self.videos:
                 try:

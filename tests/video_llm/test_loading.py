@@ -133,3 +133,24 @@ def test_options_that_do_not_exist(saved):
     if importlib.util.find_spec("accelerate") is None:
         with pytest.raises(ValueError, match="device_map 'auto' needs accelerate"):
             load_llm(str(saved), device_map="auto")
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        ("RepositoryNotFoundError", "owner/model: no such folder, and no such model on the hub; check the name"),
+        ("GatedRepoError", "owner/model: the hub gives this model only to those who have accepted its license"),
+        ("HfHubHTTPError", "owner/model: no such folder, and the hub cannot be reached"),
+    ],
+)
+def test_answers_of_the_hub_are_explained(monkeypatch, error, message):
+    from huggingface_hub import HfApi, errors
+
+    def refuse(*_: object, **options: object) -> None:
+        assert options["timeout"]
+        kind = getattr(errors, error)
+        raise kind.__new__(kind)  # without the response that its __init__ takes
+
+    monkeypatch.setattr(HfApi, "model_info", refuse)
+    with pytest.raises(ValueError, match=message):
+        load_llm("owner/model")
