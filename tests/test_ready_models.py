@@ -116,6 +116,13 @@ def test_a_ready_model_is_tested_fine_tuned_resumed_and_exported(call, saved, tm
         list(export(whole / "checkpoints" / "last.ckpt", tmp_path / "model.pt2", ""))
 
 
+def test_an_experiment_with_settings_of_another_network_is_refused(call, tmp_path):
+    run = ["experiment=demo", f"data.root={tmp_path / 'demo'}", "encoder=pixels", "model=video_transformer"]
+    small = ["data.num_train=4", "data.num_val=4", "data.num_test=4", "data.scene.seconds=1"]
+    with pytest.raises(SystemExit, match=r"experiment demo sets model\.window_frames.*such as experiment=folder"):
+        call(train.main, tmp_path, *run, *small, "model.host.pretrained=false")
+
+
 def test_a_last_layer_without_training_is_not_tested(call, saved, tmp_path):
     run = [*RUN, f"data.root={tmp_path / 'demo'}", "model.merge.count=0", "train=false"]
     with pytest.raises(SystemExit, match=r"train=false needs ckpt_path=<file>.*last layer of the network is new"):

@@ -18,8 +18,13 @@ def build_model(cfg: DictConfig, encoder: Any, data: Any) -> Any:
         data: data of the run.
 
     Raises:
-        ValueError: if a network that is not trained is to be tested.
+        ValueError: if a network that is not trained is to be tested, or the experiment has settings of another network.
     """
+    if "host" in cfg.model and "window_frames" in cfg.model:
+        raise ValueError(
+            f"experiment {cfg.name} sets model.window_frames, which model=video_transformer does not have; use an "
+            "experiment that leaves the network open, such as experiment=folder, with data=… of your choice"
+        )
     model = instantiate(cfg.model, encoder.channels, data.num_outputs, encoder.grid)
     is_trained = model.match_classes(data.class_names)
     if not (cfg.train or cfg.ckpt_path or is_trained):

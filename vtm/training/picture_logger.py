@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -48,10 +49,15 @@ class PictureLogger(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         loggers = [logger for logger in trainer.loggers if isinstance(logger, WandbLogger | TensorBoardLogger)]
-        if not outputs["output"].blocks:
-            return
         if loggers and trainer.is_global_zero and batch_idx == dataloader_idx == 0 and self._is_due(trainer):
             self._drawn = trainer.current_epoch
+            if not outputs["output"].blocks:
+                warnings.warn(
+                    "no pictures are logged of a whole video transformer, whose outputs do not tell what its blocks "
+                    "merge; python -m vtm.visualize draws that of an exported model",
+                    stacklevel=2,
+                )
+                return
             sheet, caption = _sheet(cast(VTMModule, pl_module), outputs["output"], batch)
             for logger in loggers:
                 if isinstance(logger, WandbLogger):
