@@ -111,7 +111,17 @@ def test_lines_of_another_setting_are_refused(tmp_path):
         open_file(tmp_path, frames=9).__enter__()
 
 
-@pytest.mark.parametrize("line", ["no JSON", "{}", "[]", "3", json.dumps(answer())])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "no JSON",
+        "{}",
+        "[]",
+        "3",
+        json.dumps(answer()),
+        *(json.dumps(answer(hash="a", **bad)) for bad in ({"choice": None}, {"choice": -1}, {"tokens_before": 0})),
+    ],
+)
 def test_a_damaged_line_is_shown(tmp_path, line):
     before = add(tmp_path, answer())
     content = before + line.encode() + b"\n"

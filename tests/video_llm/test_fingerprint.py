@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tokenizers.normalizers import Lowercase
 
 from tests.video_llm.tiny import FAMILIES, build
 from vtm.video_llm.fingerprint import hash_parts, weights_sha256
@@ -31,6 +32,7 @@ def test_each_part_depends_on_its_own_settings():
         (parts(prefill="("), "prompt"),
         (parts([replace(QUESTIONS[0], text="How?")]), "prompt"),
         (parts([replace(QUESTIONS[0], options=("no", "yes"))]), "prompt"),
+        (parts([replace(QUESTIONS[0], video="w")]), "prompt"),
         (parts(frames=9), "frames"),
         (parts(compressor={"threshold": 0.5}), "compressor"),
     ):
@@ -52,6 +54,12 @@ def test_weights_configuration_and_processor_count_but_not_their_place(family, t
     processor.chat_template += " "
     assert weights_sha256(loaded, processor) != digest
     processor.chat_template = tiny.processor.chat_template
+    normalizer = processor.tokenizer.backend_tokenizer.normalizer
+    processor.tokenizer.backend_tokenizer.normalizer = Lowercase()
+    assert weights_sha256(loaded, processor) != digest
+    processor.tokenizer.backend_tokenizer.normalizer = normalizer
+    processor.tokenizer(["a", "a b c"], padding=True)
+    assert weights_sha256(loaded, processor) == digest
     changed = copy.deepcopy(loaded)
     largest = max(changed.parameters(), key=torch.Tensor.numel)
     with torch.no_grad():

@@ -160,13 +160,12 @@ class AnswerFile:
         for line in content[:end].splitlines():
             try:
                 answer = json.loads(line)
-                missing = [key for key in KEYS if key not in answer]
-            except (ValueError, TypeError):
-                answer, missing = {}, list(KEYS)
-            if missing:
+            except ValueError:
+                answer = None
+            if not _is_answer(answer):
                 raise ValueError(
-                    f"{self.path}: expected lines of JSON with the keys {', '.join(KEYS)}, found {line[:80]!r}; delete "
-                    "this line to answer its question again"
+                    f"{self.path}: expected lines of JSON with the keys {', '.join(KEYS)} and values of their kinds, "
+                    f"found {line[:200]!r}; delete this line to answer its question again"
                 )
             if answer["hash"] != self.hash:
                 raise ValueError(f"{self.path} has answers of another setting, hash {answer['hash'][:8]}; {_ELSEWHERE}")
@@ -186,3 +185,13 @@ class AnswerFile:
             os.ftruncate(self._file, self._end)
             yield
             self._read()
+
+
+def _is_answer(answer: Any) -> bool:
+    """Return whether a line has all keys, with values that can be scored."""
+    if not isinstance(answer, dict) or any(key not in answer for key in KEYS):
+        return False
+    numbers = [answer[key] for key in ("order", "choice", "tokens_before", "tokens_after", "frames")]
+    whole = all(isinstance(number, int) and not isinstance(number, bool) and number >= 0 for number in numbers)
+    texts = all(isinstance(answer[key], str) for key in ("id", "video", "hash"))
+    return whole and texts and isinstance(answer["seconds"], int | float) and answer["tokens_before"] > 0

@@ -16,6 +16,8 @@ _VALUES = 1024  # of each tensor, evenly spread
 # entries of a model's configuration that name where it comes from, or how it computes the same
 _NOT_OF_THE_MODEL = ("_name_or_path", "transformers_version", "architectures", "_attn_implementation", "dtype")
 
+_OF_A_CALL = ("padding", "truncation")  # settings that a tokenizer keeps from its last call
+
 
 def hash_parts(
     model: Any,
@@ -38,10 +40,11 @@ def hash_parts(
 
     Returns:
         `weights` and `prompt` as hashes, `frames` and `compressor` as they are. The first covers the weights, the
-        configuration and the processor with its chat template; the second the texts of the list and `prefill`.
+        configuration and the processor with its chat template and tokenizer; the second the texts of the list, the
+        names of its videos, and `prefill`.
     """
     example = multiple_choice("", ["", ""])
-    lines = [[question.id, question.text, *question.options] for question in questions]
+    lines = [[question.id, question.video, question.text, *question.options] for question in questions]
     return {
         "weights": weights_sha256(model, processor),
         "prompt": json_sha256([example, prefill, lines]),
@@ -80,10 +83,12 @@ def weights_sha256(model: Any, processor: Any) -> str:
 
 
 def _describe(processor: Any) -> str:
-    """Return the settings of a processor: its chat template, its tokens, and how it prepares frames."""
+    """Return the settings of a processor: its chat template, how it splits text, and how it prepares frames."""
     tokenizer = processor.tokenizer
     template = processor.chat_template or tokenizer.chat_template
-    parts = [template, sorted(tokenizer.get_vocab().items())]
+    parts = [template, sorted(tokenizer.get_vocab().items()), tokenizer.bos_token]
+    if (backend := getattr(tokenizer, "backend_tokenizer", None)) is not None:  # of all but tokenizers in Python
+        parts.append(_without(json.loads(backend.to_str()), _OF_A_CALL))
     for name in ("video_processor", "image_processor"):
         part = getattr(processor, name, None)
         parts.append(None if part is None else _without(part.to_dict(), ("processor_class", "_processor_class")))

@@ -34,6 +34,7 @@ def test_rows_of_the_official_form(tmp_path):
         ("1,2,3,4,what,0,0,CW,a,b,c,d", r"line 6: expected 13 fields"),
         ("", r"line 6: expected 13 fields"),
         ("1,2,3,4,,0,0,CW,a,b,c,d,e", r"line 6: expected a question, got an empty text"),
+        ("1,2,3,4,what,0,0,CW,a,b,c, ,e", r"line 6: expected a text as each option, got none as option 4"),
         ('1,2,3,4,"what,0,0,CW,a,b,c,d,e', r"line 6: expected a row of CSV"),
         (NEXTQA_ROWS[0], r"line 6: expected ids that are unique, got 4010069381_6 as in .*line 2"),
     ],

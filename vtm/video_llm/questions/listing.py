@@ -126,8 +126,8 @@ def check_questions(questions: Sequence[Question], origins: Sequence[str]) -> li
         origins: path and row of each, for error messages.
 
     Raises:
-        ValueError: if a question is empty, has an id of another one, fewer than two or too many options, or an answer
-            that is not one of them.
+        ValueError: if a question or an option is empty, an id is that of another question, there are fewer than two or
+            too many options, or the answer is not one of them.
     """
     seen: dict[str, str] = {}
     for question, origin in zip(questions, origins, strict=True):
@@ -142,6 +142,10 @@ def check_questions(questions: Sequence[Question], origins: Sequence[str]) -> li
         count = len(question.options)
         if not 2 <= count <= _MOST_OPTIONS:
             raise ValueError(f"{origin}: expected 2 to {_MOST_OPTIONS} options, got {count}; get the original file")
+        if (empty := next((i for i, option in enumerate(question.options, 1) if not option.strip()), None)) is not None:
+            raise ValueError(
+                f"{origin}: expected a text as each option, got none as option {empty}; get the original file"
+            )
         if question.answer is not None and not 0 <= question.answer < count:
             raise ValueError(
                 f"{origin}: expected the index of an option, 0 to {count - 1}, as answer, got {question.answer}; get "
