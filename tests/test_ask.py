@@ -146,6 +146,13 @@ def test_calibration_finds_thresholds_that_keep_the_share(ask, folder):
     )
 
 
+def test_calibration_prints_the_other_settings_that_it_is_for(ask):
+    compressor = ("--compressor", "dyntok", "axis=time", "threshold=0.3")
+    status, out, _ = ask("qwen3_vl", "videos/a.mp4", "--calibrate", "0.5", "--frames", "8", *compressor)
+    assert status == 0
+    assert re.search(r"--compressor dyntok threshold=-?[\d.]+ axis=time$", out, re.MULTILINE)
+
+
 def test_calibration_needs_no_room_in_the_context(ask):
     status, out, _ = ask("qwen3_vl", "videos/a.mp4", "--calibrate", "0.5", "--frames", "44", "--dtype", "float32")
     assert status == 0
@@ -185,6 +192,7 @@ def test_mistakes_are_one_sentence(ask, arguments, message):
         ((), "expected a question: --question TEXT (or --calibrate SHARE)"),
         (("--question", " "), "expected a question: --question TEXT (or --calibrate SHARE)"),
         (("--question", "Why?", "--choices", "a"), "expected 2 to 26 --choices, got 1"),
+        (("--question", "Why?", "--choices", "a", " "), "expected a text as each of the --choices, got an empty one"),
         (("--question", "Why?", "--frames", "0"), "expected a whole number above 0, got 0"),
         (("--calibrate", "0.5", "--compressor", "dyto"), "--calibrate is for --compressor dyntok, got dyto"),
     ],

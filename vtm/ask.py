@@ -122,6 +122,8 @@ def _arguments() -> argparse.Namespace:
         parser.error("expected a question: --question TEXT (or --calibrate SHARE)")
     if arguments.choices is not None and not 2 <= len(arguments.choices) <= 26:
         parser.error(f"expected 2 to 26 --choices, got {len(arguments.choices)}")
+    if any(not choice.strip() for choice in arguments.choices or ()):
+        parser.error("expected a text as each of the --choices, got an empty one")
     if arguments.calibrate is not None and arguments.compressor[0] not in ("none", "dyntok"):
         parser.error(f"--calibrate is for --compressor dyntok, got {arguments.compressor[0]}")
     return arguments
@@ -272,10 +274,12 @@ def _calibrate(llm: VideoLLM, each: _Each, arguments: argparse.Namespace, axis: 
         return clip
 
     found = calibrate(each.results(encode), arguments.calibrate, axis=axis)
+    replaced = ("threshold=", "target_ratio=")
+    others = "".join(f" {word}" for word in arguments.compressor[1:] if not word.startswith(replaced))
     print(f"thresholds at which dyntok keeps {arguments.calibrate:.1%} of the tokens:")
     for video, threshold, kept in zip(used, found.per_clip, found.kept, strict=True):
         print(f"  {threshold:.6f}  {printable(str(video))} alone; the common threshold keeps {kept:.1%} of it")
-    print(f"  {found.pooled:.6f}  common to all: --compressor dyntok threshold={found.pooled:.6f}")
+    print(f"  {found.pooled:.6f}  common to all: --compressor dyntok threshold={found.pooled:.6f}{others}")
 
 
 def _explain(video: Path, error: Exception) -> str:
