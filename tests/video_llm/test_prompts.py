@@ -87,10 +87,16 @@ def test_mistakes_raise(tiny):
             "{{ messages[0].content[1].text }}",
             tiny.video,
             "{{ messages[0].content[1].text }}" + tiny.video,
+            tiny.video + "{{ messages[0].content[1].text }}" * 2,
         ):
             tiny.processor.chat_template = wrong
             if tiny.family != "smolvlm":  # which has a template of its own for videos
                 with pytest.raises(ValueError, match=f"a chat template that writes {tiny.processor.video_token} and"):
+                    encode(tiny, "Why?")
+        for broken in ("{{ raise_exception('no system') }}", "{% for part in %}", "{{ messages[0].content + '' }}"):
+            tiny.processor.chat_template = broken
+            if tiny.family != "smolvlm":
+                with pytest.raises(ValueError, match="the chat template cannot be applied to a video and a question"):
                     encode(tiny, "Why?")
     finally:
         tiny.processor.chat_template = template

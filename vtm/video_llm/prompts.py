@@ -94,12 +94,20 @@ def _apply_template(processor: Any, prefill: str) -> tuple[str, str]:
     if not (processor.chat_template or processor.tokenizer.chat_template):
         raise ValueError(f"{type(processor).__name__} has no chat template; save one with the processor")
     content = [{"type": "video"}, {"type": "text", "text": _QUESTION}]
-    text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-    before, question, after = text.partition(_QUESTION)
-    if not question or processor.video_token not in before:
+    try:
+        text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    except Exception as error:  # a template is a program, so it can raise anything
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(
-            f"expected a chat template that writes {processor.video_token} and the question behind it, got one that "
-            f"writes {text.replace(_QUESTION, 'QUESTION')!r}; save the chat template of the model with the processor"
+            f"the chat template cannot be applied to a video and a question ({reason}); save the chat template of the "
+            "model with the processor"
+        ) from error
+    before, question, after = text.partition(_QUESTION)
+    if not question or _QUESTION in after or processor.video_token not in before:
+        raise ValueError(
+            f"expected a chat template that writes {processor.video_token} and, behind it, the question once, got one "
+            f"that writes {text.replace(_QUESTION, 'QUESTION')!r}; save the chat template of the model with the "
+            "processor"
         )
     return before, after + prefill
 
