@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -98,7 +99,7 @@ def test_ten_questions_end_to_end(qa, cwd, capsys):
     assert "nothing was merged" not in text
 
 
-def test_a_run_that_was_stopped_continues_with_the_same_command(qa, cwd, monkeypatch):
+def test_a_run_that_was_stopped_continues_with_the_same_command(qa, cwd, monkeypatch, capsys):
     asked = []
     choose = evaluation.choose_option
 
@@ -109,8 +110,12 @@ def test_a_run_that_was_stopped_continues_with_the_same_command(qa, cwd, monkeyp
         return choose(llm, clip, question, *rest, **options)
 
     monkeypatch.setattr(evaluation, "choose_option", stop_after_four)
-    with pytest.raises(SystemExit, match=r"interrupted with 4 answers in .*answers\.jsonl; run the same command again"):
+    with pytest.raises(SystemExit) as stop:
         qa("compressor=dyntok")
+    assert stop.value.code == 130
+    assert re.search(
+        r"interrupted with 4 answers in .*answers\.jsonl; run the same command again", capsys.readouterr().err
+    )
     path = run_folder(cwd) / "answers.jsonl"
     with path.open("a") as file:
         file.write('{"id": "v1_5", "video": "v1", "ord')  # the line of a process that was killed

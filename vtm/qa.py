@@ -66,7 +66,8 @@ def main(cfg: DictConfig) -> None:
         selection, llm, compressor, parts = _prepare(cfg)
     with AnswerFile(run_dir, parts) as file:
         keep_configuration(cfg)
-        print(f"{len(selection.questions)} questions, in the folder {run_dir}", flush=True)
+        earlier = f", {len(file.answers)} answers are there already" if file.answers else ""
+        print(f"{len(selection.questions)} questions, in the folder {run_dir}{earlier}", flush=True)
         try:
             left = answer_questions(
                 llm,
@@ -78,9 +79,9 @@ def main(cfg: DictConfig) -> None:
                 cyclic=cfg.cyclic,
             )
         except KeyboardInterrupt:
-            sys.exit(
-                f"interrupted with {len(file.answers)} answers in {file.path}; run the same command again to continue"
-            )
+            answers = f"{len(file.answers)} answers in {file.path}"
+            print(f"interrupted with {answers}; run the same command again to continue", file=sys.stderr)
+            sys.exit(130)
     failures = file.failures()
     errors = {video: failures[video] for video in left if video in failures}
     if len(errors) < len(left):

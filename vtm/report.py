@@ -35,7 +35,9 @@ def _run(paths: list[Path], against: list[Path], out: Path | None, checkpoint: s
     runs, unfinished = read_runs([*paths, *against], checkpoint=checkpoint)
     baseline, not_tested = read_runs(against, checkpoint=checkpoint)
     if not_tested and not baseline:
-        raise ValueError(f"--against: expected a tested run, but {not_tested[0].folder} has {not_tested[0].reason}")
+        raise ValueError(
+            f"--against: expected a tested run, but {not_tested[0].folder} has {not_tested[0].reason}; finish it first"
+        )
     tables = group_runs(runs, baseline={run.folder for run in baseline})
     given = [path.resolve() if path.is_dir() else path.resolve().parent for path in (*paths, *against)]
     folder = out or Path(os.path.commonpath(given)) / "report"

@@ -61,7 +61,10 @@ def test_report_without_anything_to_remark_is_the_table_under_two_lines() -> Non
 
 def test_report_of_a_given_checkpoint_does_not_call_it_the_best() -> None:
     assert "best" not in report(test=score(checkpoint="given"))
-    assert report(test=score(checkpoint="given")).splitlines()[1] == "a given checkpoint, not one of this run"
+    assert (
+        report(test=score(checkpoint="given")).splitlines()[1]
+        == "a given checkpoint or a ready model, not trained in this run"
+    )
 
 
 def test_report_says_that_a_score_was_selected_on_the_test_videos() -> None:

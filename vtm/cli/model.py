@@ -30,7 +30,7 @@ def build_model(cfg: DictConfig, encoder: Any, data: Any) -> Any:
     if not (cfg.train or cfg.ckpt_path or is_trained):
         raise ValueError(
             "train=false needs ckpt_path=<file>, the checkpoint to test, because the last layer of the network is new; "
-            "or train it"
+            "give one, or the folder of a trained model as model.host.name with model.host.pretrained=true, or train it"
         )
     OmegaConf.update(cfg, "model", model.settings, merge=True, force_add=True)
     return model

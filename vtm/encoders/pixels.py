@@ -13,6 +13,7 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from torch import Tensor, nn
 
+from vtm.encoders.weights import offline_without_hub
 from vtm.merging import FeatureGrid
 from vtm.video.frames import FrameSpec
 
@@ -142,7 +143,8 @@ def _find_processor(name: str) -> Path | None:
     reason = None
     for file in _FILES:
         try:
-            return Path(hf_hub_download(name, file))
+            with offline_without_hub():
+                return Path(hf_hub_download(name, file))
         except (OSError, ValueError) as error:
             if isinstance(error, LocalEntryNotFoundError) or not isinstance(error, EntryNotFoundError):
                 reason = str(error).partition("\n")[0]  # not known whether there is one

@@ -89,7 +89,7 @@ def fetching(weights: str) -> Iterator[None]:
         RuntimeError: if the weights cannot be downloaded.
     """
     try:
-        with _offline_without_hub():
+        with offline_without_hub():
             yield
     except OSError as error:
         reason = str(error).partition("\n")[0]
@@ -100,7 +100,7 @@ def fetching(weights: str) -> Iterator[None]:
 
 
 @contextmanager
-def _offline_without_hub() -> Iterator[None]:
+def offline_without_hub() -> Iterator[None]:
     """Set huggingface_hub to its offline mode if its server cannot be reached; it would try again for a minute.
 
     A connection through a proxy is not tested.

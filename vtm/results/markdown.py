@@ -33,7 +33,9 @@ def markdown(tables: Sequence[Table], unfinished: Sequence[Unfinished], *, check
         checkpoint: checkpoint whose tests are shown, `best` or `last`.
     """
     epoch = "the last epoch" if checkpoint == "last" else "the epoch with the best validation score"
-    lines = ["# Report", "", f"Tests of {epoch}, unless a table says otherwise. {LEGEND}"]
+    lines = ["# Report"]
+    if not tables or any(not run.is_of_questions for table in tables for run in table.runs):
+        lines += ["", f"Tests of {epoch}, unless a table says otherwise. {LEGEND}"]
     if len(tables) > 1:
         lines += ["", "Different experiments, tasks or evaluated videos have separate tables and are never averaged."]
     for table in tables:

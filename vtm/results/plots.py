@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from vtm.results.runs import Run
-from vtm.results.tables import Row, Table, clips_per_second, peak_gb, tokens_kept
+from vtm.results.tables import Row, Table, clips_per_second, peak_gb, seconds_per_question, tokens_kept
 from vtm.system.atomic import write_atomically
 
 _STYLE: dict[Any, Any] = {
@@ -50,6 +50,7 @@ COSTS = (
     Cost("tokens kept (%)", tokens_kept, True),
     Cost("clips per second", clips_per_second, False),
     Cost("peak memory (GB)", peak_gb, True),
+    Cost("seconds per question", seconds_per_question, True),
 )
 
 
@@ -68,7 +69,7 @@ def draw(table: Table, folder: Path, *, name: str) -> list[Path]:
     written = []
     with matplotlib.rc_context(_STYLE):
         figures = {"seeds": _seeds(table)}
-        if any(run.cost for run in table.runs):
+        if any(cost.of(run) is not None for run in table.runs for cost in COSTS):
             figures["cost"] = _costs(table)
         for kind, figure in figures.items():
             for suffix in ("pdf", "png"):
@@ -166,11 +167,13 @@ def _costs(table: Table) -> Figure:
     """Draw a panel for each cost, with the standard deviation of the score and the range of the cost over seeds."""
     figure = Figure(figsize=(11, 3.9), layout="constrained")
     canvas = FigureCanvasAgg(figure)
-    panels = figure.subplots(1, len(COSTS), sharey=True)
+    measured = [cost for cost in COSTS if any(cost.of(run) is not None for run in table.runs)]
+    panels = figure.subplots(1, len(measured), sharey=True, squeeze=False)[0]
     panel_points = [
-        [point for position, row in enumerate(table.rows) if (point := _point(position, row, cost))] for cost in COSTS
+        [point for position, row in enumerate(table.rows) if (point := _point(position, row, cost))]
+        for cost in measured
     ]
-    for axes, cost, points in zip(panels, COSTS, panel_points, strict=True):
+    for axes, cost, points in zip(panels, measured, panel_points, strict=True):
         for point in points:
             color, marker = _style(point.position)
             axes.errorbar(
@@ -184,8 +187,6 @@ def _costs(table: Table) -> Figure:
         axes.margins(0.18)
         axes.locator_params(axis="x", nbins=5)
         axes.set_xlabel(f"{cost.name}, {'lower' if cost.lower_is_better else 'higher'} is better")
-        if not points:
-            axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", color=_GRAY)
     panels[0].set_ylabel(f"test {_metric(table)}")
     panels[0].set_ylim(_score_limits(table, *panels[0].get_ylim()))  # of all panels
     handles = [handle for axes in panels for handle in axes.get_legend_handles_labels()[0]]

@@ -33,7 +33,9 @@ def results_report(run: Mapping[str, Any], scores: Mapping[str, Mapping[str, Any
     train = test["train_videos"]
     lines = [
         f"{run['experiment']}, seed {run['seed']}; {train['n']} training videos, {train['missing']} missing",
-        _SELECTIONS[test["selection"]] if test["checkpoint"] != "given" else "a given checkpoint, not one of this run",
+        _SELECTIONS[test["selection"]]
+        if test["checkpoint"] != "given"
+        else "a given checkpoint or a ready model, not trained in this run",
         results_table(scores),
     ]
     for stage, score in {name.removesuffix("_last"): score for name, score in scores.items()}.items():

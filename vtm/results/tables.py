@@ -15,6 +15,8 @@ from vtm.tasks import lower_is_better
 
 Setting = tuple[str, ...]
 
+_NONE = "–"  # a setting that a run does not have
+
 
 class Spread(NamedTuple):
     """Mean and sample standard deviation of a figure over seeds; the deviation of a single seed is None."""
@@ -172,7 +174,7 @@ def _table(runs: list[Run], baseline: Collection[Path]) -> Table:
     rows = [
         Row(
             setting=setting,
-            label=(", ".join(map(_named, columns, setting)) or experiment) + " (baseline)" * is_baseline,
+            label=_label(columns, setting, experiment) + " (baseline)" * is_baseline,
             runs=tuple(seeds[seed] for seed in sorted(seeds)),
             lower_is_better=lower_is_better(metric),
             is_baseline=is_baseline,
@@ -215,14 +217,20 @@ def _shown(value: Any) -> str:
     ('uniform', '[2,4]', '–', '0.001')
     """
     if value is None:
-        return "–"
+        return _NONE
     return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+
+
+def _label(columns: Iterable[str], setting: Setting, experiment: str) -> str:
+    """Return the name of a row in a plot: what its settings have."""
+    named = [_named(key, value) for key, value in zip(columns, setting, strict=True) if value != _NONE]
+    return ", ".join(named) or experiment
 
 
 def _named(key: str, value: str) -> str:
     """Return the name of a setting in a plot: the option of a group, or the last part of the key with the value.
 
-    >>> _named("merging", "uniform"), _named("merging.partition_factor", "6")
-    ('uniform', 'partition_factor 6')
+    >>> _named("merging", "uniform"), _named("merging.partition_factor", "6"), _named("cyclic", "true")
+    ('uniform', 'partition_factor 6', 'cyclic true')
     """
-    return f"{key.split('.')[-1]} {value}" if "." in key else value
+    return f"{key.split('.')[-1]} {value}" if "." in key or value in ("true", "false") else value

@@ -25,7 +25,7 @@ class NetworkSize(ModelSummary):
     def summarize(
         summary_data: Any, total_parameters: int, trainable_parameters: int, model_size: float, *_: Any, **__: Any
     ) -> None:
-        _show(f"{trainable_parameters:,} parameters to train, {model_size:.3g} MB; the encoder is frozen")
+        _show(f"{trainable_parameters:,} parameters to train, {model_size:.3g} MB")
 
 
 class ProgressLines(ProgressBar):
