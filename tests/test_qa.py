@@ -202,6 +202,17 @@ def test_another_setting_is_refused_in_the_folder_of_a_run(qa, cwd):
     assert qa(folder, "limit=2", "llm=other")["n"] == 2  # the same model from elsewhere
 
 
+def test_a_list_with_other_right_options_is_refused_in_the_folder_of_a_run(qa, cwd, prepared):
+    qa("hydra.run.dir=runs/qa/nextqa/same")
+    before = (cwd / "runs/qa/nextqa/same/answers.jsonl").read_bytes()
+    shutil.copytree(prepared / "nextqa", cwd / "corrected")
+    path = cwd / "corrected" / "annotations" / "val.csv"
+    path.write_text(path.read_text().replace("what is number 3?,3,", "what is number 3?,4,"))
+    with pytest.raises(SystemExit, match=r"answers\.jsonl has 3 as the right option of v3_3, but the list has 4"):
+        qa("hydra.run.dir=runs/qa/nextqa/same", "questions.root=corrected")
+    assert (cwd / "runs/qa/nextqa/same/answers.jsonl").read_bytes() == before
+
+
 def test_a_video_with_errors_does_not_stop_the_others_and_is_tried_again(qa, cwd, prepared):
     (cwd / "nextqa").unlink()
     shutil.copytree(prepared / "nextqa", cwd / "nextqa")

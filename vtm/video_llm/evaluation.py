@@ -49,7 +49,8 @@ def answer_questions(
         Names of the videos about which questions are left, because of errors or because another process has taken them.
 
     Raises:
-        ValueError: if the first questions fail for the same reason, such as a compressor that does not fit the model.
+        ValueError: if the first questions fail for the same reason, such as a compressor that does not fit the model,
+            or the file has answers to a list with other right options.
     """
     by_video: dict[str, list[Question]] = defaultdict(list)
     for question in questions:
@@ -59,6 +60,7 @@ def answer_questions(
         for video, group in by_video.items()
     }
     keys = {(question.id, order) for pairs in wanted.values() for question, order in pairs}
+    _check_right_options(questions, file)
 
     def left(video: str) -> list[tuple[Question, int]]:
         return [(question, order) for question, order in wanted[video] if (question.id, order) not in file.answers]
@@ -82,6 +84,17 @@ def answer_questions(
             if len(refusals) == _HOPELESS and len(set(refusals)) == 1 and not file.answers:
                 raise ValueError(f"the first {_HOPELESS} videos fail for the same reason: {refusals[0]}")
     return [video for video in wanted if left(video)]
+
+
+def _check_right_options(questions: Sequence[Question], file: AnswerFile) -> None:
+    """Check that the right options in the file, by which runs are compared, are those of the list."""
+    right = {question.id: question.answer for question in questions}
+    for (id, _), answer in file.answers.items():
+        if id in right and answer["answer"] != right[id]:
+            raise ValueError(
+                f"{file.path} has {answer['answer']} as the right option of {id}, but the list has {right[id]}; answer "
+                "the corrected list in another folder with hydra.run.dir=…"
+            )
 
 
 def orders(question: Question, *, cyclic: bool) -> range:
