@@ -49,7 +49,7 @@ def visualize(
     video: Path,
     out: Path,
     *,
-    start: float = 0.0,
+    start: float | None = None,
     kinds: Iterable[str] = tuple(KINDS),
     selection: Selection | None = None,
 ) -> Iterator[Path]:
@@ -59,7 +59,8 @@ def visualize(
         model: model that merges the tokens of the clip.
         video: video file.
         out: folder to write to.
-        start: start of the clip in seconds, for a model that uses windows.
+        start: start of the clip in seconds, for a model that sees clips of a video; None for the first that it
+            predicts from.
         kinds: some of `KINDS`.
         selection: blocks, layers, frames and scale to draw; None for all.
 
@@ -94,8 +95,7 @@ def _arguments() -> argparse.Namespace:
         "--start",
         metavar="SECONDS",
         type=float,
-        default=0.0,
-        help="start of the clip, for a model that uses windows (0)",
+        help="start of the clip, for a model that sees clips of a video (default: the first that it predicts from)",
     )
     parser.add_argument("--only", choices=KINDS, help="one kind of picture; default: all")
     parser.add_argument(

@@ -172,12 +172,13 @@ class Predictor(
         )
 
     @torch.no_grad()
-    def trace(self, path: str | Path, *, start: float = 0.0) -> ClipView:
+    def trace(self, path: str | Path, *, start: float | None = None) -> ClipView:
         """Predict one clip of a video and return its frames and merged tokens, for `vtm.pictures` to draw.
 
         Args:
             path: video file.
-            start: start of the clip in seconds; 0 unless the protocol is `Windows` or `Dense`.
+            start: start of the clip in seconds, for the protocols `Windows` and `Dense`; None for the first clip that
+                `predict` takes.
 
         Raises:
             FileNotFoundError: if the file does not exist.
@@ -189,6 +190,7 @@ class Predictor(
         seconds = video.seconds
         if start and not isinstance(self.protocol, Windows | Dense):
             raise ValueError(f"{path}: this model sees the whole video as one clip; expected start 0 s, got {start} s")
+        start = self.protocol.starts(seconds)[0] if start is None else start
         if not 0 <= start < seconds:
             raise ValueError(f"{path}: expected a clip to start in [0, {seconds:.2f}) s, got {start} s")
         clip, frames = video.clip(start)
