@@ -38,8 +38,8 @@ class StopAfter(Callback):
         trainer.should_stop = trainer.current_epoch + 1 == self.epochs
 
 
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
     """The folder of a trained classifier, as a user has it, with its own processor file."""
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
@@ -48,7 +48,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
         intermediate_size=48, id2label=dict(enumerate(CLASSES)),
         label2id={name: number for number, name in enumerate(CLASSES)},
     )  # fmt: skip
-    folder = tmp_path_factory.mktemp("hosts") / "videomae"
+    folder = tmp_path / "videomae"
     model = transformers.VideoMAEForVideoClassification(config)
     nn.init.normal_(model.classifier.weight)
     model.save_pretrained(folder)
