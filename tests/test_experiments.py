@@ -98,8 +98,8 @@ def write_lists(name: str, root: Path) -> None:
     if name.startswith("k400"):
         write_kinetics400(root, val=[(label, f"video{number:06}", 5, 15) for number, label in enumerate(LABELS[:6])])
     elif name.startswith("ssv2"):
-        pairs = [(str(number), template) for number, template in enumerate(TEMPLATES)]
-        write_ssv2(root, train=pairs[:120], validation=pairs[120:126])
+        pairs = [(str(number), template) for number, template in enumerate(3 * TEMPLATES[:40])]
+        write_ssv2(root, train=pairs, validation=[("999", TEMPLATES[0]), ("998", TEMPLATES[1]), ("997", TEMPLATES[2])])
     else:
         segments = [
             (f"P{number:02}_101_{number}", f"00:00:0{number % 5}.50", f"00:00:1{number % 10}.00", number, number)
