@@ -1,6 +1,7 @@
 """The data set of clips, and the batches that clips are collated into."""
 
 import hashlib
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -53,16 +54,22 @@ class VideoDataset(Dataset[Clip]):
         self.videos = list(videos)
         self.protocol = protocol
         self.source = source
-        self._clips: list[tuple[int, float | None, float]] = (
-            [(index, None, 0.5) for index in range(len(self.videos))]
-            if train
-            else [
-                (index, start, crop)
-                for index, video in enumerate(videos)
-                for start in protocol.starts(source.length(video))
-                for crop in protocol.crops
-            ]
-        )
+        self._clips: list[tuple[int, float | None, float]] = []
+        short = 0
+        for index, video in enumerate(self.videos):
+            if train:
+                self._clips.append((index, None, 0.5))
+                continue
+            length = source.length(video)
+            starts = protocol.starts(length)
+            self._clips += [(index, start, crop) for start in starts for crop in protocol.crops]
+            times = protocol.times(starts[0], length)
+            short += len(set(times)) < len(times)
+        if short:
+            warnings.warn(
+                f"{short} of {len(self.videos)} videos are shorter than a clip, so their clips repeat the last frame",
+                stacklevel=2,
+            )
 
     def __len__(self) -> int:
         """Return the number of clips."""
