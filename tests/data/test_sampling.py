@@ -146,6 +146,7 @@ def test_dense_clips_repeat_the_last_frame_of_a_short_video():
     for count, expected in ((10, [0, 3, 6, 9]), (9, [0, 3, 6, 8]), (5, [0, 3, 4, 4]), (1, [0, 0, 0, 0])):
         length = at(count, 25.0)
         assert protocol.starts(length) == [0.0]
+        assert protocol.is_short(length) == (count < 10)
         assert frames(protocol.times(0.0, length), 25.0) == frames(protocol.draw(length), 25.0) == expected
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from vtm.data.sampling import ClipProtocol
+from vtm.data.sampling import ClipProtocol, Dense
 from vtm.data.source import Source, StepData, Video
 
 
@@ -61,10 +61,8 @@ class VideoDataset(Dataset[Clip]):
                 self._clips.append((index, None, 0.5))
                 continue
             length = source.length(video)
-            starts = protocol.starts(length)
-            self._clips += [(index, start, crop) for start in starts for crop in protocol.crops]
-            times = protocol.times(starts[0], length)
-            short += len(set(times)) < len(times)
+            self._clips += [(index, start, crop) for start in protocol.starts(length) for crop in protocol.crops]
+            short += isinstance(protocol, Dense) and protocol.is_short(length)
         if short:
             warnings.warn(
                 f"{short} of {len(self.videos)} videos are shorter than a clip, so their clips repeat the last frame",

@@ -267,10 +267,18 @@ class Dense:
             return [(frame + 0.5) / fps for frame in range(max(1, round(duration * fps)))]
         return sorted({time for start in self.starts(duration) for time in self.times(start, duration)})
 
+    def is_short(self, duration: float) -> bool:
+        """Return whether a video is shorter than a clip, so that its last frame is repeated."""
+        return self._rest(duration) < 0
+
     def _latest(self, duration: float) -> int:
         """Return the last frame at which a clip can start, 0 in a video that is too short."""
+        return max(0, self._rest(duration))
+
+    def _rest(self, duration: float) -> int:
+        """Return the number of frames that a video has more than a clip spans."""
         span = (self.num_frames - 1) * self.rate + 1
-        return max(0, round(duration * self._fps(duration)) - span)
+        return round(duration * self._fps(duration)) - span
 
     def _fps(self, duration: float) -> float:
         if not isinstance(duration, Length):
